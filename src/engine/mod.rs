@@ -1,0 +1,1 @@
+//! Change log -> indexes -> candidates; synchronous.

@@ -1,0 +1,5 @@
+//! ruvector: vector search beside an unmodified PostgreSQL.
+
+pub mod cli;
+pub mod engine;
+pub mod model;

@@ -1,0 +1,3 @@
+//! The `ruvector` binary: everything is in the library.
+
+fn main() {}
