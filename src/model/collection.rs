@@ -1,0 +1,96 @@
+//! What a collection is: one published table, its key, its vector columns, its filter columns.
+
+use crate::model::change::CollectionId;
+use crate::model::key::KeyColumn;
+use crate::model::metric::Metric;
+use crate::model::value::ColumnType;
+use serde::{Deserialize, Serialize};
+
+/// Largest number of dimensions of a vector column, pgvector's own limit for storage.
+pub const MAX_DIMENSIONS: usize = 16_000;
+
+/// A vector column.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VectorColumn {
+    /// As in the source.
+    pub name: String,
+    /// `vector`, `real[]` or `double precision[]`.
+    pub kind: ColumnType,
+    /// How it is compared.
+    pub metric: Metric,
+    /// Length of every vector; `None` until the first valid one is seen.
+    pub dimensions: Option<usize>,
+    /// Links per node of the graph (twice that on the lowest level).
+    pub m: usize,
+    /// Width of the search while linking a node.
+    pub ef_construction: usize,
+}
+
+/// A replicated column that filters can use and answers can show without asking the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilterColumn {
+    /// As in the source.
+    pub name: String,
+    /// Its type.
+    pub kind: ColumnType,
+}
+
+/// The definition of a collection, resolved against the source's catalog.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectionDef {
+    /// Its number in this epoch.
+    pub id: CollectionId,
+    /// What callers say.
+    pub name: String,
+    /// Schema of the table.
+    pub schema: String,
+    /// The table.
+    pub table: String,
+    /// OID of the table when it was resolved.
+    pub oid: u32,
+    /// The replica identity, in the order of the index.
+    pub key: Vec<KeyColumn>,
+    /// At least one.
+    pub vectors: Vec<VectorColumn>,
+    /// Any number.
+    pub filters: Vec<FilterColumn>,
+}
+
+impl CollectionDef {
+    /// The table's name, quoted for SQL.
+    pub fn quoted_table(&self) -> String {
+        format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.table))
+    }
+
+    /// The vector column with this name, or the first one when none is named.
+    pub fn vector(&self, name: Option<&str>) -> Option<(usize, &VectorColumn)> {
+        self.vectors.iter().enumerate().find(|(_, column)| name.is_none_or(|wanted| wanted == column.name))
+    }
+
+    /// The same definition apart from what the service learned by itself or from what changes when a table is made
+    /// anew: does the data built for `self` serve `other`?
+    pub fn serves(&self, other: &CollectionDef) -> bool {
+        let plain = |def: &CollectionDef| {
+            let mut def = def.clone();
+            def.id = CollectionId(0);
+            def.vectors.iter_mut().for_each(|column| column.dimensions = None);
+            def
+        };
+        let same_dimensions = self
+            .vectors
+            .iter()
+            .zip(&other.vectors)
+            .all(|(a, b)| a.dimensions.is_none() || b.dimensions.is_none() || a.dimensions == b.dimensions);
+        plain(self) == plain(other) && same_dimensions
+    }
+}
+
+/// An identifier quoted for SQL.
+pub fn quote_ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A string literal quoted for SQL (`standard_conforming_strings` is on everywhere since 9.1).
+pub fn quote_literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
