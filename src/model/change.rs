@@ -71,8 +71,8 @@ pub struct TransactionHead {
     pub commit_time: i64,
 }
 
-/// What the change log holds, in commit order. A transaction is `Begin`, any number of `Changes`, `Commit`; nothing
-/// stands between them. Only whole transactions count: a tail without its `Commit` never happened.
+/// What the logs hold. The change log has transactions in commit order: `Begin`, any number of `Changes`, `Commit`,
+/// nothing between them; a tail without its `Commit` never happened. A copy log has `Copied` and one `CopyEnd`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LogRecord {
     /// A transaction starts.
@@ -88,5 +88,14 @@ pub enum LogRecord {
     Progress {
         /// The position.
         upto: Lsn,
+    },
+    /// Rows read by the initial copy, in no order.
+    Copied(Vec<RowImage>),
+    /// The copy is whole: every row visible at its consistent point is in the log.
+    CopyEnd {
+        /// The consistent point: streamed transactions that are not covered by it come on top.
+        at: Lsn,
+        /// Rows copied.
+        rows: u64,
     },
 }

@@ -79,7 +79,7 @@ pub struct Candidate {
 }
 
 /// One row of an answer.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Hit {
     /// Its key.
     pub key: RowKey,
@@ -118,7 +118,7 @@ pub struct SearchStats {
 }
 
 /// The answer to a search.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Answer {
     /// Nearest first; ties by key.
     pub hits: Vec<Hit>,
