@@ -3,5 +3,6 @@
 pub mod cli;
 pub mod engine;
 pub mod model;
+pub mod source;
 pub mod storage;
 pub mod telemetry;

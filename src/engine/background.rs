@@ -115,9 +115,8 @@ pub fn merge(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
 
 /// The segments worth merging now: one that is worn out, or the smallest ones when there are too many.
 fn choose(index: &IndexView) -> Option<Vec<Arc<Segment>>> {
-    let alive = |segment: &Segment| {
-        (0..segment.graph.len()).filter(|&slot| index.row(segment.node(slot)).is_some()).count()
-    };
+    let alive =
+        |segment: &Segment| (0..segment.graph.len()).filter(|&slot| index.row(segment.node(slot)).is_some()).count();
     let saved = index.segments.iter().filter(|segment| segment.is_saved());
     let mut counted: Vec<_> = saved.map(|segment| (alive(segment), segment)).collect();
     let worn = |(alive, segment): &&(usize, &Arc<Segment>)| {

@@ -23,7 +23,12 @@ pub struct CollectionWriter {
 
 impl CollectionWriter {
     /// Opens a collection as the state knows it and loads its rows.
-    pub fn open(epoch: &Path, state: &State, record: CollectionRecord, segment_rows: usize) -> Result<CollectionWriter> {
+    pub fn open(
+        epoch: &Path,
+        state: &State,
+        record: CollectionRecord,
+        segment_rows: usize,
+    ) -> Result<CollectionWriter> {
         let id = record.def.id;
         let mut indexes = Vec::new();
         for (number, column) in record.def.vectors.iter().enumerate() {
@@ -98,7 +103,13 @@ impl CollectionWriter {
         self.put(batch, version, None, row, true)
     }
 
-    fn upsert(&mut self, batch: &mut Batch<'_>, version: Version, old_key: Option<RowKey>, row: RowImage) -> Result<()> {
+    fn upsert(
+        &mut self,
+        batch: &mut Batch<'_>,
+        version: Version,
+        old_key: Option<RowKey>,
+        row: RowImage,
+    ) -> Result<()> {
         let id = self.id();
         let target = batch.row(id, &row.key)?;
         if target.as_ref().is_some_and(|stored| stored.version >= version) {
@@ -147,7 +158,11 @@ impl CollectionWriter {
             .filters
             .into_iter()
             .enumerate()
-            .map(|(i, cell)| if cell == Cell::Unchanged { old_filters.get(i).cloned().unwrap_or(Cell::Null) } else { cell })
+            .map(
+                |(i, cell)| {
+                    if cell == Cell::Unchanged { old_filters.get(i).cloned().unwrap_or(Cell::Null) } else { cell }
+                },
+            )
             .collect();
         let row = Arc::new(Row { key: image.key.clone(), version, filters: filters.clone().into() });
         let mut letters = Vec::new();

@@ -75,7 +75,8 @@ impl IndexWriter {
         }
         (0..self.record.nodes).for_each(|_| self.rows.push(None));
         // What no sealed segment covers is linked again in the background; until then it is scanned.
-        let first = self.sealed.iter().filter_map(|segment| Some(segment.node(segment.graph.len().checked_sub(1)?) + 1));
+        let first =
+            self.sealed.iter().filter_map(|segment| Some(segment.node(segment.graph.len().checked_sub(1)?) + 1));
         let first = first.max().unwrap_or(0).max(self.record.first);
         let (mut scratch, mut vector) = (Vec::new(), vec![0.0; dimensions]);
         self.originals = Some(originals);

@@ -165,7 +165,13 @@ impl Engine {
     }
 
     /// Opens the engine on an epoch's state: loads rows and sealed segments, starts its threads.
-    pub fn start(epoch: &Path, state: Arc<State>, options: Options, logs: Logs, expected: &[(CollectionId, u64)]) -> Result<Engine> {
+    pub fn start(
+        epoch: &Path,
+        state: Arc<State>,
+        options: Options,
+        logs: Logs,
+        expected: &[(CollectionId, u64)],
+    ) -> Result<Engine> {
         let mut collections = Vec::new();
         for record in state.collections()? {
             let mut collection = CollectionWriter::open(epoch, &state, record, options.segment_rows)?;
@@ -256,7 +262,13 @@ impl Engine {
     }
 
     /// A reader of one vector column's originals, for nodes up to `nodes`.
-    pub fn originals(&self, collection: CollectionId, column: usize, dimensions: usize, nodes: u32) -> Result<Originals> {
+    pub fn originals(
+        &self,
+        collection: CollectionId,
+        column: usize,
+        dimensions: usize,
+        nodes: u32,
+    ) -> Result<Originals> {
         let path = self.epoch.join("vectors").join(format!("{}-{column}.f32", collection.0));
         Originals::open(&path, dimensions, nodes)
     }
@@ -277,4 +289,3 @@ impl Drop for Engine {
         self.stop();
     }
 }
-

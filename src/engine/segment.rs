@@ -62,7 +62,13 @@ impl Segment {
     }
 
     /// Reads a sealed segment; the vectors come from the originals.
-    pub fn open(path: &Path, id: u64, column: &VectorColumn, dimensions: usize, originals: &Originals) -> Result<Segment> {
+    pub fn open(
+        path: &Path,
+        id: u64,
+        column: &VectorColumn,
+        dimensions: usize,
+        originals: &Originals,
+    ) -> Result<Segment> {
         let (nodes, bytes) = graph_file::read(path)?;
         let damage = |what: String| StorageError::Damaged { path: path.to_owned(), what };
         let (mut scratch, mut failed) = (Vec::new(), None);
