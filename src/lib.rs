@@ -4,5 +4,6 @@ pub mod cli;
 pub mod engine;
 pub mod model;
 pub mod source;
+pub mod replication;
 pub mod storage;
 pub mod telemetry;
