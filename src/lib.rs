@@ -3,7 +3,7 @@
 pub mod cli;
 pub mod engine;
 pub mod model;
-pub mod source;
 pub mod replication;
+pub mod source;
 pub mod storage;
 pub mod telemetry;
