@@ -1,8 +1,9 @@
 //! A private, throw-away PostgreSQL cluster: made, started, stopped and removed by this process, whatever way it ends.
 //!
-//! The server is the child of a small shell script, the keeper, which holds a pipe from this process. Words on the pipe are
-//! signals for the server; its end, which every way of dying brings about (also `kill -9`), makes the keeper stop the
-//! server and remove the directory. `Drop` closes the pipe too, so the unusual end is the one that every test exercises.
+//! Two small shell processes hold a pipe from this one: the janitor, which owns the directory from its first moment, and
+//! the keeper, which owns one run of the server and passes it signals. The pipes' end, which every way of dying brings
+//! about (also `kill -9`), makes the keeper stop the server and then the janitor remove the directory. `Drop` does no more
+//! than close the pipes, so the unusual end is the one that every test exercises.
 
 use std::collections::hash_map::RandomState;
 use std::ffi::OsStr;
@@ -14,7 +15,6 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -34,35 +34,46 @@ const TEMPLATE_LIFE: Duration = Duration::from_secs(20 * 3600);
 /// A socket's path must fit into `sockaddr_un` (108 bytes) with a directory's and the socket's name added.
 const LONGEST_PARENT: usize = 60;
 
-/// Runs the server and outlives the parent by one clean-up. Arguments: postgres, data directory, port, all to remove.
+/// Owns the directory. Argument: the pattern of its name. Tells the name, and removes it when nothing is to be read any more.
 ///
-/// Standard output tells the parent `pid N`, then `exit N` (a parent that is gone must not kill the shell by SIGPIPE). The watcher is a second process because a shell cannot wait for
-/// a child and read at the same time; once the server ended the keeper reads itself, so that a stopped cluster whose parent
-/// dies is removed as well, and no signal goes to a process number that might be in use again.
+/// Where the owner just died the server may need a moment, and removing files under its feet would fill logs with alarms;
+/// whoever still makes files after that (a copy under way) makes the removal fail, so it is tried again.
+const JANITOR: &str = r#"
+trap '' PIPE
+root=$(mktemp -d "$1") || exit 1
+echo "$root"
+while read -r word; do :; done
+waited=0
+while [ $waited -lt 100 ] && kill -s 0 "$(head -n 1 "$root/data/postmaster.pid")"; do
+  sleep 0.1
+  waited=$((waited + 1))
+done 2>/dev/null
+for attempt in 1 2 3 4 5 6 7 8 9 10; do
+  rm -rf "$root" 2>/dev/null && exit 0
+  sleep 0.2
+done
+exit 1
+"#;
+
+/// Owns one run of the server, and ends with it. Arguments: postgres, data directory, port, log file.
+///
+/// Tells the server's process number. Every line it reads is the name of a signal for the server. The watcher is a second
+/// process because a shell cannot wait for a child and read at the same time; its last signal is repeated because a shell
+/// starts its background processes deaf to SIGQUIT, and the server listens only a few milliseconds later. SIGPIPE is
+/// ignored because a parent that died must not take the shell along before the server.
 const KEEPER: &str = r#"
 exec 3<&0 </dev/null
-"$1" -D "$2" -p "$3" 3<&- >>"$4/server.log" 2>&1 &
+"$1" -D "$2" -p "$3" 3<&- >>"$4" 2>&1 &
 pid=$!
 trap '' PIPE
 echo "pid $pid"
 {
   while read -r word <&3; do kill -s "$word" "$pid"; done
-  kill -s QUIT "$pid"
+  while kill -s QUIT "$pid"; do sleep 0.1; done
 } >/dev/null 2>&1 &
 watcher=$!
 wait "$pid"
-code=$?
 kill -s KILL "$watcher" 2>/dev/null
-wait "$watcher" 2>/dev/null
-echo "exit $code" 2>/dev/null
-while read -r word <&3; do
-  [ "$word" = leave ] && exit 0
-done
-for attempt in 1 2 3 4 5 6 7 8 9 10; do
-  rm -rf "$4" 2>/dev/null && exit 0
-  sleep 0.2
-done
-exit 1
 "#;
 
 /// How a cluster differs from the usual one.
@@ -111,10 +122,11 @@ impl Stop {
 #[derive(Debug)]
 pub struct PrivatePostgres {
     bin_dir: PathBuf,
-    root: PathBuf,
     port: u16,
     account: Option<Account>,
-    keeper: Keeper,
+    // Fields are dropped in this order: the server is gone before its directory is removed.
+    keeper: Option<Keeper>,
+    janitor: Janitor,
 }
 
 impl PrivatePostgres {
@@ -154,20 +166,11 @@ impl PrivatePostgres {
         };
         let account = server_account()?;
         let maker = Maker { bin_dir: &bin_dir, account: account.as_ref() };
-        let root = maker.temporary_directory()?;
-        // From here on the directory exists: every error before the keeper owns it removes it.
-        let port_and_keeper = maker.make_cluster(&root, settings.own_identity).and_then(|()| {
-            write_settings(&root, settings.fsync, &settings.extra)?;
-            maker.start_on_free_port(&root)
-        });
-        match port_and_keeper {
-            Ok((port, keeper)) => Ok(Self { bin_dir, root, port, account, keeper }),
-            Err(error) => {
-                // The error at hand says more than a failure to clean up after it.
-                let _ = std::fs::remove_dir_all(&root);
-                Err(error)
-            }
-        }
+        let janitor = maker.temporary_directory()?;
+        maker.make_cluster(&janitor.root, settings.own_identity)?;
+        write_settings(&janitor.root, settings.fsync, &settings.extra)?;
+        let (port, keeper) = maker.start_on_free_port(&janitor.root)?;
+        Ok(Self { bin_dir, port, account, keeper: Some(keeper), janitor })
     }
 
     /// Where clients connect: database `postgres` as user `postgres`. The same after a restart.
@@ -187,12 +190,12 @@ impl PrivatePostgres {
 
     /// The directory of everything that belongs to this cluster; it is gone after the drop. Holds the unix socket too.
     pub fn root_dir(&self) -> &Path {
-        &self.root
+        &self.janitor.root
     }
 
     /// PostgreSQL's data directory.
     pub fn data_dir(&self) -> PathBuf {
-        data_dir(&self.root)
+        data_dir(self.root_dir())
     }
 
     /// Where `psql`, `pg_recvlogical` and `pgbench` are found if they are installed.
@@ -202,48 +205,51 @@ impl PrivatePostgres {
 
     /// The process number of the main server process, if it runs.
     pub fn server_pid(&self) -> Option<u32> {
-        self.keeper.server.as_ref().map(|server| server.pid)
+        self.keeper.as_ref().map(|keeper| keeper.server_pid)
     }
 
     /// The last `n` lines of the server's log, also where there are fewer.
     pub fn log_tail(&self, n: usize) -> String {
-        log_tail(&self.root, n)
+        log_tail(self.root_dir(), n)
     }
 
     /// Appends a setting to `postgresql.conf`; it holds from [`Self::reload`] or the next start on, as its kind wants.
     pub fn set(&self, name: &str, value: &str) -> Result<()> {
-        append_settings(&self.root, [(name, value)])
+        append_settings(self.root_dir(), [(name, value)])
     }
 
     /// Makes the server read its configuration again.
     pub fn reload(&mut self) -> Result<()> {
-        self.keeper.send("HUP").context("cannot reload the private PostgreSQL")
+        match &mut self.keeper {
+            Some(keeper) => keeper.signal("HUP").context("cannot reload the private PostgreSQL"),
+            None => bail!("the private PostgreSQL is stopped"),
+        }
     }
 
     /// Stops the server and waits until it is gone; the data stays. Nothing happens where it is stopped already.
     pub fn stop(&mut self, how: Stop) -> Result<()> {
-        if self.keeper.server.is_none() {
-            return Ok(());
+        let Some(keeper) = &mut self.keeper else { return Ok(()) };
+        // A server that died by itself took its keeper along, and then cannot be told.
+        let told = keeper.signal(how.signal());
+        if !keeper.wait(STOP_DEADLINE) {
+            told.context("cannot stop the private PostgreSQL")?;
+            bail!("the private PostgreSQL did not stop in {STOP_DEADLINE:?}; its log ends with\n{}", self.log_tail(20));
         }
-        let sent = self.keeper.send(how.signal());
-        self.keeper.wait_for_exit(STOP_DEADLINE).with_context(|| match sent {
-            Ok(()) => format!("the private PostgreSQL did not stop; its log ends with\n{}", self.log_tail(20)),
-            Err(error) => format!("the private PostgreSQL's keeper is gone: {error}"),
-        })
+        self.keeper = None;
+        Ok(())
     }
 
     /// Starts a stopped server again on the same port and data; recovery runs if the stop was not a clean one.
     pub fn start_again(&mut self) -> Result<()> {
-        if self.keeper.server.is_some() {
+        if self.keeper.is_some() {
             bail!("the private PostgreSQL runs already");
         }
         let maker = Maker { bin_dir: &self.bin_dir, account: self.account.as_ref() };
         let deadline = Instant::now() + START_DEADLINE;
         loop {
-            match maker.run(&self.root, self.port)? {
+            match maker.run(&self.janitor.root, self.port)? {
                 Started::Ready(keeper) => {
-                    // Only now: the new keeper owns the directory, so the old one may leave it alone.
-                    std::mem::replace(&mut self.keeper, keeper).release();
+                    self.keeper = Some(keeper);
                     return Ok(());
                 }
                 // After a kill -9 children of the old server may hold its memory and port for some moments.
@@ -260,97 +266,93 @@ impl PrivatePostgres {
     }
 }
 
-impl Drop for PrivatePostgres {
+/// See [`JANITOR`].
+#[derive(Debug)]
+struct Janitor {
+    root: PathBuf,
+    shell: Shell,
+}
+
+impl Drop for Janitor {
     fn drop(&mut self) {
-        self.keeper.abandon();
-        if self.root.exists() {
+        if !self.shell.end(STOP_DEADLINE) || self.root.exists() {
             tracing::warn!(directory = %self.root.display(), "private PostgreSQL left its directory behind");
         }
     }
 }
 
-/// The shell process that runs one server; see [`KEEPER`].
+/// See [`KEEPER`].
 #[derive(Debug)]
 struct Keeper {
-    shell: Child,
-    /// None once abandoned.
-    pipe: Option<ChildStdin>,
-    /// None once it ended.
-    server: Option<Server>,
-}
-
-#[derive(Debug)]
-struct Server {
-    pid: u32,
-    exited: Receiver<()>,
+    server_pid: u32,
+    shell: Shell,
 }
 
 impl Keeper {
-    fn start(mut command: Command) -> Result<Self> {
-        let mut shell = command.spawn().context("cannot start sh")?;
-        let pipe = shell.stdin.take().expect("stdin is piped");
-        let mut lines = BufReader::new(shell.stdout.take().expect("stdout is piped")).lines();
-        let first = lines.next().transpose()?.unwrap_or_default();
-        let pid = first.strip_prefix("pid ").and_then(|pid| pid.parse().ok());
-        let pid = pid.ok_or_else(|| anyhow!("the keeper of the private PostgreSQL said {first:?}, not its pid"))?;
-        let (exit, exited) = channel();
-        // Ends with the keeper's standard output, so with the keeper.
-        std::thread::spawn(move || {
-            // A second line or its absence mean the same: the server is gone.
-            let _ = lines.next();
-            // Nobody listens any more once the cluster is dropped.
-            let _ = exit.send(());
-        });
-        Ok(Self { shell, pipe: Some(pipe), server: Some(Server { pid, exited }) })
+    fn start(command: Command) -> Result<Self> {
+        let (shell, line) = Shell::start(command)?;
+        let pid = line.strip_prefix("pid ").and_then(|pid| pid.parse().ok());
+        let server_pid =
+            pid.ok_or_else(|| anyhow!("the keeper of the private PostgreSQL said {line:?}, not its pid"))?;
+        Ok(Self { server_pid, shell })
     }
 
-    fn send(&mut self, word: &str) -> Result<()> {
-        let pipe = self.pipe.as_mut().ok_or_else(|| anyhow!("it was given up"))?;
-        Ok(writeln!(pipe, "{word}")?)
+    fn signal(&mut self, name: &str) -> Result<()> {
+        let pipe = self.shell.pipe.as_mut().expect("the pipe is closed at the end only");
+        Ok(writeln!(pipe, "{name}")?)
     }
 
-    fn wait_for_exit(&mut self, limit: Duration) -> Result<()> {
-        let Some(server) = &self.server else { return Ok(()) };
-        match server.exited.recv_timeout(limit) {
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
-                self.server = None;
-                Ok(())
+    /// Whether the server ended within the time.
+    fn wait(&mut self, limit: Duration) -> bool {
+        self.shell.wait(limit)
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if !self.shell.end(STOP_DEADLINE) {
+            tracing::warn!(pid = self.server_pid, "private PostgreSQL does not stop");
+        }
+    }
+}
+
+/// A shell process that does its duty when its standard input ends.
+#[derive(Debug)]
+struct Shell {
+    child: Child,
+    /// None once it was told to end.
+    pipe: Option<ChildStdin>,
+}
+
+impl Shell {
+    /// Starts it and waits for the first line it has to say, empty where it ended without one.
+    fn start(mut command: Command) -> Result<(Self, String)> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // Ctrl-C is for the foreground group: the owner decides what it means, not the server.
+        command.process_group(0);
+        let mut child = command.spawn().context("cannot start sh")?;
+        let pipe = child.stdin.take();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("stdout is piped")).read_line(&mut line)?;
+        Ok((Self { child, pipe }, line.trim_end().to_owned()))
+    }
+
+    /// Whether it ended within the time.
+    fn wait(&mut self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.child.try_wait() {
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+                Ok(None) => return false,
+                // An error says that the child is no longer ours to wait for.
+                Ok(Some(_)) | Err(_) => return true,
             }
-            Err(RecvTimeoutError::Timeout) => bail!("still running after {limit:?}"),
         }
     }
 
-    fn has_exited(&mut self) -> bool {
-        let gone = match &self.server {
-            Some(server) => !matches!(server.exited.try_recv(), Err(TryRecvError::Empty)),
-            None => true,
-        };
-        if gone {
-            self.server = None;
-        }
-        gone
-    }
-
-    /// After the server ended: ends the keeper and leaves the directory.
-    fn release(mut self) {
-        // A keeper that is gone already has nothing to be told, and its end is all that is waited for.
-        let _ = self.send("leave");
-        let _ = self.shell.wait();
+    fn end(&mut self, limit: Duration) -> bool {
         self.pipe = None;
-    }
-
-    /// Stops the server, removes the directory and waits for both.
-    fn abandon(&mut self) {
-        self.pipe = None;
-        let deadline = Instant::now() + STOP_DEADLINE;
-        while let Ok(None) = self.shell.try_wait() {
-            if Instant::now() > deadline {
-                tracing::warn!(server = ?self.server, "private PostgreSQL does not stop");
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        self.server = None;
+        self.wait(limit)
     }
 }
 
@@ -396,19 +398,20 @@ impl Maker<'_> {
     }
 
     /// Made *by* the server's account: it owns the directory, and a parent it may not enter is found out here.
-    fn temporary_directory(&self) -> Result<PathBuf> {
+    fn temporary_directory(&self) -> Result<Janitor> {
         let wanted = std::env::temp_dir();
-        let mut last = anyhow!("{} is too long a path for a socket", wanted.display());
-        for parent in [wanted.as_path(), Path::new("/tmp")] {
-            if parent.as_os_str().len() > LONGEST_PARENT {
-                continue;
-            }
-            match self.output(self.command("mktemp").arg("-d").arg(parent.join("ruvector-pg-XXXXXXXX"))) {
-                Ok(output) => return Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim_end())),
-                Err(error) => last = error,
+        let parents = [wanted.as_path(), Path::new("/tmp")];
+        for parent in parents.into_iter().filter(|parent| parent.as_os_str().len() <= LONGEST_PARENT) {
+            let mut command = self.command("sh");
+            command.args(["-c", JANITOR, "ruvector-postgres-janitor"]).arg(parent.join("ruvector-pg-XXXXXXXX"));
+            command.stderr(Stdio::null());
+            let (shell, root) = Shell::start(command)?;
+            if !root.is_empty() {
+                return Ok(Janitor { root: PathBuf::from(root), shell });
             }
         }
-        Err(last.context("no directory for a private PostgreSQL"))
+        let who = self.account.map_or("this user", |account| account.name.as_str());
+        bail!("no directory for a private PostgreSQL: {who} cannot make one in {} or /tmp", wanted.display())
     }
 
     fn make_cluster(&self, root: &Path, own_identity: bool) -> Result<()> {
@@ -495,34 +498,23 @@ impl Maker<'_> {
         let log_start = File::open(log_path(root)).and_then(|log| log.metadata()).map_or(0, |log| log.len());
         let mut command = self.command("sh");
         command.args(["-c", KEEPER, "ruvector-postgres-keeper"]);
-        command.arg(self.bin_dir.join("postgres")).arg(&data).arg(port.to_string()).arg(root);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        // Ctrl-C is for the foreground group: the owner decides what it means, not the server.
-        command.process_group(0);
+        command.arg(self.bin_dir.join("postgres")).arg(&data).arg(port.to_string()).arg(log_path(root));
+        command.stderr(Stdio::null());
         let mut keeper = Keeper::start(command)?;
         let deadline = Instant::now() + START_DEADLINE;
-        let mut pause = Duration::from_millis(2);
-        loop {
-            if is_ready(&data, keeper.server.as_ref().map_or(0, |server| server.pid)) {
-                return Ok(Started::Ready(keeper));
-            }
-            let late = Instant::now() > deadline;
-            if keeper.has_exited() || late {
+        while !is_ready(&data, keeper.server_pid) {
+            if keeper.wait(Duration::from_millis(10)) {
                 let log = log_since(root, log_start);
                 let busy = ["Address already in use", "shared memory block", "lock file"];
-                let busy = !late && busy.iter().any(|sign| log.contains(sign));
-                if late {
-                    // Its exit is waited for below; a failure to tell it shows there.
-                    let _ = keeper.send("QUIT");
-                    keeper.wait_for_exit(STOP_DEADLINE).context("PostgreSQL neither starts nor stops")?;
-                }
-                keeper.release();
+                let busy = busy.iter().any(|sign| log.contains(sign));
                 let log = last_lines(&log, 20);
                 return Ok(if busy { Started::Busy(log) } else { Started::Failed(log) });
             }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(20));
+            if Instant::now() > deadline {
+                return Ok(Started::Failed(last_lines(&log_since(root, log_start), 20)));
+            }
         }
+        Ok(Started::Ready(keeper))
     }
 }
 
