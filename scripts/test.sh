@@ -7,6 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib/setup.sh
 
 ensure_machine
+ensure_rust_components
 
 # A temporary directory of our own: whatever still names it in the end was started here. Open to all, with the sticky bit,
 # because root's clusters run in another account.

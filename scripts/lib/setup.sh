@@ -1,5 +1,5 @@
 # Owns what a machine needs before this crate builds and its tests run: a C compiler, Rust, PostgreSQL's server programs.
-# Sourced by the other scripts; `ensure_machine` is the one function they call.
+# Sourced by the other scripts, which call `ensure_machine`, and before format and lints `ensure_rust_components`.
 # shellcheck shell=bash
 
 # Prints the folder that has both initdb and postgres: the same search as PrivatePostgres::find_binaries.
@@ -87,4 +87,14 @@ ensure_machine() {
     install_packages "${packages[@]}"
     find_postgres >/dev/null || { echo "PostgreSQL was installed, yet initdb is not found." >&2; exit 2; }
   fi
+}
+
+# rustfmt and clippy: a minimal toolchain, such as that of container images, comes without.
+ensure_rust_components() {
+  cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 && return
+  if command -v rustup >/dev/null; then
+    rustup component add rustfmt clippy >&2 && return
+  fi
+  echo "rustfmt or clippy is missing. Run: rustup component add rustfmt clippy" >&2
+  exit 2
 }

@@ -83,7 +83,7 @@ pub struct Settings {
     pub extra: Vec<(String, String)>,
     /// Write to disk for real. Off, a crash of the *machine* loses the cluster; a crash of the server loses nothing.
     pub fsync: bool,
-    /// Run `initdb` instead of copying the template: a second slower, and the only way to another system identifier.
+    /// Run `initdb` instead of copying the template: half a second slower, and the only way to another system identifier.
     pub own_identity: bool,
     /// Where `initdb` and `postgres` are; none: [`PrivatePostgres::find_binaries`].
     pub bin_dir: Option<PathBuf>,
@@ -156,7 +156,7 @@ impl PrivatePostgres {
 
     /// Makes a cluster in a temporary directory, starts it and waits until it accepts connections.
     ///
-    /// Blocking: some 0.3 s, and a second more for the first cluster of a day on a machine, which makes the template.
+    /// Blocking: some 0.2 s, and half a second more for a machine's first cluster of the day, which makes the template.
     /// The super-user is `postgres`, without a password, on 127.0.0.1 and on a socket in the directory. Clusters share
     /// the template's system identifier unless [`Settings::own_identity`] is set.
     pub fn start(settings: Settings) -> Result<Self> {
