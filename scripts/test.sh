@@ -15,17 +15,18 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/ruvector-test-XXXXXX")
 chmod 1777 "$work"
 export TMPDIR="$work"
 
-# The tests clean up after themselves, also when they are killed; this is for what they started and lost.
+# The tests clean up after themselves, also when they are killed; this is for what they started and lost, and for cargo
+# where this script is told to stop. Both files, because PostgreSQL writes its process titles over its environment.
 end_leftovers() {
-  local status=$? process signal
+  local status=$? signal found files
   trap - EXIT
   for signal in TERM KILL; do
-    # The name comes by file, so that grep does not find itself; its exit code says "none".
-    for process in $(grep -lsaF -f <(printf '%s\n' "$work") /proc/[0-9]*/cmdline || true); do
-      process=${process#/proc/}
-      kill -s "$signal" "${process%/cmdline}" 2>/dev/null || true
-      sleep 0.2
-    done
+    # grep itself is among those found, and gone.
+    mapfile -t files < <(grep -lsaF -e "$work" /proc/[0-9]*/{cmdline,environ} || true)
+    mapfile -t found < <(printf '%s\n' "${files[@]}" | cut -d / -f 3 | sort -u)
+    kill -s "$signal" "${found[@]}" 2>/dev/null || true
+    # Alone with grep there is nothing to wait for.
+    if [ "${#found[@]}" -gt 1 ]; then sleep 1; fi
   done
   rm -rf "$work"
   exit "$status"
@@ -38,6 +39,12 @@ trap 'exit 143' TERM
 threads=$(nproc)
 if [ "$threads" -gt 4 ]; then threads=4; fi
 
-cargo fmt --check
-cargo clippy --all-targets --locked -- -D warnings
-cargo test --locked --no-fail-fast -- --test-threads="$threads" </dev/null
+# In the background and waited for: a shell acts on a signal only when no command runs in the foreground.
+run() {
+  "$@" </dev/null &
+  wait "$!"
+}
+
+run cargo fmt --check
+run cargo clippy --all-targets --locked -- -D warnings
+run cargo test --locked --no-fail-fast -- --test-threads="$threads"
