@@ -3,5 +3,6 @@
 pub mod cli;
 pub mod engine;
 pub mod model;
+pub mod query;
 pub mod replication;
 pub mod storage;
