@@ -5,4 +5,6 @@ pub mod engine;
 pub mod model;
 pub mod query;
 pub mod replication;
+pub mod source;
 pub mod storage;
+pub mod telemetry;

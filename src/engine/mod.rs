@@ -1,1 +1,291 @@
-//! Change log -> indexes -> candidates; synchronous.
+//! Change log -> indexes -> candidates. Synchronous: threads of its own, no async.
+
+pub mod apply;
+pub mod arena;
+pub mod background;
+pub mod candidates;
+pub mod collection;
+pub mod distance;
+pub mod hnsw;
+pub mod index;
+pub mod paged;
+pub mod segment;
+pub mod view;
+
+use crate::engine::apply::Applier;
+use crate::engine::collection::CollectionWriter;
+use crate::engine::view::View;
+use crate::model::{CollectionDef, CollectionId, Lsn, RowKey};
+use crate::storage::changelog::LogReader;
+use crate::storage::state::{CollectionRecord, CollectionState, DeadLetter, IndexRecord, State, StoredRow};
+use crate::storage::{Result, originals::Originals};
+use arc_swap::ArcSwap;
+use parking_lot::{Condvar, Mutex};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Settings of the engine.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Rows of a growing segment; a full one is sealed.
+    pub segment_rows: usize,
+    /// Threads that link the rows of a copy.
+    pub build_threads: usize,
+    /// On a graceful stop, growing segments of at least this many rows get a file.
+    pub seal_rows_on_stop: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let build_threads = std::thread::available_parallelism().map_or(2, usize::from);
+        Options { segment_rows: 65_536, build_threads, seal_rows_on_stop: 1_000 }
+    }
+}
+
+/// How far a copy has come in the engine.
+#[derive(Debug, Default)]
+pub struct CopyProgress {
+    /// Rows taken from the copy log.
+    pub loaded: AtomicU64,
+    /// Rows linked into the graph.
+    pub linked: AtomicU64,
+}
+
+/// What the engine's threads and its readers share.
+pub struct Shared {
+    /// The settings.
+    pub options: Options,
+    view: ArcSwap<View>,
+    applied: watch::Sender<Lsn>,
+    progress: Mutex<HashMap<CollectionId, Arc<CopyProgress>>>,
+    stop: AtomicBool,
+    stopped: (Mutex<()>, Condvar),
+    failure: watch::Sender<Option<String>>,
+}
+
+impl Shared {
+    fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    fn publish(&self, view: View) {
+        let applied = view.applied;
+        self.view.store(Arc::new(view));
+        self.applied.send_replace(applied);
+    }
+
+    fn progress(&self, collection: CollectionId) -> Arc<CopyProgress> {
+        self.progress.lock().entry(collection).or_default().clone()
+    }
+
+    fn is_copying(&self, view: &View, id: CollectionId) -> bool {
+        view.collections.values().any(|c| c.def.id == id && c.state == CollectionState::Copying)
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _guard = self.stopped.0.lock();
+        self.stopped.1.notify_all();
+    }
+
+    /// True when told to stop before the time was over.
+    fn sleep_unless_stopping(&self, time: Duration) -> bool {
+        let mut guard = self.stopped.0.lock();
+        if !self.stopping() {
+            self.stopped.1.wait_for(&mut guard, time);
+        }
+        self.stopping()
+    }
+
+    fn wait_for_another(&self, view: &Arc<View>) {
+        for _ in 0..100 {
+            if !Arc::ptr_eq(view, &self.view()) || self.sleep_unless_stopping(Duration::from_millis(20)) {
+                return;
+            }
+        }
+    }
+
+    fn fail(&self, error: &dyn std::fmt::Display) {
+        tracing::error!(%error, "the engine stopped");
+        self.failure.send_replace(Some(error.to_string()));
+    }
+}
+
+/// The engine of one epoch: owns its threads, hands out views.
+pub struct Engine {
+    shared: Arc<Shared>,
+    state: Arc<State>,
+    epoch: PathBuf,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A collection that is to be copied: its definition, the copy's consistent point, about how many rows.
+pub struct NewCollection {
+    /// What it is.
+    pub def: CollectionDef,
+    /// Consistent point of its copy.
+    pub copied_at: Lsn,
+    /// Estimate, for sizing.
+    pub expected_rows: u64,
+}
+
+/// Where the engine reads from.
+pub struct Logs {
+    /// The change log, from the applied position on.
+    pub changes: LogReader,
+    /// Its directory, for removing what is applied.
+    pub dir: PathBuf,
+    /// The copy log of every collection that is being copied.
+    pub copies: Vec<(CollectionId, LogReader)>,
+}
+
+impl Engine {
+    /// Adds collections to the state; their rows will come from copy logs.
+    pub fn register(state: &State, new: &[NewCollection]) -> Result<()> {
+        state.write(true, |batch| {
+            for NewCollection { def, copied_at, .. } in new {
+                batch.put_collection(&CollectionRecord {
+                    def: def.clone(),
+                    state: CollectionState::Copying,
+                    copied_at: *copied_at,
+                    indexes: vec![IndexRecord::default(); def.vectors.len()],
+                })?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Opens the engine on an epoch's state: loads rows and sealed segments, starts its threads.
+    pub fn start(
+        epoch: &Path,
+        state: Arc<State>,
+        options: Options,
+        logs: Logs,
+        expected: &[(CollectionId, u64)],
+    ) -> Result<Engine> {
+        let mut collections = Vec::new();
+        for record in state.collections()? {
+            let mut collection = CollectionWriter::open(epoch, &state, record, options.segment_rows)?;
+            let id = collection.id();
+            for index in &mut collection.indexes {
+                index.remove_orphans()?;
+                if let Some((_, rows)) = expected.iter().find(|(new, _)| *new == id) {
+                    index.expect_rows(*rows);
+                }
+            }
+            collections.push(collection);
+        }
+        let shared = Arc::new(Shared {
+            options,
+            view: ArcSwap::default(),
+            applied: watch::channel(Lsn::ZERO).0,
+            progress: Mutex::default(),
+            stop: AtomicBool::new(false),
+            stopped: Default::default(),
+            failure: watch::channel(None).0,
+        });
+        let engine = Engine { shared, state: state.clone(), epoch: epoch.to_owned(), threads: Mutex::default() };
+        engine.publish_opened(&mut collections)?;
+        let (done, finished) = mpsc::channel();
+        let number = |id| collections.iter().position(|collection| collection.id() == id);
+        let copies = logs.copies.into_iter().filter_map(|(id, copy)| Some((number(id)?, copy))).collect();
+        let applier = Applier::new(engine.shared.clone(), state, collections, logs.dir, logs.changes, finished)?;
+        engine.spawn("apply", move |_, _| applier.run(copies))?;
+        let link_done = done.clone();
+        engine.spawn("link", move |shared, epoch| background::link(shared, epoch, &link_done))?;
+        engine.spawn("merge", move |shared, epoch| background::merge(shared, epoch, &done))?;
+        Ok(engine)
+    }
+
+    /// The first view: what the state holds, before anything new is applied.
+    fn publish_opened(&self, collections: &mut [CollectionWriter]) -> Result<()> {
+        let applied = self.state.applied()?;
+        let views = collections.iter_mut().map(|c| (c.name().to_owned(), Arc::new(c.view()))).collect();
+        self.shared.publish(View { applied: applied.lsn, commit_time: applied.commit_time, collections: views });
+        Ok(())
+    }
+
+    fn spawn(&self, name: &str, work: impl FnOnce(&Shared, &Path) -> Result<()> + Send + 'static) -> Result<()> {
+        let (shared, epoch) = (self.shared.clone(), self.epoch.clone());
+        let run = move || {
+            if let Err(error) = work(&shared, &epoch) {
+                shared.fail(&error);
+            }
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+        let thread = thread.map_err(|source| crate::storage::StorageError::Io {
+            action: "start a thread for",
+            path: self.epoch.clone(),
+            source,
+        })?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// The newest view.
+    pub fn view(&self) -> Arc<View> {
+        self.shared.view()
+    }
+
+    /// The applied position, to wait on.
+    pub fn applied(&self) -> watch::Receiver<Lsn> {
+        self.shared.applied.subscribe()
+    }
+
+    /// Why the engine stopped, once it did.
+    pub fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.shared.failure.subscribe()
+    }
+
+    /// How far a collection's copy has come here.
+    pub fn copy_progress(&self, collection: CollectionId) -> Arc<CopyProgress> {
+        self.shared.progress(collection)
+    }
+
+    /// A row as last committed; may be newer than a view taken before.
+    pub fn row(&self, collection: CollectionId, key: &RowKey) -> Result<Option<StoredRow>> {
+        self.state.row(collection, key)
+    }
+
+    /// The rows of a collection that could not be indexed.
+    pub fn dead_letters(&self, collection: CollectionId, limit: usize) -> Result<Vec<DeadLetter>> {
+        self.state.dead_letters(collection, limit)
+    }
+
+    /// A reader of one vector column's originals, for nodes up to `nodes`.
+    pub fn originals(
+        &self,
+        collection: CollectionId,
+        column: usize,
+        dimensions: usize,
+        nodes: u32,
+    ) -> Result<Originals> {
+        let path = self.epoch.join("vectors").join(format!("{}-{column}.f32", collection.0));
+        Originals::open(&path, dimensions, nodes)
+    }
+
+    /// Stops the threads, after what is applied is durable.
+    pub fn stop(&self) {
+        self.shared.stop();
+        for thread in self.threads.lock().drain(..) {
+            if thread.join().is_err() {
+                self.shared.fail(&"an engine thread panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

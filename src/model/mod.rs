@@ -10,6 +10,7 @@ mod lsn;
 mod metric;
 mod relation;
 mod search;
+mod spec;
 mod value;
 
 pub use change::{Change, CollectionId, LogRecord, Op, RowImage, TransactionHead};
@@ -23,4 +24,5 @@ pub use search::{
     Answer, Candidate, Consistency, Hit, MAX_EF, MAX_LIMIT, Recheck, RecheckReport, SearchBy, SearchRequest,
     SearchStats,
 };
+pub use spec::{CollectionSpec, VectorSpec};
 pub use value::{Cell, ColumnType, Value};

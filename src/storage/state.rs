@@ -76,6 +76,8 @@ pub struct IndexRecord {
     pub nodes: u32,
     /// The sealed segments, in no order.
     pub sealed: Vec<SealedRecord>,
+    /// Nodes before this one that no sealed segment holds are dead.
+    pub first: u32,
     /// Number of the next segment.
     pub next_segment: u64,
 }

@@ -1,0 +1,131 @@
+//! Work behind the applier's back: linking new nodes, sealing full segments, merging small or worn ones. Works on
+//! published views only and hands results to the applier.
+
+use crate::engine::Shared;
+use crate::engine::segment::Segment;
+use crate::engine::view::{IndexView, View};
+use crate::model::CollectionId;
+use crate::storage::Result;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, atomic::Ordering};
+use std::time::Duration;
+
+/// Nodes linked before looking around again.
+const LINK_CHUNK: usize = 64;
+const IDLE: Duration = Duration::from_millis(5);
+const MERGE_EVERY: Duration = Duration::from_millis(500);
+/// More sealed segments than this are merged: every search walks each of them.
+const MAX_SEGMENTS: usize = 8;
+/// A segment with more dead nodes than this share is built anew.
+const MAX_DEAD: f64 = 0.3;
+
+/// Something finished for the applier to take in.
+pub enum Done {
+    /// A segment has its file.
+    Sealed {
+        /// Whose.
+        collection: CollectionId,
+        /// Which vector column.
+        index: usize,
+        /// Which segment.
+        id: u64,
+    },
+    /// One segment, which has its file, replaces others.
+    Merged {
+        /// Whose.
+        collection: CollectionId,
+        /// Which vector column.
+        index: usize,
+        /// The segments it replaces.
+        old: Vec<u64>,
+        /// The new one.
+        segment: Arc<Segment>,
+    },
+}
+
+impl Done {
+    /// Whose work it was.
+    pub fn collection(&self) -> CollectionId {
+        match self {
+            Done::Sealed { collection, .. } | Done::Merged { collection, .. } => *collection,
+        }
+    }
+}
+
+fn indexes(view: &View) -> impl Iterator<Item = (CollectionId, usize, &IndexView)> {
+    view.collections.values().flat_map(|collection| {
+        let id = collection.def.id;
+        collection.indexes.iter().enumerate().map(move |(number, index)| (id, number, &**index))
+    })
+}
+
+fn segment_path(epoch: &Path, collection: CollectionId, index: usize, id: u64) -> PathBuf {
+    epoch.join("vectors").join(Segment::file_name(collection.0, index, id))
+}
+
+/// Links new nodes and seals full segments until told to stop.
+pub fn link(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
+    while !shared.stopping() {
+        let view = shared.view();
+        let mut linked = 0;
+        for (collection, number, index) in indexes(&view) {
+            // While a collection is copied, the applier links it with all threads at the end.
+            if shared.is_copying(&view, collection) {
+                continue;
+            }
+            for segment in &index.segments {
+                linked += segment.graph.link_next(LINK_CHUNK);
+                if segment.is_full() && segment.is_linked() && !segment.is_saved() {
+                    segment.save(&segment_path(epoch, collection, number, segment.id))?;
+                    let _ = done.send(Done::Sealed { collection, index: number, id: segment.id });
+                }
+            }
+        }
+        if linked == 0 {
+            std::thread::sleep(IDLE);
+        }
+    }
+    Ok(())
+}
+
+/// Merges segments until told to stop.
+pub fn merge(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
+    while !shared.sleep_unless_stopping(MERGE_EVERY) {
+        let view = shared.view();
+        for (collection, number, index) in indexes(&view) {
+            let Some(chosen) = choose(index) else { continue };
+            let (Some(dimensions), false) = (index.column.dimensions, shared.is_copying(&view, collection)) else {
+                continue;
+            };
+            let old: Vec<&Segment> = chosen.iter().map(|segment| &**segment).collect();
+            let id = index.ids.fetch_add(1, Ordering::Relaxed);
+            let alive = |node| index.row(node).is_some();
+            let merged = Segment::merged(id, &index.column, dimensions, &old, &alive, 1);
+            merged.save(&segment_path(epoch, collection, number, id))?;
+            let old = chosen.iter().map(|segment| segment.id).collect();
+            tracing::info!(collection = collection.0, ?old, new = id, rows = merged.graph.len(), "merged segments");
+            let _ = done.send(Done::Merged { collection, index: number, old, segment: Arc::new(merged) });
+        }
+        // Look again only at a view that has taken the results in.
+        shared.wait_for_another(&view);
+    }
+    Ok(())
+}
+
+/// The segments worth merging now: one that is worn out, or the smallest ones when there are too many.
+fn choose(index: &IndexView) -> Option<Vec<Arc<Segment>>> {
+    let alive =
+        |segment: &Segment| (0..segment.graph.len()).filter(|&slot| index.row(segment.node(slot)).is_some()).count();
+    let saved = index.segments.iter().filter(|segment| segment.is_saved());
+    let mut counted: Vec<_> = saved.map(|segment| (alive(segment), segment)).collect();
+    let worn = |(alive, segment): &&(usize, &Arc<Segment>)| {
+        (*alive as f64) < f64::from(segment.graph.len()) * (1.0 - MAX_DEAD)
+    };
+    if let Some((_, segment)) = counted.iter().find(worn) {
+        return Some(vec![(*segment).clone()]);
+    }
+    let surplus = counted.len().checked_sub(MAX_SEGMENTS).filter(|surplus| *surplus > 0)?;
+    counted.sort_unstable_by_key(|(alive, _)| *alive);
+    Some(counted.into_iter().take(surplus + 1).map(|(_, segment)| segment.clone()).collect())
+}

@@ -1,0 +1,292 @@
+//! The writing side of one collection: a change becomes row and index mutations. Newer versions win, so a replay changes
+//! nothing; updates that leave the vector alone do no graph work.
+
+use crate::engine::index::IndexWriter;
+use crate::engine::view::{CollectionView, Row};
+use crate::model::{Cell, CollectionId, Lsn, Op, RowImage, RowKey, Value, Version};
+use crate::storage::Result;
+use crate::storage::state::{Batch, CollectionRecord, CollectionState, DeadLetter, State, StoredRow};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A collection, as the applier changes it.
+pub struct CollectionWriter {
+    /// What is stored of it; the indexes' parts are brought up to date by [`CollectionWriter::record`].
+    record: CollectionRecord,
+    /// One per vector column.
+    pub indexes: Vec<IndexWriter>,
+    rows: u64,
+    dead: u64,
+    graph_writes: u64,
+    changed: bool,
+}
+
+impl CollectionWriter {
+    /// Opens a collection as the state knows it and loads its rows.
+    pub fn open(
+        epoch: &Path,
+        state: &State,
+        record: CollectionRecord,
+        segment_rows: usize,
+    ) -> Result<CollectionWriter> {
+        let id = record.def.id;
+        let mut indexes = Vec::new();
+        for (number, column) in record.def.vectors.iter().enumerate() {
+            let stored = record.indexes[number].clone();
+            indexes.push(IndexWriter::open(epoch, id, number, column.clone(), stored, segment_rows)?);
+        }
+        let mut collection = CollectionWriter { record, indexes, rows: 0, dead: 0, graph_writes: 0, changed: true };
+        state.each_row(id, |key, stored| {
+            collection.rows += 1;
+            collection.dead += u64::from(stored.dead);
+            let row = Arc::new(Row { key, version: stored.version, filters: stored.filters.into() });
+            for (index, node) in collection.indexes.iter_mut().zip(stored.nodes) {
+                if let Some(node) = node {
+                    index.attach(node, row.clone());
+                }
+            }
+            Ok(())
+        })?;
+        Ok(collection)
+    }
+
+    /// Its number.
+    pub fn id(&self) -> CollectionId {
+        self.record.def.id
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.record.def.name
+    }
+
+    /// Its state.
+    pub fn state(&self) -> &CollectionState {
+        &self.record.state
+    }
+
+    /// Consistent point of its copy.
+    pub fn copied_at(&self) -> Lsn {
+        self.record.copied_at
+    }
+
+    /// Changes its state.
+    pub fn set_state(&mut self, state: CollectionState) {
+        self.record.state = state;
+        self.changed = true;
+    }
+
+    /// Notes that something a view shows has changed.
+    pub fn touch(&mut self) {
+        self.changed = true;
+    }
+
+    /// Applies one streamed change.
+    pub fn apply(&mut self, batch: &mut Batch<'_>, version: Version, op: Op) -> Result<()> {
+        if version.commit.is_covered_by(self.record.copied_at) {
+            return Ok(());
+        }
+        match op {
+            Op::Upsert { old_key, row } => self.upsert(batch, version, old_key, row),
+            Op::Delete { key } => self.delete(batch, version, &key),
+            Op::Truncate => self.truncate(batch),
+            Op::Drift { reason } => {
+                tracing::error!(collection = self.name(), reason, "the table no longer fits the collection");
+                self.set_state(CollectionState::Paused { reason });
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes a row of the initial copy. Copied keys are unique and come before any streamed change.
+    pub fn load(&mut self, batch: &mut Batch<'_>, version: Version, row: RowImage) -> Result<()> {
+        self.put(batch, version, None, row, true)
+    }
+
+    fn upsert(
+        &mut self,
+        batch: &mut Batch<'_>,
+        version: Version,
+        old_key: Option<RowKey>,
+        row: RowImage,
+    ) -> Result<()> {
+        let id = self.id();
+        let target = batch.row(id, &row.key)?;
+        if target.as_ref().is_some_and(|stored| stored.version >= version) {
+            return Ok(());
+        }
+        let Some(old_key) = old_key.filter(|old_key| *old_key != row.key) else {
+            let is_new = target.is_none();
+            return self.put(batch, version, target, row, is_new);
+        };
+        // The row moved to a new key. Whoever still stands there is gone in the source.
+        if let Some(stored) = target {
+            self.forget(batch, &row.key, &stored)?;
+        }
+        let moved = batch.row(id, &old_key)?.filter(|stored| stored.version < version);
+        if let Some(stored) = &moved {
+            batch.remove_row(id, &old_key)?;
+            self.rows -= 1;
+            if stored.dead > 0 {
+                let before = batch.set_dead_letters(id, &old_key, &[])?;
+                self.dead -= before as u64;
+            }
+        }
+        self.put(batch, version, moved, row, true)
+    }
+
+    /// Writes a row over `stored`, which has been taken out of its old key's place if that was another. `is_new`: no row
+    /// stands at the key.
+    fn put(
+        &mut self,
+        batch: &mut Batch<'_>,
+        version: Version,
+        stored: Option<StoredRow>,
+        image: RowImage,
+        is_new: bool,
+    ) -> Result<()> {
+        let id = self.id();
+        let unplaced = match &stored {
+            Some(stored) if stored.dead > 0 => "still the value that could not be indexed",
+            _ => "the update does not carry the value and none is stored",
+        };
+        let (old_nodes, old_filters, old_dead) = match stored {
+            Some(stored) => (stored.nodes, stored.filters, stored.dead),
+            None => (vec![None; self.indexes.len()], Vec::new(), 0),
+        };
+        let filters: Vec<Cell> = image
+            .filters
+            .into_iter()
+            .enumerate()
+            .map(
+                |(i, cell)| {
+                    if cell == Cell::Unchanged { old_filters.get(i).cloned().unwrap_or(Cell::Null) } else { cell }
+                },
+            )
+            .collect();
+        let row = Arc::new(Row { key: image.key.clone(), version, filters: filters.clone().into() });
+        let mut letters = Vec::new();
+        let mut nodes = Vec::with_capacity(self.indexes.len());
+        for (number, cell) in image.vectors.into_iter().enumerate() {
+            let old = old_nodes.get(number).copied().flatten();
+            let index = &mut self.indexes[number];
+            let (node, reason) = place(index, old, cell, unplaced, &row, &mut self.graph_writes)?;
+            letters.extend(reason.map(|reason| DeadLetter {
+                key: image.key.to_string(),
+                column: index.column.name.clone(),
+                reason,
+                lsn: Lsn(version.commit.0),
+            }));
+            nodes.push(node);
+        }
+        if old_dead > 0 || !letters.is_empty() {
+            let before = batch.set_dead_letters(id, &image.key, &letters)?;
+            self.dead = self.dead + letters.len() as u64 - before as u64;
+        }
+        self.rows += u64::from(is_new);
+        batch.put_row(id, &image.key, &StoredRow { version, nodes, filters, dead: letters.len() as u8 })?;
+        self.changed = true;
+        Ok(())
+    }
+
+    fn delete(&mut self, batch: &mut Batch<'_>, version: Version, key: &RowKey) -> Result<()> {
+        match batch.row(self.id(), key)? {
+            Some(stored) if stored.version < version => self.forget(batch, key, &stored),
+            _ => Ok(()),
+        }
+    }
+
+    fn forget(&mut self, batch: &mut Batch<'_>, key: &RowKey, stored: &StoredRow) -> Result<()> {
+        for (index, node) in self.indexes.iter_mut().zip(&stored.nodes) {
+            if let Some(node) = node {
+                index.detach(*node);
+            }
+        }
+        if stored.dead > 0 {
+            self.dead -= batch.set_dead_letters(self.id(), key, &[])? as u64;
+        }
+        batch.remove_row(self.id(), key)?;
+        self.rows -= 1;
+        self.changed = true;
+        Ok(())
+    }
+
+    fn truncate(&mut self, batch: &mut Batch<'_>) -> Result<()> {
+        batch.remove_all_rows(self.id())?;
+        self.indexes.iter_mut().for_each(IndexWriter::detach_all);
+        (self.rows, self.dead, self.changed) = (0, 0, true);
+        Ok(())
+    }
+
+    /// What is to be stored of the collection, if anything changed since the last call.
+    pub fn record(&mut self) -> &CollectionRecord {
+        for (number, index) in self.indexes.iter().enumerate() {
+            self.record.def.vectors[number].dimensions = index.column.dimensions;
+            self.record.indexes[number] = index.record();
+        }
+        &self.record
+    }
+
+    /// Did anything change since the last view?
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// What queries see from now on.
+    pub fn view(&mut self) -> CollectionView {
+        let def = Arc::new(self.record().def.clone());
+        CollectionView {
+            def,
+            state: self.record.state.clone(),
+            rows: self.rows,
+            dead_letters: self.dead,
+            graph_writes: self.graph_writes,
+            indexes: self.indexes.iter().map(|index| Arc::new(index.view())).collect(),
+        }
+    }
+}
+
+/// Where the row's vector of one column is afterwards, and why nowhere if it should be somewhere.
+fn place(
+    index: &mut IndexWriter,
+    old: Option<u32>,
+    cell: Cell,
+    unplaced: &str,
+    row: &Arc<Row>,
+    graph_writes: &mut u64,
+) -> Result<(Option<u32>, Option<String>)> {
+    let mut reason = None;
+    let node = match cell {
+        Cell::Unchanged if old.is_none() => {
+            reason = Some(unplaced.to_owned());
+            None
+        }
+        Cell::Unchanged => old,
+        Cell::Null => None,
+        Cell::Invalid(why) => {
+            reason = Some(why.into_string());
+            None
+        }
+        Cell::Value(Value::Vector(vector)) => {
+            reason = index.refuse(&vector);
+            match old {
+                _ if reason.is_some() => None,
+                Some(node) if index.holds(node, &vector)? => Some(node),
+                _ => {
+                    *graph_writes += 1;
+                    Some(index.add(&vector, row.clone())?)
+                }
+            }
+        }
+        Cell::Value(other) => {
+            reason = Some(format!("{other:?} is not a vector"));
+            None
+        }
+    };
+    if let Some(node) = node.filter(|_| node == old) {
+        index.attach(node, row.clone());
+    } else if let Some(old) = old {
+        index.detach(old);
+    }
+    Ok((node, reason))
+}

@@ -1,0 +1,259 @@
+//! The writing side of one vector column's index. Owned by the applier.
+
+use crate::engine::paged::PagedVec;
+use crate::engine::segment::Segment;
+use crate::engine::view::{IndexView, Row};
+use crate::model::{CollectionId, MAX_DIMENSIONS, VectorColumn};
+use crate::storage::Result;
+use crate::storage::originals::Originals;
+use crate::storage::state::{IndexRecord, SealedRecord};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One vector column's index, as the applier changes it.
+pub struct IndexWriter {
+    collection: CollectionId,
+    number: usize,
+    dir: PathBuf,
+    /// The column, with its dimensions once known.
+    pub column: VectorColumn,
+    record: IndexRecord,
+    originals: Option<Originals>,
+    rows: PagedVec<Option<Arc<Row>>>,
+    sealed: Vec<Arc<Segment>>,
+    growing: Option<Arc<Segment>>,
+    segment_rows: usize,
+    live: usize,
+    ids: Arc<AtomicU64>,
+    /// Files no longer named by the record; they go once that is durable.
+    retired: Vec<PathBuf>,
+}
+
+impl IndexWriter {
+    /// Opens the index of a vector column as the state knows it. Rows are attached afterwards.
+    pub fn open(
+        epoch: &Path,
+        collection: CollectionId,
+        number: usize,
+        column: VectorColumn,
+        record: IndexRecord,
+        segment_rows: usize,
+    ) -> Result<IndexWriter> {
+        let ids = Arc::new(AtomicU64::new(record.next_segment));
+        let mut index = IndexWriter {
+            collection,
+            number,
+            dir: epoch.join("vectors"),
+            column,
+            record,
+            originals: None,
+            rows: PagedVec::default(),
+            sealed: Vec::new(),
+            growing: None,
+            segment_rows,
+            live: 0,
+            ids,
+            retired: Vec::new(),
+        };
+        std::fs::create_dir_all(&index.dir).map_err(|source| crate::storage::StorageError::Io {
+            action: "create",
+            path: index.dir.clone(),
+            source,
+        })?;
+        if let Some(dimensions) = index.column.dimensions {
+            index.load(dimensions)?;
+        }
+        Ok(index)
+    }
+
+    fn load(&mut self, dimensions: usize) -> Result<()> {
+        let originals = Originals::open(&self.originals_file(), dimensions, self.record.nodes)?;
+        for sealed in &self.record.sealed {
+            let path = self.dir.join(&sealed.file);
+            self.sealed.push(Arc::new(Segment::open(&path, sealed.id, &self.column, dimensions, &originals)?));
+        }
+        (0..self.record.nodes).for_each(|_| self.rows.push(None));
+        // What no sealed segment covers is linked again in the background; until then it is scanned.
+        let first =
+            self.sealed.iter().filter_map(|segment| Some(segment.node(segment.graph.len().checked_sub(1)?) + 1));
+        let first = first.max().unwrap_or(0).max(self.record.first);
+        let (mut scratch, mut vector) = (Vec::new(), vec![0.0; dimensions]);
+        self.originals = Some(originals);
+        for node in first..self.record.nodes {
+            let originals = self.originals.as_ref().expect("set above");
+            originals.read_into(node, &mut scratch, &mut vector)?;
+            self.growing_segment(dimensions, node).graph.push(&vector);
+        }
+        Ok(())
+    }
+
+    fn originals_file(&self) -> PathBuf {
+        self.dir.join(format!("{}-{}.f32", self.collection.0, self.number))
+    }
+
+    /// Where the file of a sealed segment lies.
+    pub fn segment_path(&self, id: u64) -> PathBuf {
+        self.dir.join(Segment::file_name(self.collection.0, self.number, id))
+    }
+
+    /// Why this vector cannot be indexed, if so.
+    pub fn refuse(&self, vector: &[f32]) -> Option<String> {
+        if vector.is_empty() || vector.len() > MAX_DIMENSIONS {
+            return Some(format!("{} dimensions; 1 to {MAX_DIMENSIONS} can be indexed", vector.len()));
+        }
+        if let Some(wanted) = self.column.dimensions.filter(|&wanted| wanted != vector.len()) {
+            return Some(format!("{} dimensions instead of {wanted}", vector.len()));
+        }
+        let bad = vector.iter().position(|element| !element.is_finite())?;
+        Some(format!("element {} is {}", bad + 1, vector[bad]))
+    }
+
+    /// Makes the next segment at least this large, so that a copy becomes one graph.
+    pub fn expect_rows(&mut self, rows: u64) {
+        self.segment_rows = self.segment_rows.max(rows.min(1 << 22) as usize);
+    }
+
+    fn growing_segment(&mut self, dimensions: usize, node: u32) -> &Arc<Segment> {
+        if self.growing.as_ref().is_none_or(|growing| growing.is_full()) {
+            self.sealed.extend(self.growing.take());
+            let id = self.ids.fetch_add(1, Ordering::Relaxed);
+            let segment = Segment::growing(id, &self.column, dimensions, node, self.segment_rows);
+            self.growing = Some(Arc::new(segment));
+        }
+        self.growing.as_ref().expect("made above")
+    }
+
+    /// Stores a vector as a new node and returns its number. The vector was not refused.
+    pub fn add(&mut self, vector: &[f32], row: Arc<Row>) -> Result<u32> {
+        let dimensions = vector.len();
+        if self.originals.is_none() {
+            self.column.dimensions = Some(dimensions);
+            self.originals = Some(Originals::open(&self.originals_file(), dimensions, 0)?);
+        }
+        let node = self.originals.as_mut().expect("opened above").push(vector)?;
+        self.growing_segment(dimensions, node).graph.push(vector);
+        self.rows.push(Some(row));
+        self.record.nodes = node + 1;
+        self.live += 1;
+        debug_assert_eq!(self.rows.len(), node as usize + 1);
+        Ok(node)
+    }
+
+    /// Does the node hold exactly this vector?
+    pub fn holds(&self, node: u32, vector: &[f32]) -> Result<bool> {
+        self.originals.as_ref().map_or(Ok(false), |originals| originals.equals(node, vector))
+    }
+
+    /// The node now belongs to this version of its row.
+    pub fn attach(&mut self, node: u32, row: Arc<Row>) {
+        self.live += usize::from(self.rows.get(node as usize).is_some_and(Option::is_none));
+        self.rows.set(node as usize, Some(row));
+    }
+
+    /// The node's vector is no row's any more.
+    pub fn detach(&mut self, node: u32) {
+        self.live -= usize::from(self.rows.get(node as usize).is_some_and(Option::is_some));
+        self.rows.set(node as usize, None);
+    }
+
+    /// No node belongs to a row any more.
+    pub fn detach_all(&mut self) {
+        let nodes = self.rows.len();
+        self.rows = PagedVec::default();
+        (0..nodes).for_each(|_| self.rows.push(None));
+        self.live = 0;
+        self.record.first = self.record.nodes;
+        self.retired.extend(self.record.sealed.drain(..).map(|sealed| self.dir.join(sealed.file)));
+        self.sealed.clear();
+        self.growing = None;
+    }
+
+    /// A full or finished segment has its file.
+    pub fn sealed(&mut self, id: u64) {
+        if let Some(growing) = self.growing.take_if(|growing| growing.id == id) {
+            self.sealed.push(growing);
+        }
+        if self.sealed.iter().any(|segment| segment.id == id) {
+            self.record.sealed.push(SealedRecord { id, file: Segment::file_name(self.collection.0, self.number, id) });
+        }
+    }
+
+    /// `merged`, which has its file, takes the place of the segments `old`. False when one of them is gone meanwhile.
+    pub fn replace(&mut self, old: &[u64], merged: Arc<Segment>) -> bool {
+        if !old.iter().all(|id| self.record.sealed.iter().any(|sealed| sealed.id == *id)) {
+            return false;
+        }
+        self.sealed.retain(|segment| !old.contains(&segment.id));
+        let gone = self.record.sealed.extract_if(.., |sealed| old.contains(&sealed.id));
+        self.retired.extend(gone.map(|sealed| self.dir.join(sealed.file)));
+        let id = merged.id;
+        self.sealed.push(merged);
+        self.sealed(id);
+        true
+    }
+
+    /// What is to be stored of the index.
+    pub fn record(&self) -> IndexRecord {
+        IndexRecord { next_segment: self.ids.load(Ordering::Relaxed), ..self.record.clone() }
+    }
+
+    /// Removes the files that the durable record no longer names.
+    pub fn remove_retired(&mut self) {
+        for path in self.retired.drain(..) {
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(file = %path.display(), %error, "cannot remove a retired segment");
+            }
+        }
+    }
+
+    /// Makes the originals durable; must come before the transaction that counts them.
+    pub fn sync(&mut self) -> Result<()> {
+        self.originals.as_mut().map_or(Ok(()), Originals::sync)
+    }
+
+    /// Hands the originals to the operating system, so that readers of the next view find them.
+    pub fn flush(&mut self) -> Result<()> {
+        self.originals.as_mut().map_or(Ok(()), Originals::flush)
+    }
+
+    /// The original vector of a node.
+    pub fn original(&self, node: u32) -> Result<Option<Vec<f32>>> {
+        self.originals.as_ref().map(|originals| originals.read(node)).transpose()
+    }
+
+    /// A handle to read originals with, in another thread.
+    pub fn originals_reader(&self) -> Result<Option<Originals>> {
+        self.originals.as_ref().map(Originals::reader).transpose()
+    }
+
+    /// The segment that takes new nodes, if there is one.
+    pub fn growing(&self) -> Option<&Arc<Segment>> {
+        self.growing.as_ref()
+    }
+
+    /// Files of this column that no record names: left by a crash or by a merge.
+    pub fn remove_orphans(&self) -> Result<()> {
+        let prefix = format!("{}-{}-", self.collection.0, self.number);
+        let Ok(entries) = std::fs::read_dir(&self.dir) else { return Ok(()) };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str().filter(|name| name.starts_with(&prefix)) else { continue };
+            if !self.record.sealed.iter().any(|sealed| sealed.file == name) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        Ok(())
+    }
+
+    /// What queries see from now on.
+    pub fn view(&self) -> IndexView {
+        IndexView {
+            column: self.column.clone(),
+            rows: self.rows.clone(),
+            segments: self.sealed.iter().chain(&self.growing).cloned().collect(),
+            live: self.live,
+            ids: self.ids.clone(),
+        }
+    }
+}

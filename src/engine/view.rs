@@ -1,0 +1,88 @@
+//! What queries see: an immutable state of every collection at one position of the source's history.
+
+use crate::engine::hnsw::Query;
+use crate::engine::paged::PagedVec;
+use crate::engine::segment::Segment;
+use crate::model::{Cell, CollectionDef, Lsn, RowKey, VectorColumn, Version};
+use crate::storage::state::CollectionState;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+/// A row as queries see it.
+#[derive(Debug)]
+pub struct Row {
+    /// Its identity.
+    pub key: RowKey,
+    /// Who wrote it.
+    pub version: Version,
+    /// The filter columns.
+    pub filters: Box<[Cell]>,
+}
+
+/// One vector column's index at one position.
+#[derive(Clone)]
+pub struct IndexView {
+    /// The column, with its dimensions once known.
+    pub column: VectorColumn,
+    /// By node: the row whose vector it holds, if that is still so.
+    pub rows: PagedVec<Option<Arc<Row>>>,
+    /// All segments; the last one grows.
+    pub segments: Vec<Arc<Segment>>,
+    /// Nodes that hold a live vector.
+    pub live: usize,
+    /// Numbers for new segments.
+    pub ids: Arc<AtomicU64>,
+}
+
+impl IndexView {
+    /// The live row whose vector a node holds.
+    #[inline]
+    pub fn row(&self, node: u32) -> Option<&Arc<Row>> {
+        self.rows.get(node as usize)?.as_ref()
+    }
+
+    /// A query vector made ready for this index; `None` while the index has no vector at all.
+    pub fn prepare(&self, vector: &[f32]) -> Option<Query> {
+        self.segments.first().map(|segment| segment.graph.prepare(vector))
+    }
+
+    /// Bytes of vectors and links in memory.
+    pub fn memory_bytes(&self) -> usize {
+        self.segments.iter().map(|segment| segment.graph.memory_bytes()).sum()
+    }
+
+    /// Nodes, and how many of them walks can reach; the rest is scanned.
+    pub fn linked(&self) -> (usize, usize) {
+        let sum = |count: fn(&Segment) -> u32| self.segments.iter().map(|segment| count(segment) as usize).sum();
+        (sum(|segment| segment.graph.len()), sum(|segment| segment.graph.linked()))
+    }
+}
+
+/// One collection at one position.
+#[derive(Clone)]
+pub struct CollectionView {
+    /// Its definition.
+    pub def: Arc<CollectionDef>,
+    /// Fit to answer?
+    pub state: CollectionState,
+    /// Rows, with or without a usable vector.
+    pub rows: u64,
+    /// Vectors that could not be indexed.
+    pub dead_letters: u64,
+    /// Vectors written to graphs since the service started.
+    pub graph_writes: u64,
+    /// One per vector column.
+    pub indexes: Vec<Arc<IndexView>>,
+}
+
+/// The engine's state at one position.
+#[derive(Clone, Default)]
+pub struct View {
+    /// Everything that ended at or before it is here, nothing else is.
+    pub applied: Lsn,
+    /// Commit time of the last transaction, microseconds since 2000-01-01 UTC; 0 when there was none.
+    pub commit_time: i64,
+    /// By name.
+    pub collections: BTreeMap<String, Arc<CollectionView>>,
+}

@@ -1,0 +1,64 @@
+//! What the operator asks for: a collection before it is resolved against the source's catalog.
+
+use crate::model::metric::Metric;
+use serde::{Deserialize, Serialize};
+
+/// A vector column as configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VectorSpec {
+    /// Column name.
+    pub column: String,
+    /// How vectors are compared.
+    #[serde(default = "default_metric")]
+    pub metric: Metric,
+    /// Length of the vectors; learned from the source when absent.
+    #[serde(default)]
+    pub dimensions: Option<usize>,
+    /// Links per node of the graph.
+    #[serde(default = "default_m")]
+    pub m: usize,
+    /// Width of the search while linking.
+    #[serde(default = "default_ef_construction")]
+    pub ef_construction: usize,
+}
+
+fn default_metric() -> Metric {
+    Metric::Cosine
+}
+
+fn default_m() -> usize {
+    16
+}
+
+fn default_ef_construction() -> usize {
+    200
+}
+
+/// A collection as configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CollectionSpec {
+    /// `schema.table`, or `table` for schema `public`. Taken literally: no quotes, no case folding.
+    pub table: String,
+    /// What callers say; the table's name when absent.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// At least one.
+    pub vectors: Vec<VectorSpec>,
+    /// Columns that filters can use and answers can show without asking the source.
+    #[serde(default)]
+    pub filter_columns: Vec<String>,
+}
+
+impl CollectionSpec {
+    /// Schema and table.
+    pub fn schema_and_table(&self) -> (&str, &str) {
+        self.table.split_once('.').unwrap_or(("public", &self.table))
+    }
+
+    /// What callers say.
+    pub fn name(&self) -> &str {
+        self.name.as_deref().unwrap_or(&self.table)
+    }
+}

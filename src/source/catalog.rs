@@ -1,0 +1,315 @@
+//! Facts of the source's catalog: what a table looks like, where a slot stands, where the WAL ends.
+
+use crate::model::{
+    CollectionDef, CollectionId, CollectionSpec, ColumnType, FilterColumn, KeyColumn, Lsn, MAX_DIMENSIONS,
+    VectorColumn, quote_ident,
+};
+use crate::source::{Result, SourceError};
+use tokio_postgres::Client;
+
+/// A column of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// As `format_type` writes it.
+    pub type_name: String,
+    /// One of ours, if it is.
+    pub kind: Option<ColumnType>,
+    /// Type modifier.
+    pub typmod: i32,
+    /// Place in the replica identity, from 0.
+    pub key_place: Option<usize>,
+    /// Stored or virtual generated column: not in the stream before version 18.
+    pub generated: bool,
+}
+
+/// A table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Its OID.
+    pub oid: u32,
+    /// `r` ordinary, `p` partitioned, others.
+    pub kind: char,
+    /// `d` default, `n` nothing, `f` full, `i` index.
+    pub replica_identity: char,
+    /// Does row security apply to our role?
+    pub row_security_active: bool,
+    /// May we read it?
+    pub can_select: bool,
+    /// The planner's estimate of its rows; -1 when never analysed.
+    pub estimated_rows: i64,
+    /// Number of pages the heap has now.
+    pub pages: i64,
+    /// Its columns, dropped ones left out.
+    pub columns: Vec<Column>,
+}
+
+const TABLE: &str = "
+    SELECT c.oid, c.relkind::text, c.relreplident::text, row_security_active(c.oid),
+           has_table_privilege(c.oid, 'SELECT'), c.reltuples::bigint,
+           (CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) / current_setting('block_size')::bigint ELSE 0 END)::bigint
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
+
+// The replica identity is the index marked so, or the primary key; for FULL and NOTHING the primary key is what we
+// would key by.
+const COLUMNS: &str = "
+    WITH identity AS (
+        SELECT i.indkey::int2[] AS columns, i.indnkeyatts AS size FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
+         WHERE i.indrelid = $1::oid AND i.indisvalid
+           AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END)
+    SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), n.nspname::text, t.typname::text, a.atttypmod,
+           (SELECT array_position(columns[0:size - 1], a.attnum) FROM identity), a.attgenerated <> ''
+      FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace
+     WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+
+/// Looks a table up; `None` when there is none of that name.
+pub async fn table(client: &Client, schema: &str, name: &str) -> Result<Option<Table>> {
+    let Some(row) = client.query_opt(TABLE, &[&schema, &name]).await? else { return Ok(None) };
+    let letter = |at: usize| row.get::<_, String>(at).chars().next().unwrap_or('?');
+    let oid: u32 = row.get(0);
+    let columns = client.query(COLUMNS, &[&oid]).await?;
+    let column = |row: &tokio_postgres::Row| {
+        let (schema, name): (String, String) = (row.get(2), row.get(3));
+        Column {
+            name: row.get(0),
+            type_name: row.get(1),
+            kind: ColumnType::from_catalog(&schema, &name),
+            typmod: row.get(4),
+            // Only the order counts: slices of arrays count from 1, whole `indkey`s from 0.
+            key_place: row.get::<_, Option<i32>>(5).map(|place| place as usize),
+            generated: row.get(6),
+        }
+    };
+    Ok(Some(Table {
+        oid,
+        kind: letter(1),
+        replica_identity: letter(2),
+        row_security_active: row.get(3),
+        can_select: row.get(4),
+        estimated_rows: row.get(5),
+        pages: row.get(6),
+        columns: columns.iter().map(column).collect(),
+    }))
+}
+
+/// Resolves what the operator asked for against the catalog. Every refusal carries its remedy.
+pub async fn resolve(client: &Client, id: CollectionId, spec: &CollectionSpec) -> Result<(CollectionDef, Table)> {
+    let (schema, name) = spec.schema_and_table();
+    let found = table(client, schema, name).await?;
+    let table = found.ok_or_else(|| {
+        SourceError::refused(
+            format!("table {}.{} does not exist or is not visible", quote_ident(schema), quote_ident(name)),
+            "check collections.table; names are taken literally, without quotes or case folding",
+        )
+    })?;
+    let mut def = define(id, spec, &table)?;
+    for column in &mut def.vectors {
+        if column.dimensions.is_none() && column.kind != ColumnType::Vector {
+            column.dimensions = first_length(client, schema, name, &column.name).await?;
+        }
+    }
+    Ok((def, table))
+}
+
+async fn first_length(client: &Client, schema: &str, table: &str, column: &str) -> Result<Option<usize>> {
+    let column = quote_ident(column);
+    let sql = format!(
+        "SELECT cardinality({column}) FROM {}.{} WHERE cardinality({column}) > 0 LIMIT 1",
+        quote_ident(schema),
+        quote_ident(table)
+    );
+    let row = client.query_opt(&sql, &[]).await?;
+    Ok(row.map(|row| row.get::<_, i32>(0) as usize))
+}
+
+/// The pure part of [`resolve`].
+pub fn define(id: CollectionId, spec: &CollectionSpec, table: &Table) -> Result<CollectionDef> {
+    let (schema, name) = spec.schema_and_table();
+    let quoted = format!("{}.{}", quote_ident(schema), quote_ident(name));
+    check_table(table, &quoted)?;
+    let mut key: Vec<_> = table.columns.iter().filter_map(|column| Some((column.key_place?, column))).collect();
+    key.sort_by_key(|(place, _)| *place);
+    let key = key.into_iter().map(|(_, column)| {
+        let kind = column.kind.filter(|kind| kind.is_key()).ok_or_else(|| {
+            SourceError::refused(
+                format!("key column {} of {quoted} is {}", quote_ident(&column.name), column.type_name),
+                "keys can be smallint, integer, bigint, text, character varying or uuid; choose another replica \
+                 identity: ALTER TABLE ... REPLICA IDENTITY USING INDEX ...",
+            )
+        })?;
+        Ok(KeyColumn { name: column.name.clone(), kind })
+    });
+    let vectors = spec.vectors.iter().map(|wanted| {
+        let column = find(table, &wanted.column, &quoted)?;
+        let kind = column.kind.filter(|kind| kind.is_vector()).ok_or_else(|| {
+            SourceError::refused(
+                format!("column {} of {quoted} is {}", quote_ident(&column.name), column.type_name),
+                "a vector column is pgvector's vector, real[] or double precision[]",
+            )
+        })?;
+        let from_type = usize::try_from(column.typmod).ok().filter(|_| kind == ColumnType::Vector);
+        if let (Some(wanted), Some(typed)) = (wanted.dimensions, from_type) {
+            if wanted != typed {
+                let problem = format!("column {} has {typed} dimensions, configured are {wanted}", column.type_name);
+                return Err(SourceError::refused(problem, "correct collections.vectors.dimensions"));
+            }
+        }
+        Ok(VectorColumn {
+            name: column.name.clone(),
+            kind,
+            metric: wanted.metric,
+            dimensions: from_type.or(wanted.dimensions),
+            m: wanted.m,
+            ef_construction: wanted.ef_construction,
+        })
+    });
+    let filters = spec.filter_columns.iter().map(|wanted| {
+        let column = find(table, wanted, &quoted)?;
+        let kind = column.kind.filter(|kind| !kind.is_vector()).ok_or_else(|| {
+            SourceError::refused(
+                format!("filter column {} of {quoted} is {}", quote_ident(&column.name), column.type_name),
+                "filter columns can be boolean, integers, real, double precision, text, character varying, uuid, date or timestamps",
+            )
+        })?;
+        Ok(FilterColumn { name: column.name.clone(), kind })
+    });
+    Ok(CollectionDef {
+        id,
+        name: spec.name().to_owned(),
+        schema: schema.to_owned(),
+        table: name.to_owned(),
+        oid: table.oid,
+        key: key.collect::<Result<_>>()?,
+        vectors: vectors.collect::<Result<_>>()?,
+        filters: filters.collect::<Result<_>>()?,
+    })
+}
+
+fn check_table(table: &Table, quoted: &str) -> Result<()> {
+    let refuse = |problem: String, remedy: String| Err(SourceError::refused(problem, remedy));
+    if !matches!(table.kind, 'r' | 'p') {
+        return refuse(format!("{quoted} is not a table"), "views and foreign tables have no WAL".into());
+    }
+    if table.columns.iter().all(|column| column.key_place.is_none()) || table.replica_identity == 'n' {
+        return refuse(
+            format!("{quoted} has no usable replica identity: its UPDATEs and DELETEs would fail once it is published"),
+            format!(
+                "add a primary key, or: ALTER TABLE {quoted} REPLICA IDENTITY USING INDEX <unique not null index>;"
+            ),
+        );
+    }
+    if !table.can_select {
+        return refuse(format!("our role may not read {quoted}"), format!("GRANT SELECT ON {quoted} TO <our role>;"));
+    }
+    if table.row_security_active {
+        return refuse(
+            format!("row security hides rows of {quoted} from our role: the copy would miss what the stream shows"),
+            "ALTER ROLE <our role> BYPASSRLS;".into(),
+        );
+    }
+    Ok(())
+}
+
+fn find<'t>(table: &'t Table, name: &str, quoted: &str) -> Result<&'t Column> {
+    let column = table.columns.iter().find(|column| column.name == name).ok_or_else(|| {
+        let names: Vec<_> = table.columns.iter().map(|column| column.name.as_str()).collect();
+        let problem = format!("{quoted} has no column {}", quote_ident(name));
+        SourceError::refused(problem, format!("its columns are {}", names.join(", ")))
+    })?;
+    if column.generated {
+        let problem = format!("column {} of {quoted} is generated", quote_ident(name));
+        return Err(SourceError::refused(problem, "generated columns are not in the stream; name a stored column"));
+    }
+    Ok(column)
+}
+
+/// Checks of a specification that need no source.
+pub fn check_spec(spec: &CollectionSpec) -> std::result::Result<(), String> {
+    let name = spec.name();
+    let bad_char = |c: char| c.is_control() || c == '/' || c == '?' || c == '#';
+    if name.is_empty() || name.len() > 200 || name.chars().any(bad_char) {
+        return Err(format!("collection name {name:?} must be 1 to 200 characters without /, ? and #"));
+    }
+    if spec.vectors.is_empty() {
+        return Err(format!("collection {name}: no vector column"));
+    }
+    for vector in &spec.vectors {
+        let column = &vector.column;
+        if !(2..=128).contains(&vector.m) {
+            return Err(format!("collection {name}, column {column}: m is {}, not 2 to 128", vector.m));
+        }
+        if !(4..=4000).contains(&vector.ef_construction) {
+            return Err(format!(
+                "collection {name}, column {column}: ef_construction is {}, not 4 to 4000",
+                vector.ef_construction
+            ));
+        }
+        if vector.dimensions.is_some_and(|dimensions| !(1..=MAX_DIMENSIONS).contains(&dimensions)) {
+            return Err(format!("collection {name}, column {column}: dimensions must be 1 to {MAX_DIMENSIONS}"));
+        }
+    }
+    let mut names: Vec<_> = spec.vectors.iter().map(|vector| &vector.column).chain(&spec.filter_columns).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(format!("collection {name}: column {} is named twice", pair[0])),
+        None => Ok(()),
+    }
+}
+
+/// A replication slot as `pg_replication_slots` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// `pgoutput` if it is one of ours.
+    pub plugin: Option<String>,
+    /// Its database.
+    pub database: Option<String>,
+    /// Is somebody streaming from it?
+    pub active: bool,
+    /// Everything before was confirmed.
+    pub confirmed: Option<Lsn>,
+    /// WAL from here on is kept for it.
+    pub restart: Option<Lsn>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+}
+
+impl Slot {
+    /// Can it still be streamed from?
+    pub fn is_usable(&self) -> bool {
+        self.wal_status.as_deref() != Some("lost") && self.confirmed.is_some()
+    }
+}
+
+fn lsn(row: &tokio_postgres::Row, at: usize) -> Option<Lsn> {
+    row.get::<_, Option<String>>(at)?.parse().ok()
+}
+
+/// Looks a slot up.
+pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>> {
+    let sql = "SELECT plugin::text, database::text, active, confirmed_flush_lsn::text, restart_lsn::text, wal_status
+                 FROM pg_replication_slots WHERE slot_name = $1";
+    let row = client.query_opt(sql, &[&name]).await?;
+    Ok(row.map(|row| Slot {
+        plugin: row.get(0),
+        database: row.get(1),
+        active: row.get(2),
+        confirmed: lsn(&row, 3),
+        restart: lsn(&row, 4),
+        wal_status: row.get(5),
+    }))
+}
+
+/// Where the source's durable WAL ends now.
+pub async fn current_lsn(client: &Client) -> Result<Lsn> {
+    let sql = "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text";
+    let row = client.query_one(sql, &[]).await?;
+    lsn(&row, 0).ok_or_else(|| SourceError::Unavailable("the source does not tell its WAL position".into()))
+}
+
+/// Version number of the server, `150004` for 15.4.
+pub async fn server_version(client: &Client) -> Result<i32> {
+    let row = client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await?;
+    Ok(row.get(0))
+}

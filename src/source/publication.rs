@@ -1,0 +1,108 @@
+//! The publication: what the slot sends. Made for exactly the tables of the collections, never for all tables, never
+//! for one whose UPDATEs would then fail.
+
+use crate::model::{CollectionDef, quote_ident};
+use crate::source::{Result, SourceError};
+use tokio_postgres::Client;
+
+/// A table of a publication: its name, the published columns (`None` is all), whether a row filter applies.
+struct Member {
+    schema: String,
+    table: String,
+    columns: Option<Vec<String>>,
+    filtered: bool,
+}
+
+/// Makes sure that the publication sends what the collections need. With `create` what is missing is made, else it is
+/// an error that carries the SQL.
+pub async fn ensure(client: &Client, name: &str, collections: &[CollectionDef], create: bool) -> Result<()> {
+    let publication = quote_ident(name);
+    let tables: Vec<_> = collections.iter().map(CollectionDef::quoted_table).collect();
+    let head = client
+        .query_opt(
+            "SELECT puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot FROM pg_publication WHERE pubname = $1",
+            &[&name],
+        )
+        .await?;
+    let Some(head) = head else {
+        let sql = format!(
+            "CREATE PUBLICATION {publication} FOR TABLE {} WITH (publish_via_partition_root = true)",
+            tables.join(", ")
+        );
+        return run(client, create, format!("publication {publication} does not exist"), &sql).await;
+    };
+    for (at, op) in ["insert", "update", "delete", "truncate"].iter().enumerate() {
+        if !head.get::<_, bool>(at + 1) {
+            let sql = format!("ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate')");
+            return Err(SourceError::refused(format!("publication {publication} does not publish {op}"), sql));
+        }
+    }
+    let members = members(client, name).await?;
+    for (def, table) in collections.iter().zip(&tables) {
+        match members.iter().find(|member| member.schema == def.schema && member.table == def.table) {
+            Some(member) => check_member(member, def, &publication)?,
+            None => {
+                let sql = format!("ALTER PUBLICATION {publication} ADD TABLE {table}");
+                run(client, create, format!("publication {publication} does not have table {table}"), &sql).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn run(client: &Client, create: bool, problem: String, sql: &str) -> Result<()> {
+    if !create {
+        return Err(SourceError::refused(problem, format!("{sql};")));
+    }
+    tracing::info!(sql, "changing the publication");
+    client.batch_execute(sql).await.map_err(|error| match SourceError::from(error) {
+        SourceError::Sql { code, message } => SourceError::refused(
+            format!("{problem}, and making it failed: {message} ({code})"),
+            format!("as the table's owner: {sql};"),
+        ),
+        other => other,
+    })
+}
+
+async fn members(client: &Client, name: &str) -> Result<Vec<Member>> {
+    let version = crate::source::catalog::server_version(client).await?;
+    // Column lists and row filters exist since version 15.
+    let extra = if version >= 150_000 { "attnames::text[], rowfilter IS NOT NULL" } else { "NULL::text[], false" };
+    let sql =
+        format!("SELECT schemaname::text, tablename::text, {extra} FROM pg_publication_tables WHERE pubname = $1");
+    let rows = client.query(&sql, &[&name]).await?;
+    let member = |row: &tokio_postgres::Row| Member {
+        schema: row.get(0),
+        table: row.get(1),
+        columns: row.get(2),
+        filtered: row.get(3),
+    };
+    Ok(rows.iter().map(member).collect())
+}
+
+fn check_member(member: &Member, def: &CollectionDef, publication: &str) -> Result<()> {
+    let table = def.quoted_table();
+    if member.filtered {
+        let problem = format!(
+            "publication {publication} has a row filter on {table}: the copy would bring rows that the stream hides"
+        );
+        return Err(SourceError::refused(
+            problem,
+            format!("ALTER PUBLICATION {publication} SET TABLE {table}; -- without WHERE"),
+        ));
+    }
+    let needed = def.key.iter().map(|column| &column.name);
+    let needed = needed
+        .chain(def.vectors.iter().map(|column| &column.name))
+        .chain(def.filters.iter().map(|column| &column.name));
+    let Some(published) = &member.columns else { return Ok(()) };
+    let missing: Vec<_> = needed.filter(|name| !published.contains(name)).map(|name| quote_ident(name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let problem = format!("publication {publication} leaves out {} of {table}", missing.join(", "));
+    Err(SourceError::refused(
+        problem,
+        format!("add the columns, or publish all: ALTER PUBLICATION {publication} SET TABLE {table};"),
+    ))
+}

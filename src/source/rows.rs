@@ -1,0 +1,143 @@
+//! Rows of the heap by key, as the source shows them now: the recheck's one round trip, and the verification's scan.
+
+use crate::model::{Cell, CollectionDef, ColumnType, RowKey, pgtype, quote_ident};
+use crate::source::{Result, SourceError};
+use deadpool_postgres::Pool;
+use futures_util::{StreamExt, pin_mut};
+use serde_json::value::RawValue;
+use tokio_postgres::types::{FromSql, ToSql, Type};
+
+/// A row the source shows.
+#[derive(Debug)]
+pub struct HeapRow {
+    /// Its key.
+    pub key: RowKey,
+    /// The columns asked for, as a JSON object.
+    pub columns: Option<Box<RawValue>>,
+    /// Its current vector, where asked for.
+    pub vector: Option<Cell>,
+}
+
+/// What to ask of each row.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ask<'a> {
+    /// Columns to bring, rendered by the source.
+    pub columns: &'a [String],
+    /// Vector column to bring.
+    pub vector: Option<usize>,
+    /// A condition with its text parameters, numbered from 1; rows that fail it are not shown.
+    pub condition: Option<(&'a str, &'a [String])>,
+}
+
+/// Any value as the bytes the server sent.
+struct Raw<'a>(&'a [u8]);
+
+impl<'a> FromSql<'a> for Raw<'a> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Raw(raw))
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+}
+
+fn cell(row: &tokio_postgres::Row, at: usize, kind: ColumnType) -> Cell {
+    match row.try_get::<_, Option<Raw<'_>>>(at) {
+        Ok(Some(Raw(bytes))) => pgtype::decode_binary(kind, bytes),
+        Ok(None) => Cell::Null,
+        Err(error) => Cell::Invalid(error.to_string().into()),
+    }
+}
+
+fn key_of(def: &CollectionDef, row: &tokio_postgres::Row) -> Option<RowKey> {
+    let values = def.key.iter().enumerate().map(|(at, column)| match cell(row, at, column.kind) {
+        Cell::Value(value) => Some(value),
+        _ => None,
+    });
+    RowKey::encode(&values.collect::<Option<Vec<_>>>()?)
+}
+
+/// Asks the source which of these rows it shows now. One statement, one round trip; in no order.
+pub async fn fetch(pool: &Pool, def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Vec<HeapRow>> {
+    let client = pool.get().await.map_err(|error| SourceError::Unavailable(super::chain(&error)))?;
+    let (mut sql, key_columns) = statement(def, keys, ask)?;
+    let mut params: Vec<&(dyn ToSql + Sync)> = Vec::new();
+    if let Some((condition, values)) = ask.condition {
+        sql.push_str(&format!(" AND ({condition})"));
+        params.extend(values.iter().map(|value| value as &(dyn ToSql + Sync)));
+    }
+    params.extend(key_columns.iter().map(|column| column as &(dyn ToSql + Sync)));
+    let statement = client.prepare_cached(&sql).await?;
+    let rows = client.query(&statement, &params).await?;
+    let heap_row = |row: &tokio_postgres::Row| {
+        let mut at = def.key.len();
+        let columns = (!ask.columns.is_empty()).then(|| {
+            at += 1;
+            row.try_get::<_, String>(at - 1).ok().and_then(|text| RawValue::from_string(text).ok())
+        });
+        let vector = ask.vector.map(|number| cell(row, at, def.vectors[number].kind));
+        let key =
+            key_of(def, row).ok_or_else(|| SourceError::Unavailable("the source sent a row without a key".into()))?;
+        Ok(HeapRow { key, columns: columns.flatten(), vector })
+    };
+    rows.iter().map(heap_row).collect()
+}
+
+/// The statement up to its condition, and the key columns' values as text arrays.
+fn statement(def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<(String, Vec<Vec<String>>)> {
+    let mut columns = vec![Vec::with_capacity(keys.len()); def.key.len()];
+    for key in keys {
+        let values = key.decode().filter(|values| values.len() == def.key.len());
+        let values = values.ok_or_else(|| {
+            SourceError::refused(format!("{key} is not a key of {}", def.name), "rebuild the collection")
+        })?;
+        columns.iter_mut().zip(&values).for_each(|(column, value)| column.push(pgtype::to_text(value)));
+    }
+    let mut shown: Vec<_> = def.key.iter().map(|column| format!("t.{}", quote_ident(&column.name))).collect();
+    let names = shown.join(", ");
+    if !ask.columns.is_empty() {
+        let list: Vec<_> = ask.columns.iter().map(|name| format!("t.{}", quote_ident(name))).collect();
+        shown.push(format!("(SELECT row_to_json(r)::text FROM (SELECT {}) r)", list.join(", ")));
+    }
+    shown.extend(ask.vector.map(|number| format!("t.{}", quote_ident(&def.vectors[number].name))));
+    let first = ask.condition.map_or(0, |(_, values)| values.len());
+    let arrays =
+        def.key.iter().enumerate().map(|(at, column)| format!("${}::text[]::{}[]", first + at + 1, column.kind));
+    let arrays: Vec<_> = arrays.collect();
+    let sql = format!(
+        "SELECT {} FROM {} t WHERE ({names}) IN (SELECT * FROM unnest({}))",
+        shown.join(", "),
+        def.quoted_table(),
+        arrays.join(", ")
+    );
+    Ok((sql, columns))
+}
+
+/// Reads every row's key and replicated columns in one snapshot, calling `each` with key, vectors and filter cells.
+pub async fn scan(
+    client: &tokio_postgres::Client,
+    def: &CollectionDef,
+    mut each: impl FnMut(RowKey, Vec<Cell>, Vec<Cell>),
+) -> Result<()> {
+    let list = def.key.iter().map(|column| &column.name);
+    let list =
+        list.chain(def.vectors.iter().map(|column| &column.name)).chain(def.filters.iter().map(|column| &column.name));
+    let list: Vec<_> = list.map(|name| quote_ident(name)).collect();
+    let sql = format!("SELECT {} FROM {}", list.join(", "), def.quoted_table());
+    let rows = client.query_raw(&sql, std::iter::empty::<&str>()).await?;
+    pin_mut!(rows);
+    while let Some(row) = rows.next().await {
+        let row = row?;
+        let Some(key) = key_of(def, &row) else { continue };
+        let mut at = def.key.len();
+        let mut next = |kind| {
+            at += 1;
+            cell(&row, at - 1, kind)
+        };
+        let vectors = def.vectors.iter().map(|column| next(column.kind)).collect();
+        let filters = def.filters.iter().map(|column| next(column.kind)).collect();
+        each(key, vectors, filters);
+    }
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! Names of metrics: base units, `_total` for counters, bounded labels. The README's table and `/metrics` derive from here.
+
+macro_rules! metric_names {
+    ($($(#[doc = $doc:literal])+ $constant:ident = $kind:ident $name:literal;)+) => {
+        $($(#[doc = $doc])+ pub const $constant: &str = $name;)+
+        /// Every metric: name, kind, meaning.
+        pub const ALL: &[(&str, Kind, &str)] = &[$(($name, Kind::$kind, concat!($($doc),+))),+];
+    };
+}
+
+/// What kind of metric it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+metric_names! {
+    /// 1, with the version as a label.
+    BUILD_INFO = Gauge "ruvector_build_info";
+    /// 1 when searches are answered from a live index.
+    READY = Gauge "ruvector_ready";
+    /// Age of what searches see, in seconds; 0 when caught up.
+    STALENESS = Gauge "ruvector_replication_staleness_seconds";
+    /// WAL position received from the source, as a number.
+    RECEIVED_LSN = Gauge "ruvector_replication_received_lsn_bytes";
+    /// WAL position up to which the change log is durable.
+    DURABLE_LSN = Gauge "ruvector_replication_durable_lsn_bytes";
+    /// WAL position searches see.
+    APPLIED_LSN = Gauge "ruvector_replication_applied_lsn_bytes";
+    /// WAL position confirmed to the source; never beyond the durable one.
+    CONFIRMED_LSN = Gauge "ruvector_replication_confirmed_flush_lsn_bytes";
+    /// WAL bytes between the source's end and a stage (label stage: received, durable, applied).
+    LAG_BYTES = Gauge "ruvector_replication_lag_bytes";
+    /// Transactions received.
+    TRANSACTIONS = Counter "ruvector_replication_transactions_total";
+    /// Changes received, by op.
+    CHANGES_RECEIVED = Counter "ruvector_replication_changes_total";
+    /// Changes applied to collections.
+    CHANGES_APPLIED = Counter "ruvector_apply_changes_total";
+    /// Connections to the source that had to be made again.
+    RECONNECTS = Counter "ruvector_replication_reconnects_total";
+    /// Complete new copies of the source, by reason.
+    RESYNCS = Counter "ruvector_replication_resyncs_total";
+    /// Time to apply one batch and publish its view.
+    APPLY_SECONDS = Histogram "ruvector_apply_seconds";
+    /// Rows copied by the initial copy.
+    COPY_ROWS = Gauge "ruvector_copy_rows";
+    /// Searches by collection, plan and code (`ok` or the error's code).
+    SEARCHES = Counter "ruvector_search_requests_total";
+    /// Time of a search inside the service.
+    SEARCH_SECONDS = Histogram "ruvector_search_duration_seconds";
+    /// Distances computed by a search.
+    SEARCH_VISITED = Histogram "ruvector_search_visited_nodes";
+    /// Answers that may be short.
+    SEARCH_INCOMPLETE = Counter "ruvector_search_incomplete_total";
+    /// Rows dropped because the source does not show them.
+    RECHECK_DROPPED = Counter "ruvector_search_recheck_dropped_total";
+    /// Round trips of the recheck.
+    RECHECK_SECONDS = Histogram "ruvector_search_recheck_seconds";
+    /// Time spent waiting for a position.
+    LSN_WAIT_SECONDS = Histogram "ruvector_lsn_wait_seconds";
+    /// Waits for a position that timed out.
+    LSN_WAIT_TIMEOUTS = Counter "ruvector_lsn_wait_timeouts_total";
+    /// Rows of a collection.
+    COLLECTION_ROWS = Gauge "ruvector_collection_rows";
+    /// Vectors that can be found.
+    INDEX_VECTORS = Gauge "ruvector_index_vectors";
+    /// Nodes of the index whose vector is no row's any more.
+    INDEX_TOMBSTONES = Gauge "ruvector_index_tombstones";
+    /// Bytes of vectors and links in memory.
+    INDEX_BYTES = Gauge "ruvector_index_bytes";
+    /// Segments of the index.
+    INDEX_SEGMENTS = Gauge "ruvector_index_segments";
+    /// Vectors written to the index since start.
+    GRAPH_WRITES = Counter "ruvector_index_graph_writes_total";
+    /// Vectors that could not be indexed now.
+    DEAD_LETTERS = Gauge "ruvector_dead_letters";
+    /// Rows that differed between index and source in a verification.
+    VERIFY_MISMATCHES = Counter "ruvector_verify_mismatches_total";
+    /// HTTP requests by route and status.
+    HTTP_REQUESTS = Counter "ruvector_http_requests_total";
+}
