@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod engine;
 pub mod model;
+pub mod query;
 pub mod replication;
 pub mod source;
 pub mod storage;

@@ -48,6 +48,9 @@ pub const MAX_ROW: usize = 1 << 30;
 const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
 /// Signature, flags, length of the extension.
 const HEADER: usize = SIGNATURE.len() + 4 + 4;
+/// Takes one row: a field per column, `None` for NULL.
+pub type RowSink<'a, E> = dyn FnMut(&[Option<&[u8]>]) -> Result<(), E> + 'a;
+
 /// Buffers that a large row left behind are not kept.
 const KEEP_CAPACITY: usize = 1 << 20;
 
@@ -94,11 +97,7 @@ impl CopyRows {
 
     /// The next bytes. `row` gets every row that is whole now, one field per column, `None` for NULL. After an error,
     /// also one of `row`, the copy has failed for good.
-    pub fn feed<E: From<CopyError>>(
-        &mut self,
-        chunk: &[u8],
-        row: &mut dyn FnMut(&[Option<&[u8]>]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub fn feed<E: From<CopyError>>(&mut self, chunk: &[u8], row: &mut RowSink<'_, E>) -> Result<(), E> {
         let mut buffer = std::mem::take(&mut self.pending);
         let result = if buffer.is_empty() {
             self.consume(chunk, row).map(|used| buffer.extend_from_slice(&chunk[used..]))
@@ -130,11 +129,7 @@ impl CopyRows {
     }
 
     /// Takes everything that is whole; how many bytes that was.
-    fn consume<E: From<CopyError>>(
-        &mut self,
-        data: &[u8],
-        row: &mut dyn FnMut(&[Option<&[u8]>]) -> Result<(), E>,
-    ) -> Result<usize, E> {
+    fn consume<E: From<CopyError>>(&mut self, data: &[u8], row: &mut RowSink<'_, E>) -> Result<usize, E> {
         let mut used = 0;
         let mut fields = Vec::with_capacity(self.columns);
         loop {

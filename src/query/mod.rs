@@ -1,0 +1,3 @@
+//! Searches on their way to an answer.
+
+pub mod filter;
