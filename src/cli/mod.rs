@@ -1,1 +1,4 @@
 //! The command line: what a person or a script types.
+
+pub mod bench_ann;
+mod npy;
