@@ -56,7 +56,7 @@ impl Isa {
     /// Everything this CPU can run, best first.
     pub fn available() -> Vec<Isa> {
         let all = [Isa::Avx512, Isa::Avx2, Isa::Simsimd, Isa::Scalar];
-        let best = all.iter().position(|&isa| isa == Isa::detect()).unwrap_or(2);
+        let best = all.iter().position(|&isa| isa == Isa::detect()).unwrap_or(all.len() - 1);
         all[best..].to_vec()
     }
 }

@@ -4,29 +4,31 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The inner value in f64, and the sum of the sizes of its terms: what the rounding of a sum is measured by.
-fn reference(metric: Metric, a: &[f32], b: &[f32]) -> (f64, f64) {
-    let pairs = || a.iter().zip(b).map(|(&x, &y)| (f64::from(x), f64::from(y)));
-    let dot = || (pairs().map(|(x, y)| x * y).sum::<f64>(), pairs().map(|(x, y)| (x * y).abs()).sum::<f64>());
-    match metric {
-        Metric::L2 => (pairs().map(|(x, y)| (x - y).powi(2)).sum(), pairs().map(|(x, y)| (x - y).powi(2)).sum()),
-        Metric::L1 => (pairs().map(|(x, y)| (x - y).abs()).sum(), pairs().map(|(x, y)| (x - y).abs()).sum()),
-        Metric::Ip => (-dot().0, dot().1),
-        Metric::Cosine => (1.0 - dot().0, 1.0 + dot().1),
-    }
+/// The inner value in f64, and its positive and negative parts: what the rounding of a sum is measured by.
+fn reference(metric: Metric, a: &[f32], b: &[f32]) -> (f64, f64, f64) {
+    let term = |(&x, &y): (&f32, &f32)| match metric {
+        Metric::L2 => (f64::from(x) - f64::from(y)).powi(2),
+        Metric::L1 => (f64::from(x) - f64::from(y)).abs(),
+        Metric::Ip | Metric::Cosine => -f64::from(x) * f64::from(y),
+    };
+    let one = if metric == Metric::Cosine { 1.0 } else { 0.0 };
+    let terms = || a.iter().zip(b).map(term);
+    let (plus, minus) = (terms().map(|t| t.max(0.0)).sum::<f64>() + one, terms().map(|t| -t.min(0.0)).sum::<f64>());
+    (terms().sum::<f64>() + one, plus, minus)
 }
 
 fn check(metric: Metric, a: &[f32], b: &[f32]) {
-    let (want, size) = reference(metric, a, b);
+    let (want, plus, minus) = reference(metric, a, b);
+    let limit = f64::from(f32::MAX);
     for isa in Isa::available() {
         let got = f64::from(Kernel::with(metric, isa).inner(a, b));
         let context = format!("{metric} {isa:?} len {}: {got} for {want}", a.len());
-        if size < f64::from(f32::MAX) / 2.0 {
+        if plus + minus < limit / 2.0 {
             // Terms below the smallest normal number may be lost or rounded to the next denormal.
-            let slack = size * 1e-5 + a.len() as f64 * 2e-38;
+            let slack = (plus + minus) * 1e-5 + a.len() as f64 * 2e-38;
             assert!((got - want).abs() <= slack, "{context}");
-        } else if want.abs() > f64::from(f32::MAX) * 2.0 && want.abs() >= size * 0.999 {
-            // All terms point one way: every order of summation overflows.
+        } else if want.abs() > limit * 2.0 && plus.min(minus) < limit / 2.0 {
+            // Only one side can overflow, and does in any order of summation.
             assert_eq!(got, f64::INFINITY.copysign(want), "{context}");
         }
         assert!(!got.is_nan(), "{context}");
