@@ -80,6 +80,7 @@ pub struct Graph {
     writer: Mutex<u32>,
     linker: Mutex<()>,
     stripes: Box<[Mutex<()>]>,
+    #[expect(clippy::vec_box, reason = "moves between here and walks as one pointer")]
     scratches: Mutex<Vec<Box<Scratch>>>,
 }
 

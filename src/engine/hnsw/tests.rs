@@ -323,7 +323,7 @@ fn corrupt_files_never_panic() {
             let at = rng.next() as usize % bad.len();
             bad[at] = rng.next() as u8;
         }
-        if rng.next() % 8 == 0 {
+        if rng.next().is_multiple_of(8) {
             bad.truncate(rng.next() as usize % bad.len());
         }
         let Ok(loaded) = load(&rows, graph.params(), &bad) else { continue };
