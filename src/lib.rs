@@ -1,6 +1,7 @@
 //! ruvector: vector search beside an unmodified PostgreSQL.
 
 pub mod cli;
+pub mod consistency;
 pub mod engine;
 pub mod model;
 pub mod query;

@@ -103,9 +103,10 @@ impl<'v> Candidates<'v> {
         while page.len() < want {
             let Some(Found { inner, segment, slot }) = self.found.pop() else { break };
             let segment = &self.index.segments[segment as usize];
-            if let Some(row) = self.index.row(segment.node(slot)) {
+            let node = segment.node(slot);
+            if let Some(row) = self.index.row(node) {
                 let distance = f64::from(segment.graph.public_distance(inner));
-                page.push(Candidate { key: row.key.clone(), distance, version: row.version });
+                page.push(Candidate { key: row.key.clone(), distance, version: row.version, node });
             }
         }
         page

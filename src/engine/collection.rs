@@ -268,7 +268,7 @@ fn place(
             None
         }
         Cell::Value(Value::Vector(vector)) => {
-            reason = index.refuse(&vector);
+            reason = index.column.refuse(&vector);
             match old {
                 _ if reason.is_some() => None,
                 Some(node) if index.holds(node, &vector)? => Some(node),

@@ -3,7 +3,7 @@
 use crate::engine::paged::PagedVec;
 use crate::engine::segment::Segment;
 use crate::engine::view::{IndexView, Row};
-use crate::model::{CollectionId, MAX_DIMENSIONS, VectorColumn};
+use crate::model::{CollectionId, VectorColumn};
 use crate::storage::Result;
 use crate::storage::originals::Originals;
 use crate::storage::state::{IndexRecord, SealedRecord};
@@ -95,18 +95,6 @@ impl IndexWriter {
     /// Where the file of a sealed segment lies.
     pub fn segment_path(&self, id: u64) -> PathBuf {
         self.dir.join(Segment::file_name(self.collection.0, self.number, id))
-    }
-
-    /// Why this vector cannot be indexed, if so.
-    pub fn refuse(&self, vector: &[f32]) -> Option<String> {
-        if vector.is_empty() || vector.len() > MAX_DIMENSIONS {
-            return Some(format!("{} dimensions; 1 to {MAX_DIMENSIONS} can be indexed", vector.len()));
-        }
-        if let Some(wanted) = self.column.dimensions.filter(|&wanted| wanted != vector.len()) {
-            return Some(format!("{} dimensions instead of {wanted}", vector.len()));
-        }
-        let bad = vector.iter().position(|element| !element.is_finite())?;
-        Some(format!("element {} is {}", bad + 1, vector[bad]))
     }
 
     /// Makes the next segment at least this large, so that a copy becomes one graph.
@@ -215,21 +203,6 @@ impl IndexWriter {
     /// Hands the originals to the operating system, so that readers of the next view find them.
     pub fn flush(&mut self) -> Result<()> {
         self.originals.as_mut().map_or(Ok(()), Originals::flush)
-    }
-
-    /// The original vector of a node.
-    pub fn original(&self, node: u32) -> Result<Option<Vec<f32>>> {
-        self.originals.as_ref().map(|originals| originals.read(node)).transpose()
-    }
-
-    /// A handle to read originals with, in another thread.
-    pub fn originals_reader(&self) -> Result<Option<Originals>> {
-        self.originals.as_ref().map(Originals::reader).transpose()
-    }
-
-    /// The segment that takes new nodes, if there is one.
-    pub fn growing(&self) -> Option<&Arc<Segment>> {
-        self.growing.as_ref()
     }
 
     /// Files of this column that no record names: left by a crash or by a merge.

@@ -14,7 +14,7 @@ pub mod view;
 
 use crate::engine::apply::Applier;
 use crate::engine::collection::CollectionWriter;
-use crate::engine::view::View;
+use crate::engine::view::{CollectionView, View};
 use crate::model::{CollectionDef, CollectionId, Lsn, RowKey};
 use crate::storage::changelog::LogReader;
 use crate::storage::state::{CollectionRecord, CollectionState, DeadLetter, IndexRecord, State, StoredRow};
@@ -251,26 +251,53 @@ impl Engine {
         self.shared.progress(collection)
     }
 
-    /// A row as last committed; may be newer than a view taken before.
-    pub fn row(&self, collection: CollectionId, key: &RowKey) -> Result<Option<StoredRow>> {
-        self.state.row(collection, key)
+    /// The original vector of a row, as last committed: `None` when there is no such row, `Some(None)` when it has no
+    /// usable vector.
+    pub fn vector_of(&self, view: &CollectionView, column: usize, key: &RowKey) -> Result<Option<Option<Vec<f32>>>> {
+        let Some(row) = self.state.row(view.def.id, key)? else { return Ok(None) };
+        let node = row.nodes.get(column).copied().flatten();
+        let originals = self.originals(view.def.id, column)?;
+        Ok(Some(match (node, originals) {
+            (Some(node), Some(originals)) => Some(originals.read(node)?),
+            _ => None,
+        }))
+    }
+
+    /// Visits every row of a collection as last committed: key, original vectors, filter columns, version.
+    pub fn each_row(
+        &self,
+        collection: CollectionId,
+        mut visit: impl FnMut(RowKey, &[Option<Vec<f32>>], &StoredRow),
+    ) -> Result<()> {
+        let columns = self.state.collections()?.into_iter().find(|record| record.def.id == collection);
+        let columns = columns.map_or(0, |record| record.def.vectors.len());
+        let originals: Vec<_> = (0..columns).map(|column| self.originals(collection, column)).collect::<Result<_>>()?;
+        self.state.each_row(collection, |key, row| {
+            let vector = |(node, originals): (&Option<u32>, &Option<Originals>)| match (node, originals) {
+                (Some(node), Some(originals)) => originals.read(*node).map(Some),
+                _ => Ok(None),
+            };
+            let vectors: Vec<_> = row.nodes.iter().zip(&originals).map(vector).collect::<Result<_>>()?;
+            visit(key, &vectors, &row);
+            Ok(())
+        })
+    }
+
+    /// A reader of one vector column's originals; `None` while it has no vector.
+    fn originals(&self, collection: CollectionId, column: usize) -> Result<Option<Originals>> {
+        let record = self.state.collections()?.into_iter().find(|record| record.def.id == collection);
+        let Some(record) = record else { return Ok(None) };
+        let Some(dimensions) = record.def.vectors[column].dimensions else { return Ok(None) };
+        let path = self.epoch.join("vectors").join(format!("{}-{column}.f32", collection.0));
+        if !path.exists() {
+            return Ok(None);
+        }
+        Originals::open(&path, dimensions, record.indexes[column].nodes).map(Some)
     }
 
     /// The rows of a collection that could not be indexed.
     pub fn dead_letters(&self, collection: CollectionId, limit: usize) -> Result<Vec<DeadLetter>> {
         self.state.dead_letters(collection, limit)
-    }
-
-    /// A reader of one vector column's originals, for nodes up to `nodes`.
-    pub fn originals(
-        &self,
-        collection: CollectionId,
-        column: usize,
-        dimensions: usize,
-        nodes: u32,
-    ) -> Result<Originals> {
-        let path = self.epoch.join("vectors").join(format!("{}-{column}.f32", collection.0));
-        Originals::open(&path, dimensions, nodes)
     }
 
     /// Stops the threads, after what is applied is durable.

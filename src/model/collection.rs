@@ -26,6 +26,20 @@ pub struct VectorColumn {
     pub ef_construction: usize,
 }
 
+impl VectorColumn {
+    /// Why this vector cannot be indexed, if so.
+    pub fn refuse(&self, vector: &[f32]) -> Option<String> {
+        if vector.is_empty() || vector.len() > MAX_DIMENSIONS {
+            return Some(format!("{} dimensions; 1 to {MAX_DIMENSIONS} can be indexed", vector.len()));
+        }
+        if let Some(wanted) = self.dimensions.filter(|&wanted| wanted != vector.len()) {
+            return Some(format!("{} dimensions instead of {wanted}", vector.len()));
+        }
+        let bad = vector.iter().position(|element| !element.is_finite())?;
+        Some(format!("element {} is {}", bad + 1, vector[bad]))
+    }
+}
+
 /// A replicated column that filters can use and answers can show without asking the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilterColumn {

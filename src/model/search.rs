@@ -76,6 +76,8 @@ pub struct Candidate {
     pub distance: f64,
     /// Which version of the row was compared.
     pub version: Version,
+    /// Where the engine keeps its vector in the view that was searched.
+    pub node: u32,
 }
 
 /// One row of an answer.

@@ -86,6 +86,19 @@ pub async fn fetch(pool: &Pool, def: &CollectionDef, keys: &[RowKey], ask: Ask<'
 
 /// The statement up to its condition, and the key columns' values as text arrays.
 fn statement(def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<(String, Vec<Vec<String>>)> {
+    let mut shown: Vec<_> = def.key.iter().map(|column| format!("t.{}", quote_ident(&column.name))).collect();
+    if !ask.columns.is_empty() {
+        let list: Vec<_> = ask.columns.iter().map(|name| format!("t.{}", quote_ident(name))).collect();
+        shown.push(format!("(SELECT row_to_json(r)::text FROM (SELECT {}) r)", list.join(", ")));
+    }
+    shown.extend(ask.vector.map(|number| format!("t.{}", quote_ident(&def.vectors[number].name))));
+    let first = ask.condition.map_or(0, |(_, values)| values.len());
+    let (condition, columns) = by_key(def, keys, first)?;
+    Ok((format!("SELECT {} FROM {} t WHERE {condition}", shown.join(", "), def.quoted_table()), columns))
+}
+
+/// `key IN these`, with one text array per key column from parameter `first + 1` on.
+fn by_key(def: &CollectionDef, keys: &[RowKey], first: usize) -> Result<(String, Vec<Vec<String>>)> {
     let mut columns = vec![Vec::with_capacity(keys.len()); def.key.len()];
     for key in keys {
         let values = key.decode().filter(|values| values.len() == def.key.len());
@@ -94,50 +107,70 @@ fn statement(def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<(Stri
         })?;
         columns.iter_mut().zip(&values).for_each(|(column, value)| column.push(pgtype::to_text(value)));
     }
-    let mut shown: Vec<_> = def.key.iter().map(|column| format!("t.{}", quote_ident(&column.name))).collect();
-    let names = shown.join(", ");
-    if !ask.columns.is_empty() {
-        let list: Vec<_> = ask.columns.iter().map(|name| format!("t.{}", quote_ident(name))).collect();
-        shown.push(format!("(SELECT row_to_json(r)::text FROM (SELECT {}) r)", list.join(", ")));
-    }
-    shown.extend(ask.vector.map(|number| format!("t.{}", quote_ident(&def.vectors[number].name))));
-    let first = ask.condition.map_or(0, |(_, values)| values.len());
+    let names: Vec<_> = def.key.iter().map(|column| format!("t.{}", quote_ident(&column.name))).collect();
     let arrays =
         def.key.iter().enumerate().map(|(at, column)| format!("${}::text[]::{}[]", first + at + 1, column.kind));
     let arrays: Vec<_> = arrays.collect();
-    let sql = format!(
-        "SELECT {} FROM {} t WHERE ({names}) IN (SELECT * FROM unnest({}))",
-        shown.join(", "),
-        def.quoted_table(),
-        arrays.join(", ")
-    );
-    Ok((sql, columns))
+    if let ([name], [array]) = (&names[..], &arrays[..]) {
+        // Plans as one index scan whatever the planner thinks of `unnest`.
+        return Ok((format!("{name} = ANY({array})"), columns));
+    }
+    Ok((format!("({}) IN (SELECT * FROM unnest({}))", names.join(", "), arrays.join(", ")), columns))
 }
 
-/// Reads every row's key and replicated columns in one snapshot, calling `each` with key, vectors and filter cells.
+/// A row's replicated columns: key, vectors, filter columns.
+pub type Replicated = (RowKey, Vec<Cell>, Vec<Cell>);
+
+fn replicated_columns(def: &CollectionDef) -> String {
+    let key = def.key.iter().map(|column| &column.name);
+    let names =
+        key.chain(def.vectors.iter().map(|column| &column.name)).chain(def.filters.iter().map(|column| &column.name));
+    names.map(|name| format!("t.{}", quote_ident(name))).collect::<Vec<_>>().join(", ")
+}
+
+fn replicated(def: &CollectionDef, row: &tokio_postgres::Row) -> Option<Replicated> {
+    let mut at = def.key.len();
+    let mut next = |kind| {
+        at += 1;
+        cell(row, at - 1, kind)
+    };
+    let vectors = def.vectors.iter().map(|column| next(column.kind)).collect();
+    let filters = def.filters.iter().map(|column| next(column.kind)).collect();
+    Some((key_of(def, row)?, vectors, filters))
+}
+
+/// Reads every row's replicated columns in one statement.
 pub async fn scan(
     client: &tokio_postgres::Client,
     def: &CollectionDef,
     mut each: impl FnMut(RowKey, Vec<Cell>, Vec<Cell>),
 ) -> Result<()> {
-    let list = def.key.iter().map(|column| &column.name);
-    let list =
-        list.chain(def.vectors.iter().map(|column| &column.name)).chain(def.filters.iter().map(|column| &column.name));
-    let list: Vec<_> = list.map(|name| quote_ident(name)).collect();
-    let sql = format!("SELECT {} FROM {}", list.join(", "), def.quoted_table());
+    let sql = format!("SELECT {} FROM {} t", replicated_columns(def), def.quoted_table());
     let rows = client.query_raw(&sql, std::iter::empty::<&str>()).await?;
     pin_mut!(rows);
     while let Some(row) = rows.next().await {
-        let row = row?;
-        let Some(key) = key_of(def, &row) else { continue };
-        let mut at = def.key.len();
-        let mut next = |kind| {
-            at += 1;
-            cell(&row, at - 1, kind)
-        };
-        let vectors = def.vectors.iter().map(|column| next(column.kind)).collect();
-        let filters = def.filters.iter().map(|column| next(column.kind)).collect();
-        each(key, vectors, filters);
+        if let Some((key, vectors, filters)) = replicated(def, &row?) {
+            each(key, vectors, filters);
+        }
     }
     Ok(())
+}
+
+/// Keys of one statement: keeps parameters far below the protocol's limits.
+const KEYS: usize = 1000;
+
+/// Reads the replicated columns of the rows with these keys that exist now.
+pub async fn fetch_all(
+    client: &tokio_postgres::Client,
+    def: &CollectionDef,
+    keys: &[RowKey],
+) -> Result<Vec<Replicated>> {
+    let mut found = Vec::new();
+    for keys in keys.chunks(KEYS) {
+        let (condition, columns) = by_key(def, keys, 0)?;
+        let sql = format!("SELECT {} FROM {} t WHERE {condition}", replicated_columns(def), def.quoted_table());
+        let params: Vec<_> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
+        found.extend(client.query(&sql, &params).await?.iter().filter_map(|row| replicated(def, row)));
+    }
+    Ok(found)
 }

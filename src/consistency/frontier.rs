@@ -1,0 +1,131 @@
+//! The positions of the whole pipeline, and the one place that hands out views: as of when a query answers.
+
+use crate::engine::Engine;
+use crate::engine::view::View;
+use crate::model::{Consistency, Lsn};
+use crate::replication::progress::Progress;
+use crate::storage::changelog::LogTail;
+use crate::telemetry::names;
+use arc_swap::ArcSwapOption;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The engine that answers and the log it drains.
+pub struct Serving {
+    /// The engine.
+    pub engine: Arc<Engine>,
+    /// Durable end of its change log.
+    pub log: Arc<LogTail>,
+    /// Slot it follows.
+    pub slot: String,
+}
+
+/// Why there is no view to answer from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoView {
+    /// The service has no data yet.
+    #[error("no data is loaded yet")]
+    NotLoaded,
+    /// The position asked for was not reached in time.
+    #[error("applied {applied}, asked {asked}, waited {waited:?}")]
+    TimedOut {
+        /// Where the index is.
+        applied: Lsn,
+        /// What was asked for.
+        asked: Lsn,
+        /// How long.
+        waited: Duration,
+    },
+}
+
+/// Received, durable, applied: shared by everybody who asks "as of when".
+pub struct Frontier {
+    serving: ArcSwapOption<Serving>,
+    /// How far the replication is.
+    pub progress: Arc<Progress>,
+    default_timeout: Duration,
+}
+
+/// One reading of all positions.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Positions {
+    /// End of the source's WAL as last heard.
+    pub source: Lsn,
+    /// Received from the socket.
+    pub received: Lsn,
+    /// Durable in the change log.
+    pub durable: Lsn,
+    /// Confirmed to the source.
+    pub confirmed: Lsn,
+    /// What searches see.
+    pub applied: Lsn,
+    /// Upper bound of the age of what searches see, milliseconds; absent while unknown.
+    pub staleness_ms: Option<f64>,
+}
+
+impl Frontier {
+    /// A frontier without data; waits last `default_timeout` where the request does not say.
+    pub fn new(progress: Arc<Progress>, default_timeout: Duration) -> Frontier {
+        Frontier { serving: ArcSwapOption::empty(), progress, default_timeout }
+    }
+
+    /// From now on this engine answers.
+    pub fn serve(&self, serving: Option<Arc<Serving>>) {
+        self.serving.store(serving);
+    }
+
+    /// The engine that answers.
+    pub fn serving(&self) -> Option<Arc<Serving>> {
+        self.serving.load_full()
+    }
+
+    /// A view that reflects at least what was asked for, and the engine it is of.
+    pub async fn view(&self, consistency: &Consistency) -> Result<(Arc<Serving>, Arc<View>), NoView> {
+        let serving = self.serving().ok_or(NoView::NotLoaded)?;
+        if let Some(asked) = consistency.at_least {
+            self.wait(&serving, asked, consistency.timeout.unwrap_or(self.default_timeout)).await?;
+        }
+        let view = serving.engine.view();
+        Ok((serving, view))
+    }
+
+    async fn wait(&self, serving: &Serving, asked: Lsn, limit: Duration) -> Result<(), NoView> {
+        let mut applied = serving.engine.applied();
+        if *applied.borrow() >= asked {
+            return Ok(());
+        }
+        let started = Instant::now();
+        self.progress.nudge();
+        let reached = {
+            let reached = tokio::time::timeout(limit, applied.wait_for(|applied| *applied >= asked)).await;
+            matches!(reached, Ok(Ok(_)))
+        };
+        metrics::histogram!(names::LSN_WAIT_SECONDS).record(started.elapsed().as_secs_f64());
+        match reached {
+            true => Ok(()),
+            false => {
+                metrics::counter!(names::LSN_WAIT_TIMEOUTS).increment(1);
+                Err(NoView::TimedOut { applied: *applied.borrow(), asked, waited: started.elapsed() })
+            }
+        }
+    }
+
+    /// Upper bound of the age of a position; `None` while nothing is proven.
+    pub fn staleness(&self, applied: Lsn) -> Option<Duration> {
+        self.progress.fresh_as_of(applied).map(|moment| moment.elapsed())
+    }
+
+    /// All positions now.
+    pub fn positions(&self) -> Positions {
+        let serving = self.serving();
+        let applied = serving.as_ref().map_or(Lsn::ZERO, |serving| serving.engine.view().applied);
+        Positions {
+            source: self.progress.source_end(),
+            received: self.progress.received(),
+            durable: serving.map_or(Lsn::ZERO, |serving| serving.log.durable().lsn),
+            confirmed: self.progress.confirmed(),
+            applied,
+            staleness_ms: self.staleness(applied).map(|age| age.as_secs_f64() * 1000.0),
+        }
+    }
+}
