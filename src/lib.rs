@@ -6,6 +6,7 @@ pub mod engine;
 pub mod model;
 pub mod query;
 pub mod replication;
+pub mod server;
 pub mod source;
 pub mod storage;
 pub mod telemetry;

@@ -1,0 +1,137 @@
+//! What there is: collections, their progress, rows that could not be indexed, verification.
+
+use crate::consistency::verify;
+use crate::engine::view::CollectionView;
+use crate::model::{CollectionDef, VectorColumn};
+use crate::query::QueryError;
+use crate::server::http::{App, Shared};
+use crate::server::problem::Problem;
+use crate::storage::state::{CollectionState, DeadLetter};
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::Serialize;
+use std::sync::atomic::Ordering;
+
+/// How far a copy has come.
+#[derive(Serialize)]
+struct Copy {
+    /// Rows read from the source.
+    rows_read: u64,
+    /// The share of the table's pages read, 0 to 1.
+    share_read: f64,
+    /// Rows taken into the index.
+    rows_loaded: u64,
+    /// Vectors linked into the graph.
+    rows_linked: u64,
+}
+
+/// A vector column with its figures.
+#[derive(Serialize)]
+struct Vector<'a> {
+    #[serde(flatten)]
+    column: &'a VectorColumn,
+    /// Vectors that can be found.
+    vectors: usize,
+    /// Nodes in segments, dead ones included.
+    nodes: usize,
+    /// Nodes reachable by walks; the others are scanned.
+    linked: usize,
+    /// Segments.
+    segments: usize,
+    /// Vectors and links in memory.
+    memory_bytes: usize,
+}
+
+/// A collection as shown.
+#[derive(Serialize)]
+pub struct Shown {
+    name: String,
+    table: String,
+    key: serde_json::Value,
+    filter_columns: serde_json::Value,
+    vectors: serde_json::Value,
+    #[serde(flatten)]
+    state: CollectionState,
+    rows: u64,
+    dead_letters: u64,
+    graph_writes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copy: Option<Copy>,
+    applied_lsn: String,
+    staleness_ms: Option<f64>,
+}
+
+fn shown(app: &App, found: &CollectionView, applied: crate::model::Lsn) -> Shown {
+    let CollectionDef { id, name, schema, table, key, filters, .. } = &*found.def;
+    let vector = |index: &std::sync::Arc<crate::engine::view::IndexView>| {
+        let (nodes, linked) = index.linked();
+        serde_json::to_value(Vector {
+            column: &index.column,
+            vectors: index.live,
+            nodes,
+            linked,
+            segments: index.segments.len(),
+            memory_bytes: index.memory_bytes(),
+        })
+        .unwrap_or_default()
+    };
+    let frontier = &app.query.frontier;
+    let copying = found.state == CollectionState::Copying;
+    let copy = frontier.serving().filter(|_| copying).map(|serving| {
+        let (read, taken) = (frontier.progress.copy(*id), serving.engine.copy_progress(*id));
+        Copy {
+            rows_read: read.rows.load(Ordering::Relaxed),
+            share_read: read.share(),
+            rows_loaded: taken.loaded.load(Ordering::Relaxed),
+            rows_linked: taken.linked.load(Ordering::Relaxed),
+        }
+    });
+    Shown {
+        name: name.clone(),
+        table: format!("{schema}.{table}"),
+        key: serde_json::to_value(key).unwrap_or_default(),
+        filter_columns: serde_json::to_value(filters).unwrap_or_default(),
+        vectors: found.indexes.iter().map(vector).collect(),
+        state: found.state.clone(),
+        rows: found.rows,
+        dead_letters: found.dead_letters,
+        graph_writes: found.graph_writes,
+        copy,
+        applied_lsn: applied.to_string(),
+        staleness_ms: frontier.staleness(applied).map(|age| age.as_secs_f64() * 1000.0),
+    }
+}
+
+/// `GET /v1/collections`
+pub async fn list(State(app): Shared) -> Result<Json<serde_json::Value>, Problem> {
+    let (_, view) = app.query.frontier.view(&Default::default()).await?;
+    let all: Vec<_> = view.collections.values().map(|found| shown(&app, found, view.applied)).collect();
+    Ok(Json(serde_json::json!({ "collections": all })))
+}
+
+/// `GET /v1/collections/{name}`
+pub async fn show(State(app): Shared, Path(name): Path<String>) -> Result<Json<Shown>, Problem> {
+    app.query.definition(&name)?;
+    let (_, view) = app.query.frontier.view(&Default::default()).await?;
+    let found = view.collections.get(&name).ok_or(QueryError::Copying(name))?;
+    Ok(Json(shown(&app, found, view.applied)))
+}
+
+/// Dead letters shown at once.
+const LETTERS: usize = 1000;
+
+/// `GET /v1/collections/{name}/dead_letters`
+pub async fn dead_letters(State(app): Shared, Path(name): Path<String>) -> Result<Json<serde_json::Value>, Problem> {
+    let def = app.query.definition(&name)?;
+    let (serving, view) = app.query.frontier.view(&Default::default()).await?;
+    let letters: Vec<DeadLetter> = serving.engine.dead_letters(def.id, LETTERS).map_err(QueryError::Storage)?;
+    let total = view.collections.get(&name).map_or(0, |found| found.dead_letters);
+    Ok(Json(serde_json::json!({ "total": total, "dead_letters": letters })))
+}
+
+/// `POST /v1/admin/collections/{name}/verify`
+pub async fn verify(State(app): Shared, Path(name): Path<String>) -> Result<Json<verify::Report>, Problem> {
+    let def = app.query.definition(&name)?;
+    let report = verify::verify(&app.query.frontier, &app.dsn, &app.pool, &def.name).await?;
+    report.map(Json).ok_or_else(|| QueryError::Copying(name).into())
+}

@@ -1,0 +1,127 @@
+//! HTTP: routes, limits, errors as problem+json.
+
+mod collections;
+mod probes;
+mod search;
+
+use crate::consistency::recheck::SourceHeap;
+use crate::query::QueryService;
+use crate::server::problem::{self, Problem};
+use crate::source::connect::Dsn;
+use crate::telemetry::names;
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use deadpool_postgres::Pool;
+use metrics_exporter_prometheus::PrometheusHandle;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+/// Settings of the HTTP surface.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Largest request body.
+    pub max_body_bytes: usize,
+    /// Searches worked on at once; further ones wait.
+    pub max_concurrent: usize,
+    /// How long one waits for its turn before it is refused.
+    pub max_queue: Duration,
+    /// Age of the index above which `/readyz` says no.
+    pub ready_staleness: Duration,
+}
+
+/// What handlers work with.
+pub struct App {
+    /// Line two.
+    pub query: QueryService<SourceHeap>,
+    /// For verification.
+    pub dsn: Dsn,
+    /// For verification.
+    pub pool: Pool,
+    /// For `/metrics`.
+    pub metrics: &'static PrometheusHandle,
+    /// The settings.
+    pub options: Options,
+    turns: Semaphore,
+    started: Instant,
+}
+
+impl App {
+    /// An app over these parts.
+    pub fn new(
+        query: QueryService<SourceHeap>,
+        dsn: Dsn,
+        pool: Pool,
+        metrics: &'static PrometheusHandle,
+        options: Options,
+    ) -> App {
+        let turns = Semaphore::new(options.max_concurrent);
+        App { query, dsn, pool, metrics, options, turns, started: Instant::now() }
+    }
+}
+
+type Shared = State<Arc<App>>;
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+        if self.retryable {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if status.is_server_error() {
+            tracing::warn!(code = self.code, detail = self.detail, "request failed");
+        }
+        response
+    }
+}
+
+/// All routes.
+pub fn router(app: Arc<App>) -> Router {
+    let limit = DefaultBodyLimit::max(app.options.max_body_bytes);
+    Router::new()
+        .route("/v1/collections", get(collections::list))
+        .route("/v1/collections/{name}", get(collections::show))
+        .route("/v1/collections/{name}/dead_letters", get(collections::dead_letters))
+        .route("/v1/collections/{name}/search", post(search::search))
+        .route("/v1/admin/collections/{name}/verify", post(collections::verify))
+        .route("/v1/status", get(probes::status))
+        .route("/errors/{code}", get(probes::error_page))
+        .route("/livez", get(probes::livez))
+        .route("/readyz", get(probes::readyz))
+        .route("/version", get(probes::version))
+        .route("/metrics", get(probes::metrics))
+        .fallback(async |request: Request| {
+            Problem::new(problem::UNKNOWN_ROUTE, format!("{} {}", request.method(), request.uri().path()))
+                .hint("the routes are in the README; collections are under /v1/collections")
+        })
+        .method_not_allowed_fallback(async |request: Request| {
+            Problem::new(problem::METHOD, format!("{} {}", request.method(), request.uri().path()))
+        })
+        .layer(limit)
+        .layer(middleware::from_fn(count))
+        .with_state(app)
+}
+
+async fn count(request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().map_or("none".to_owned(), |path| path.as_str().to_owned());
+    let response = next.run(request).await;
+    let code = response.status().as_u16().to_string();
+    metrics::counter!(names::HTTP_REQUESTS, "route" => route, "code" => code).increment(1);
+    response
+}
+
+/// Serves until `stop` resolves; requests under way are finished.
+pub async fn serve(
+    listener: TcpListener,
+    app: Arc<App>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    axum::serve(listener, router(app)).with_graceful_shutdown(stop).await
+}

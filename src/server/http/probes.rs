@@ -1,0 +1,137 @@
+//! Is it alive, is it ready, what are its figures.
+
+use crate::model::Lsn;
+use crate::replication::progress::Phase;
+use crate::server::http::{App, Shared};
+use crate::server::problem::{self, Problem};
+use crate::storage::state::CollectionState;
+use crate::telemetry::names;
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+/// `GET /livez`: the event loop answers. Never depends on Postgres.
+pub async fn livez() -> &'static str {
+    "ok\n"
+}
+
+/// `GET /version`
+pub async fn version() -> Json<serde_json::Value> {
+    Json(json!({ "name": "ruvector", "version": env!("CARGO_PKG_VERSION") }))
+}
+
+/// Why it is not ready, if so.
+fn not_ready(app: &App) -> Option<String> {
+    let frontier = &app.query.frontier;
+    let Some(serving) = frontier.serving() else { return Some("no data is loaded yet".into()) };
+    let view = serving.engine.view();
+    for (name, found) in &view.collections {
+        match &found.state {
+            CollectionState::Live => {}
+            CollectionState::Copying => return Some(format!("collection {name} is being copied")),
+            CollectionState::Paused { reason } => return Some(format!("collection {name} is paused: {reason}")),
+        }
+    }
+    if let Some(reason) = frontier.progress.stale() {
+        return Some(format!("stale: {reason}"));
+    }
+    match frontier.staleness(view.applied) {
+        None => Some("the source has not been heard of yet".into()),
+        Some(age) if age > app.options.ready_staleness => Some(format!("staleness is {:.1} s", age.as_secs_f64())),
+        Some(_) => None,
+    }
+}
+
+/// `GET /readyz`: searches are answered from a live, fresh index.
+pub async fn readyz(State(app): Shared) -> Response {
+    match not_ready(&app) {
+        None => (StatusCode::OK, Json(json!({ "ready": true }))).into_response(),
+        Some(reason) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "ready": false, "reason": reason }))).into_response()
+        }
+    }
+}
+
+/// `GET /v1/status`: everything an operator asks first.
+pub async fn status(State(app): Shared) -> Json<serde_json::Value> {
+    let frontier = &app.query.frontier;
+    let serving = frontier.serving();
+    let collections = serving.as_ref().map(|serving| {
+        let view = serving.engine.view();
+        let line = |(name, found): (&String, &std::sync::Arc<crate::engine::view::CollectionView>)| {
+            json!({ "name": name, "rows": found.rows, "dead_letters": found.dead_letters, "state": found.state })
+        };
+        view.collections.iter().map(line).collect::<Vec<_>>()
+    });
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_s": app.started.elapsed().as_secs(),
+        "source": app.dsn.to_string(),
+        "slot": serving.as_ref().map(|serving| serving.slot.clone()),
+        "replication": frontier.progress.phase(),
+        "stale": frontier.progress.stale(),
+        "positions": frontier.positions(),
+        "collections": collections,
+        "not_ready": not_ready(&app),
+    }))
+}
+
+/// `GET /errors/{code}`
+pub async fn error_page(Path(code): Path<String>) -> Result<Json<serde_json::Value>, Problem> {
+    let kind = problem::ALL.iter().find(|kind| kind.code == code);
+    let kind = kind.ok_or_else(|| Problem::new(problem::UNKNOWN_ROUTE, format!("there is no error {code}")))?;
+    Ok(Json(json!({
+        "code": kind.code,
+        "title": kind.title,
+        "status": kind.status,
+        "sqlstate": kind.sqlstate,
+        "retryable": kind.retryable,
+    })))
+}
+
+/// `GET /metrics`
+pub async fn metrics(State(app): Shared) -> Response {
+    gauges(&app);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
+}
+
+/// Gauges are read when somebody looks.
+fn gauges(app: &App) {
+    let frontier = &app.query.frontier;
+    let positions = frontier.positions();
+    metrics::gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    metrics::gauge!(names::READY).set(if not_ready(app).is_none() { 1.0 } else { 0.0 });
+    let position = |name, lsn: Lsn| metrics::gauge!(name).set(lsn.0 as f64);
+    position(names::RECEIVED_LSN, positions.received);
+    position(names::DURABLE_LSN, positions.durable);
+    position(names::APPLIED_LSN, positions.applied);
+    position(names::CONFIRMED_LSN, positions.confirmed);
+    for (stage, lsn) in
+        [("received", positions.received), ("durable", positions.durable), ("applied", positions.applied)]
+    {
+        metrics::gauge!(names::LAG_BYTES, "stage" => stage).set(positions.source.bytes_since(lsn) as f64);
+    }
+    if let Some(ms) = positions.staleness_ms {
+        let caught_up = positions.applied >= positions.source && frontier.progress.phase() == Phase::Streaming;
+        metrics::gauge!(names::STALENESS).set(if caught_up { 0.0 } else { ms / 1000.0 });
+    }
+    let Some(serving) = frontier.serving() else { return };
+    for (name, found) in &serving.engine.view().collections {
+        let labels = [("collection", name.clone())];
+        metrics::gauge!(names::COLLECTION_ROWS, &labels).set(found.rows as f64);
+        metrics::gauge!(names::DEAD_LETTERS, &labels).set(found.dead_letters as f64);
+        metrics::counter!(names::GRAPH_WRITES, &labels).absolute(found.graph_writes);
+        let copied = frontier.progress.copy(found.def.id).rows.load(std::sync::atomic::Ordering::Relaxed);
+        metrics::gauge!(names::COPY_ROWS, &labels).set(copied as f64);
+        for index in &found.indexes {
+            let labels = [("collection", name.clone()), ("vector", index.column.name.clone())];
+            let (nodes, _) = index.linked();
+            metrics::gauge!(names::INDEX_VECTORS, &labels).set(index.live as f64);
+            metrics::gauge!(names::INDEX_TOMBSTONES, &labels).set(nodes.saturating_sub(index.live) as f64);
+            metrics::gauge!(names::INDEX_BYTES, &labels).set(index.memory_bytes() as f64);
+            metrics::gauge!(names::INDEX_SEGMENTS, &labels).set(index.segments.len() as f64);
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! `POST /v1/collections/{name}/search`: bytes -> `SearchRequest`, `Answer` -> bytes.
+
+use crate::model::{
+    Answer, CollectionDef, Consistency, Hit, Lsn, MAX_DIMENSIONS, Recheck, RowKey, SearchBy, SearchRequest, pgtype,
+};
+use crate::query::filter;
+use crate::server::http::{App, Shared};
+use crate::server::problem::{self, Problem};
+use crate::telemetry::names;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+use serde_json::value::RawValue;
+use std::time::Duration;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    query: Query,
+    #[serde(default)]
+    filter: Option<String>,
+    #[serde(default)]
+    params: Vec<Json>,
+    #[serde(default = "ten")]
+    limit: usize,
+    #[serde(default)]
+    columns: Vec<String>,
+    #[serde(default)]
+    search: Tuning,
+    #[serde(default)]
+    consistency: Freshness,
+    #[serde(default)]
+    recheck: Recheck,
+}
+
+fn ten() -> usize {
+    10
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Query {
+    #[serde(default)]
+    vector: Option<Vec<f32>>,
+    #[serde(default)]
+    id: Option<Json>,
+    #[serde(default)]
+    using: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Tuning {
+    #[serde(default)]
+    ef: Option<usize>,
+    #[serde(default)]
+    exact: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Freshness {
+    #[serde(default)]
+    at_least: Option<String>,
+    #[serde(default)]
+    timeout_ms: Option<u64>,
+}
+
+/// Longest a request may ask to wait.
+const MAX_WAIT_MS: u64 = 60_000;
+
+#[derive(Serialize)]
+struct Reply {
+    hits: Vec<Found>,
+    complete: bool,
+    applied_lsn: Lsn,
+    staleness_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stale: Option<String>,
+    recheck: crate::model::RecheckReport,
+    stats: crate::model::SearchStats,
+}
+
+#[derive(Serialize)]
+struct Found {
+    id: Json,
+    /// NaN (a zero vector under cosine) is null in JSON.
+    distance: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    columns: Option<Box<RawValue>>,
+    vector_lsn: Lsn,
+}
+
+/// The handler.
+pub async fn search(
+    State(app): Shared,
+    Path(name): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let result = answer(&app, name.clone(), body).await;
+    let code = result.as_ref().err().map_or("ok", |problem| problem.code);
+    // Only names that exist become label values: anybody can ask for any name.
+    let known = code != problem::UNKNOWN_COLLECTION.code;
+    let collection = if known { name } else { "unknown".into() };
+    metrics::counter!(names::SEARCHES, "collection" => collection, "code" => code).increment(1);
+    result
+}
+
+async fn answer(app: &App, name: String, body: Result<Bytes, BytesRejection>) -> Result<Response, Problem> {
+    let body = body.map_err(too_large)?;
+    let turn = tokio::time::timeout(app.options.max_queue, app.turns.acquire()).await;
+    let _turn = turn.map_err(|_| {
+        let detail = format!("waited {:?} for a turn", app.options.max_queue);
+        Problem::new(problem::OVERLOADED, detail).hint("slow down, or raise http.max_concurrent")
+    })?;
+    let def = app.query.definition(&name)?;
+    let request = parse(&def, name, &body)?;
+    let answer = app.query.search(&request).await?;
+    Ok(render(&def, answer))
+}
+
+fn too_large(rejection: BytesRejection) -> Problem {
+    Problem::new(problem::TOO_LARGE, rejection.to_string()).hint("http.max_body_bytes is the limit")
+}
+
+fn parse(def: &CollectionDef, collection: String, bytes: &[u8]) -> Result<SearchRequest, Problem> {
+    let body: Body = serde_json::from_slice(bytes).map_err(malformed)?;
+    let by = match (body.query.vector, body.query.id) {
+        (Some(vector), None) if vector.len() > MAX_DIMENSIONS => {
+            let detail = format!("the query has {} dimensions; at most {MAX_DIMENSIONS} are taken", vector.len());
+            return Err(Problem::new(problem::DIMENSIONS, detail));
+        }
+        (Some(vector), None) => SearchBy::Vector(vector),
+        (None, Some(id)) => SearchBy::Row(parse_id(def, &id)?),
+        _ => {
+            let hint = r#"send {"query": {"vector": [...]}} or {"query": {"id": ...}}"#;
+            return Err(Problem::new(problem::MALFORMED, "query needs exactly one of `vector` and `id`").hint(hint));
+        }
+    };
+    let filter = match (&body.filter, body.params.is_empty()) {
+        (Some(text), _) => Some(filter::parse(text, &body.params, &def.filters)?),
+        (None, true) => None,
+        (None, false) => return Err(Problem::new(problem::MALFORMED, "`params` without `filter`")),
+    };
+    let at_least = body.consistency.at_least.map(|text| text.parse()).transpose();
+    let at_least = at_least.map_err(|error: crate::model::BadLsn| Problem::new(problem::BAD_LSN, error.to_string()))?;
+    let timeout = body.consistency.timeout_ms;
+    if timeout.is_some_and(|ms| ms > MAX_WAIT_MS) {
+        return Err(Problem::new(problem::MALFORMED, format!("consistency.timeout_ms is more than {MAX_WAIT_MS}")));
+    }
+    Ok(SearchRequest {
+        collection,
+        using: body.query.using,
+        by,
+        limit: body.limit,
+        filter,
+        columns: body.columns,
+        ef: body.search.ef,
+        exact: body.search.exact,
+        consistency: Consistency { at_least, timeout: timeout.map(Duration::from_millis) },
+        recheck: body.recheck,
+    })
+}
+
+/// Serde words an unknown field in its message alone; its class is "data" like every other wrong value.
+fn malformed(error: serde_json::Error) -> Problem {
+    let text = error.to_string();
+    let hint = "the fields are query {vector|id, using}, filter, params, limit, columns, search {ef, exact}, \
+                consistency {at_least, timeout_ms}, recheck";
+    if text.starts_with("unknown field") {
+        return Problem::new(problem::UNKNOWN_FIELD, text).hint(hint);
+    }
+    Problem::new(problem::MALFORMED, text).hint(hint)
+}
+
+/// A key from JSON: the value of a single key column, or an object of all of them.
+pub fn parse_id(def: &CollectionDef, id: &Json) -> Result<RowKey, Problem> {
+    let bad = |detail: String| Problem::new(problem::BAD_ID, detail).hint(id_hint(def));
+    let values = def.key.iter().map(|column| {
+        let json = match (id, &def.key[..]) {
+            (Json::Object(fields), _) => fields.get(&column.name),
+            (json, [_]) => Some(json),
+            _ => None,
+        };
+        let json = json.ok_or_else(|| bad(format!("the id has no `{}`", column.name)))?;
+        let value = pgtype::from_json(column.kind, json).map_err(|error| bad(format!("`{}`: {error}", column.name)))?;
+        value.ok_or_else(|| bad(format!("`{}` is null", column.name)))
+    });
+    let values = values.collect::<Result<Vec<_>, _>>()?;
+    if let Json::Object(fields) = id {
+        if let Some(name) = fields.keys().find(|name| def.key.iter().all(|column| column.name != **name)) {
+            return Err(bad(format!("`{name}` is no key column")));
+        }
+    }
+    RowKey::encode(&values).ok_or_else(|| bad("not a key".into()))
+}
+
+fn id_hint(def: &CollectionDef) -> String {
+    let columns: Vec<_> = def.key.iter().map(|column| format!("{} {}", column.name, column.kind)).collect();
+    match columns.len() {
+        1 => format!("the key is {}", columns[0]),
+        _ => format!("the key is an object of {}", columns.join(", ")),
+    }
+}
+
+/// A key as JSON: the inverse of [`parse_id`].
+pub fn render_id(def: &CollectionDef, key: &RowKey) -> Json {
+    let values = key.decode().unwrap_or_default();
+    match (&def.key[..], &values[..]) {
+        ([_], [value]) => pgtype::to_json(value),
+        (columns, values) => {
+            let fields =
+                columns.iter().zip(values).map(|(column, value)| (column.name.clone(), pgtype::to_json(value)));
+            Json::Object(fields.collect())
+        }
+    }
+}
+
+fn render(def: &CollectionDef, answer: Answer) -> Response {
+    let found = |hit: Hit| Found {
+        id: render_id(def, &hit.key),
+        distance: Some(hit.distance).filter(|distance| distance.is_finite()),
+        columns: hit.columns,
+        vector_lsn: Lsn(hit.version.commit.0),
+    };
+    let reply = Reply {
+        hits: answer.hits.into_iter().map(found).collect(),
+        complete: answer.complete,
+        applied_lsn: answer.applied_lsn,
+        staleness_ms: answer.staleness.map(|age| (age.as_secs_f64() * 1e5).round() / 100.0),
+        stale: answer.stale,
+        recheck: answer.recheck,
+        stats: answer.stats,
+    };
+    let lsn = [("x-ruvector-applied-lsn", answer.applied_lsn.to_string())];
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    match serde_json::to_vec(&reply) {
+        Ok(bytes) => (lsn, json, bytes).into_response(),
+        Err(error) => Problem::new(problem::INTERNAL, error.to_string()).into_response(),
+    }
+}

@@ -1,0 +1,4 @@
+//! Sockets: parses into the model, calls `query`, renders. No logic.
+
+pub mod http;
+pub mod problem;

@@ -1,0 +1,204 @@
+//! The one table of errors: code, HTTP status, SQLSTATE, title. Every error any surface shows is in it.
+
+use crate::consistency::frontier::NoView;
+use crate::consistency::verify::VerifyError;
+use crate::query::QueryError;
+use crate::query::filter::FilterError;
+use crate::source::SourceError;
+use serde::Serialize;
+
+/// A row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    /// Stable code.
+    pub code: &'static str,
+    /// HTTP status.
+    pub status: u16,
+    /// SQLSTATE on the wire endpoint.
+    pub sqlstate: &'static str,
+    /// What it is.
+    pub title: &'static str,
+    /// May the same request work later?
+    pub retryable: bool,
+}
+
+macro_rules! kinds {
+    ($($constant:ident = $code:literal, $status:literal, $sqlstate:literal, $retryable:literal, $title:literal;)+) => {
+        $(#[doc = $title] pub const $constant: Kind =
+            Kind { code: $code, status: $status, sqlstate: $sqlstate, title: $title, retryable: $retryable };)+
+        /// The whole table.
+        pub const ALL: &[Kind] = &[$($constant),+];
+    };
+}
+
+kinds! {
+    MALFORMED = "RV1001", 400, "22023", false, "The request is not understood";
+    UNKNOWN_FIELD = "RV1002", 400, "22023", false, "The request has a field that does not exist";
+    DIMENSIONS = "RV1003", 400, "22000", false, "The vector has the wrong number of dimensions";
+    NOT_FINITE = "RV1004", 400, "22003", false, "The vector has an element that is not a finite number";
+    LIMIT = "RV1005", 400, "22023", false, "The limit is out of range";
+    SEARCH_WIDTH = "RV1006", 400, "22023", false, "The search width is out of range";
+    FILTER = "RV1007", 400, "42601", false, "The filter is not understood";
+    UNKNOWN_COLUMN = "RV1008", 400, "42703", false, "There is no such column";
+    BAD_ID = "RV1009", 400, "22P02", false, "The id does not fit the collection's key";
+    BAD_LSN = "RV1010", 400, "22P02", false, "The LSN is not understood";
+    NO_ROW = "RV1011", 404, "P0002", false, "There is no such row";
+    NO_VECTOR = "RV1012", 422, "P0002", false, "The row has no usable vector";
+    UNKNOWN_COLLECTION = "RV1101", 404, "42P01", false, "There is no such collection";
+    UNKNOWN_ROUTE = "RV1102", 404, "42P01", false, "There is no such route";
+    METHOD = "RV1103", 405, "0A000", false, "The route does not take this method";
+    TOO_LARGE = "RV1104", 413, "54000", false, "The request is too large";
+    COPYING = "RV1201", 503, "57P03", true, "The collection is being copied";
+    PAUSED = "RV1202", 503, "55000", false, "The collection does not follow its table";
+    TIMED_OUT = "RV1203", 503, "57014", true, "The position asked for was not reached in time";
+    SOURCE_UNAVAILABLE = "RV1204", 503, "08006", true, "The source cannot be asked";
+    NOT_LOADED = "RV1205", 503, "57P03", true, "No data is loaded yet";
+    SOURCE_REFUSED = "RV1206", 502, "38000", false, "The source refused what was asked of it";
+    OVERLOADED = "RV1301", 503, "53300", true, "Too many requests at once";
+    INTERNAL = "RV1901", 500, "XX000", false, "Internal error";
+}
+
+/// One error as a caller sees it (RFC 9457, `application/problem+json`).
+#[derive(Debug, Clone, Serialize)]
+pub struct Problem {
+    /// Where the kind is explained.
+    #[serde(rename = "type")]
+    pub kind_url: String,
+    /// What kind of problem.
+    pub title: &'static str,
+    /// HTTP status.
+    pub status: u16,
+    /// Stable code.
+    pub code: &'static str,
+    /// What is wrong with this request.
+    pub detail: String,
+    /// What to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// May the same request work later?
+    pub retryable: bool,
+    /// Where in the filter, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position: Option<usize>,
+    /// Position of the index, where that matters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub applied_lsn: Option<String>,
+    /// For the wire endpoint.
+    #[serde(skip)]
+    pub sqlstate: &'static str,
+}
+
+impl Problem {
+    /// A problem of this kind.
+    pub fn new(kind: Kind, detail: impl Into<String>) -> Problem {
+        Problem {
+            kind_url: format!("/errors/{}", kind.code),
+            title: kind.title,
+            status: kind.status,
+            code: kind.code,
+            detail: detail.into(),
+            hint: None,
+            retryable: kind.retryable,
+            position: None,
+            applied_lsn: None,
+            sqlstate: kind.sqlstate,
+        }
+    }
+
+    /// With what to do.
+    pub fn hint(mut self, hint: impl Into<String>) -> Problem {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<NoView> for Problem {
+    fn from(error: NoView) -> Self {
+        let detail = error.to_string();
+        match error {
+            NoView::NotLoaded => Problem::new(NOT_LOADED, detail).hint("see GET /readyz for what it is doing"),
+            NoView::TimedOut { applied, .. } => {
+                let hint = "raise consistency.timeout_ms, or see GET /v1/status for what is behind";
+                Problem { applied_lsn: Some(applied.to_string()), ..Problem::new(TIMED_OUT, detail).hint(hint) }
+            }
+        }
+    }
+}
+
+impl From<SourceError> for Problem {
+    fn from(error: SourceError) -> Self {
+        let detail = error.to_string();
+        match error {
+            SourceError::Unavailable(_) => Problem::new(SOURCE_UNAVAILABLE, detail)
+                .hint("try again, or ask with \"recheck\": \"none\" for the answer as indexed"),
+            // undefined_column: only a caller's `columns` can name one we did not resolve.
+            SourceError::Sql { code, .. } if code == "42703" => {
+                Problem::new(UNKNOWN_COLUMN, detail).hint("check `columns`; names are taken literally")
+            }
+            SourceError::Refused { problem, remedy } => Problem::new(SOURCE_REFUSED, problem).hint(remedy),
+            SourceError::Sql { .. } => Problem::new(SOURCE_REFUSED, detail).hint("see the source's log"),
+        }
+    }
+}
+
+impl From<FilterError> for Problem {
+    fn from(error: FilterError) -> Self {
+        Problem { hint: error.hint.clone(), position: error.position, ..Problem::new(FILTER, error.message) }
+    }
+}
+
+impl From<VerifyError> for Problem {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Source(error) => error.into(),
+            VerifyError::Behind(error) => error.into(),
+            VerifyError::Storage(error) => Problem::new(INTERNAL, error.to_string()),
+        }
+    }
+}
+
+impl From<QueryError> for Problem {
+    fn from(error: QueryError) -> Self {
+        let detail = error.to_string();
+        match error {
+            QueryError::UnknownCollection { .. } => {
+                Problem::new(UNKNOWN_COLLECTION, detail).hint("GET /v1/collections lists them")
+            }
+            QueryError::UnknownVector { .. } => Problem::new(UNKNOWN_COLUMN, detail).hint("correct query.using"),
+            QueryError::Dimensions { .. } => {
+                Problem::new(DIMENSIONS, detail).hint("embed the query with the model that made the column")
+            }
+            QueryError::NotFinite { .. } => Problem::new(NOT_FINITE, detail),
+            QueryError::Limit(_) => Problem::new(LIMIT, detail),
+            QueryError::Ef(_) => Problem::new(SEARCH_WIDTH, detail),
+            QueryError::UnknownColumn { .. } => Problem::new(UNKNOWN_COLUMN, detail)
+                .hint("with \"recheck\": \"exists\" any column of the table can be shown"),
+            QueryError::NoRow(_) => Problem::new(NO_ROW, detail),
+            QueryError::NoVector(_) => {
+                Problem::new(NO_VECTOR, detail).hint("GET /v1/collections/{name}/dead_letters says why")
+            }
+            QueryError::Copying(_) => Problem::new(COPYING, detail).hint("GET /v1/collections shows its progress"),
+            QueryError::Paused { .. } => Problem::new(PAUSED, detail)
+                .hint("correct the collection's configuration and start with an empty data directory"),
+            QueryError::NoView(error) => error.into(),
+            QueryError::Source(error) => error.into(),
+            QueryError::Storage(error) => Problem::new(INTERNAL, error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn codes_are_unique_and_well_formed() {
+        let codes: HashSet<_> = ALL.iter().map(|kind| kind.code).collect();
+        assert_eq!(codes.len(), ALL.len());
+        for kind in ALL {
+            assert!(kind.code.len() == 6 && kind.code.starts_with("RV"), "{kind:?}");
+            assert!((400..600).contains(&kind.status) && kind.sqlstate.len() == 5, "{kind:?}");
+        }
+    }
+}
