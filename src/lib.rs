@@ -1,9 +1,11 @@
 //! ruvector: vector search beside an unmodified PostgreSQL.
 
 pub mod cli;
+pub mod config;
 pub mod consistency;
 pub mod engine;
 pub mod model;
+pub mod node;
 pub mod query;
 pub mod replication;
 pub mod server;

@@ -21,6 +21,7 @@ use crate::storage::changelog::ChangeLog;
 use crate::telemetry::names;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// Why following the source ended, named for what must happen.
 #[derive(Debug, thiserror::Error)]
@@ -70,12 +71,13 @@ pub async fn follow<S: WalSource>(
     collections: &[CollectionDef],
     log: ChangeLog,
     progress: &Progress,
+    stop: &CancellationToken,
 ) -> (ChangeLog, ReplicationError) {
     let tail = log.tail();
     let (sender, receiver) = stream::queue();
     let assembler = Assembler::new(collections, log.durable());
     let writer = tokio::task::spawn_blocking(move || write(log, assembler, receiver));
-    let received = stream::receive(source, intake, sender, tail, progress).await;
+    let received = stream::receive(source, intake, sender, tail, progress, stop).await;
     // The queue is closed now: the writer ends after what it has.
     match (writer.await, received) {
         (Ok((log, Err(error))), _) => (log, error),

@@ -8,11 +8,12 @@ use crate::replication::start::fork_point;
 use crate::source::SourceError;
 use crate::source::connect::Dsn;
 use crate::storage::changelog::LogTail;
-use pg_walstream::{CancellationToken, PgReplicationConnection};
+use pg_walstream::PgReplicationConnection;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 /// A source of frames. The second implementation is the tests'.
 pub trait WalSource: Send {
@@ -152,14 +153,15 @@ pub fn queue() -> (mpsc::Sender<Queued>, mpsc::Receiver<Queued>) {
     mpsc::channel(QUEUE_FRAMES)
 }
 
-/// Moves frames from the socket to the queue and status from the log to the source, until an error or until nobody
-/// takes frames any more. Never blocks on the log: when the queue is full, only intake stops.
+/// Moves frames from the socket to the queue and status from the log to the source, until an error, until told to stop or
+/// until nobody takes frames any more. Never blocks on the log: when the queue is full, only intake stops.
 pub async fn receive<S: WalSource>(
     mut source: S,
     intake: Intake,
     queue: mpsc::Sender<Queued>,
     log: Arc<LogTail>,
     progress: &Progress,
+    stop: &CancellationToken,
 ) -> Result<(), ReplicationError> {
     let units = (intake.queue_bytes / UNIT).max(1);
     let budget = Arc::new(Semaphore::new(units));
@@ -168,6 +170,9 @@ pub async fn receive<S: WalSource>(
     let mut last_heard = Instant::now();
     let mut pending: Option<(Frame, u32)> = None;
     loop {
+        if stop.is_cancelled() {
+            return Err(ReplicationError::Stopped);
+        }
         if Instant::now() >= next_status {
             let durable = log.durable().lsn;
             source.send_status(received.max(durable), durable, true).await?;
@@ -201,6 +206,7 @@ pub async fn receive<S: WalSource>(
                 continue;
             }
             () = queue.closed() => return Err(ReplicationError::Stopped),
+            () = stop.cancelled() => return Err(ReplicationError::Stopped),
         };
         let Ok(frame) = frame else {
             if last_heard.elapsed() > intake.silence_limit {

@@ -21,6 +21,17 @@ impl EpochId {
     }
 }
 
+/// An epoch that is being made; written down before its slot is, so that no crash leaves a slot nobody knows.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Pending {
+    /// Its number.
+    pub epoch: EpochId,
+    /// Its slot.
+    pub slot: String,
+    /// The slot it will replace.
+    pub old_slot: Option<String>,
+}
+
 impl DataDir {
     /// Creates the directory if need be and locks it against other processes. The lock goes with the process.
     pub fn open(root: &Path) -> Result<DataDir> {
@@ -68,6 +79,32 @@ impl DataDir {
         std::fs::create_dir_all(&dir).context("create", &dir)?;
         crate::storage::sync_dir(&self.root)?;
         Ok(dir)
+    }
+
+    fn pending_file(&self) -> PathBuf {
+        self.root.join("PENDING")
+    }
+
+    /// The epoch that was being made when the service last ended, if one was.
+    pub fn pending(&self) -> Result<Option<Pending>> {
+        let path = self.pending_file();
+        match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(&path, error.to_string())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).context("read", &path),
+        }
+    }
+
+    /// Writes down that an epoch is being made, or that none is any more.
+    pub fn set_pending(&self, pending: Option<&Pending>) -> Result<()> {
+        let path = self.pending_file();
+        match pending {
+            Some(pending) => write_atomically(&path, &serde_json::to_vec(pending).expect("plain data")),
+            None => match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("remove", &path),
+                _ => crate::storage::sync_dir(&self.root),
+            },
+        }
     }
 
     /// From now on this epoch answers; all others are removed.

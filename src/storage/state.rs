@@ -199,6 +199,11 @@ impl State {
         self.meta("identity")
     }
 
+    /// Moves the epoch to the timeline of a promoted standby it can go on with.
+    pub fn set_identity(&self, identity: &Identity) -> Result<()> {
+        self.write(true, |batch| batch.put_meta("identity", identity))
+    }
+
     /// How far the change log is applied.
     pub fn applied(&self) -> Result<Applied> {
         self.meta("applied")

@@ -1,0 +1,295 @@
+//! One file and the environment -> every module's own options. The default file is compiled in and is the documentation.
+
+use crate::engine;
+use crate::model::CollectionSpec;
+use crate::node;
+use crate::query;
+use crate::replication::stream::Intake;
+use crate::server::http;
+use crate::source::catalog::check_spec;
+use crate::source::connect::Dsn;
+use crate::telemetry::LogFormat;
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The default file.
+pub const DEFAULTS: &str = include_str!("../../config/ruvector.toml");
+
+/// What is wrong with the configuration, with where.
+#[derive(Debug, thiserror::Error)]
+#[error("configuration: {0}")]
+pub struct ConfigError(pub String);
+
+/// The whole configuration as written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[source]`
+    pub source: Source,
+    /// `[storage]`
+    pub storage: Storage,
+    /// `[engine]`
+    pub engine: Engine,
+    /// `[search]`
+    pub search: Search,
+    /// `[http]`
+    pub http: Http,
+    /// `[log]`
+    pub log: Log,
+    /// `[[collections]]`
+    #[serde(default)]
+    pub collections: Vec<CollectionSpec>,
+}
+
+/// `[source]`; the meaning of each key is in the default file.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
+pub struct Source {
+    pub dsn: String,
+    pub dsn_file: String,
+    pub slot: String,
+    pub publication: String,
+    pub create_publication: bool,
+    pub copy_connections: usize,
+    pub slot_lock_timeout_s: u64,
+    pub status_interval_ms: u64,
+    pub silence_limit_s: u64,
+    pub queue_mib: usize,
+}
+
+/// Without the password.
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source")
+            .field("slot", &self.slot)
+            .field("publication", &self.publication)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `[storage]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
+pub struct Storage {
+    pub dir: PathBuf,
+}
+
+/// `[engine]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
+pub struct Engine {
+    pub segment_rows: usize,
+    pub build_threads: usize,
+}
+
+/// `[search]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
+pub struct Search {
+    pub default_ef: usize,
+    pub wait_ms: u64,
+    pub recheck_connections: usize,
+    pub recheck_timeout_ms: u64,
+}
+
+/// `[http]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
+pub struct Http {
+    pub listen: SocketAddr,
+    pub max_body_bytes: usize,
+    pub max_concurrent: usize,
+    pub max_queue_ms: u64,
+    pub ready_staleness_s: u64,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
+pub struct Log {
+    pub level: String,
+    pub format: LogFormat,
+}
+
+impl Config {
+    /// Defaults, then the file if one is given, then the environment.
+    pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
+        let mut layers =
+            config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path);
+            let text = text.map_err(|error| ConfigError(format!("cannot read {}: {error}", path.display())))?;
+            layers = layers.add_source(config::File::from_str(&text, config::FileFormat::Toml));
+        }
+        let environment =
+            config::Environment::with_prefix("RUVECTOR").prefix_separator("__").separator("__").try_parsing(true);
+        let loaded = layers.add_source(environment).build().and_then(config::Config::try_deserialize::<Config>);
+        let loaded = loaded.map_err(|error| ConfigError(error.to_string()))?;
+        loaded.check()?;
+        Ok(loaded)
+    }
+
+    /// What can be said without the source.
+    fn check(&self) -> Result<(), ConfigError> {
+        let least = |name: &str, value: usize, least: usize| match value >= least {
+            true => Ok(()),
+            false => Err(ConfigError(format!("{name} is {value}; at least {least}"))),
+        };
+        least("source.copy_connections", self.source.copy_connections, 1)?;
+        least("source.status_interval_ms", self.source.status_interval_ms as usize, 10)?;
+        least("source.silence_limit_s", self.source.silence_limit_s as usize, 1)?;
+        least("source.queue_mib", self.source.queue_mib, 1)?;
+        least("engine.segment_rows", self.engine.segment_rows, 64)?;
+        least("search.default_ef", self.search.default_ef, 1)?;
+        least("search.recheck_connections", self.search.recheck_connections, 1)?;
+        least("search.recheck_timeout_ms", self.search.recheck_timeout_ms as usize, 1)?;
+        least("http.max_concurrent", self.http.max_concurrent, 1)?;
+        check_slot(&self.source.slot)?;
+        if self.source.publication.is_empty() || self.source.publication.len() > 63 {
+            return Err(ConfigError("source.publication must be 1 to 63 bytes".into()));
+        }
+        for (at, spec) in self.collections.iter().enumerate() {
+            check_spec(spec).map_err(ConfigError)?;
+            let before = &self.collections[..at];
+            if before.iter().any(|other| other.name() == spec.name()) {
+                return Err(ConfigError(format!("collection {} is named twice", spec.name())));
+            }
+            if before.iter().any(|other| other.schema_and_table() == spec.schema_and_table()) {
+                return Err(ConfigError(format!("table {} is in two collections", spec.table)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The source's address, from `dsn` or `dsn_file`.
+    pub fn dsn(&self) -> Result<Dsn, ConfigError> {
+        let file = &self.source.dsn_file;
+        let text = match (self.source.dsn.is_empty(), file.is_empty()) {
+            (false, _) => self.source.dsn.clone(),
+            (true, false) => std::fs::read_to_string(file)
+                .map_err(|error| ConfigError(format!("source.dsn_file: cannot read {file}: {error}")))?
+                .trim()
+                .to_owned(),
+            (true, true) => {
+                let how = "set source.dsn in the file, or RUVECTOR__SOURCE__DSN in the environment";
+                return Err(ConfigError(format!("source.dsn is missing: {how}")));
+            }
+        };
+        Dsn::parse(&text).map_err(|error| ConfigError(error.to_string()))
+    }
+
+    /// Everything a node needs. A service without collections has nothing to do.
+    pub fn node_options(&self) -> Result<node::Options, ConfigError> {
+        if self.collections.is_empty() {
+            return Err(ConfigError(
+                "no [[collections]]: see the example at the end of `ruvector config default`".into(),
+            ));
+        }
+        let ms = Duration::from_millis;
+        let s = Duration::from_secs;
+        let engine_defaults = engine::Options::default();
+        Ok(node::Options {
+            dsn: self.dsn()?,
+            slot: self.source.slot.clone(),
+            publication: self.source.publication.clone(),
+            create_publication: self.source.create_publication,
+            copy_connections: self.source.copy_connections,
+            slot_lock_timeout: s(self.source.slot_lock_timeout_s),
+            intake: Intake {
+                status_interval: ms(self.source.status_interval_ms),
+                silence_limit: s(self.source.silence_limit_s),
+                queue_bytes: self.source.queue_mib << 20,
+            },
+            data_dir: self.storage.dir.clone(),
+            engine: engine::Options {
+                segment_rows: self.engine.segment_rows,
+                build_threads: match self.engine.build_threads {
+                    0 => engine_defaults.build_threads,
+                    threads => threads,
+                },
+                ..engine_defaults
+            },
+            query: query::Options { default_ef: self.search.default_ef },
+            wait: ms(self.search.wait_ms),
+            recheck_connections: self.search.recheck_connections,
+            recheck_timeout: ms(self.search.recheck_timeout_ms),
+            listen: self.http.listen,
+            http: http::Options {
+                max_body_bytes: self.http.max_body_bytes,
+                max_concurrent: self.http.max_concurrent,
+                max_queue: ms(self.http.max_queue_ms),
+                ready_staleness: s(self.http.ready_staleness_s),
+            },
+            collections: self.collections.clone(),
+        })
+    }
+}
+
+/// Postgres' own rule for slot names, with room for the number of a later copy.
+fn check_slot(name: &str) -> Result<(), ConfigError> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    match !name.is_empty() && name.len() <= 52 && name.bytes().all(plain) {
+        true => Ok(()),
+        false => Err(ConfigError(format!("source.slot {name:?} must be 1 to 52 of a-z, 0-9 and _"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, text).expect("write");
+        Config::load(Some(&path))
+    }
+
+    const COLLECTION: &str = "[[collections]]\ntable = 'docs'\n[[collections.vectors]]\ncolumn = 'e'\n";
+
+    #[test]
+    fn the_defaults_are_a_valid_file_and_a_small_file_is_enough() {
+        assert!(Config::load(None).is_ok());
+        let config = load(&format!("[source]\ndsn = 'postgresql://u@h/d'\n{COLLECTION}")).expect("valid");
+        let options = config.node_options().expect("complete");
+        assert_eq!(options.collections[0].name(), "docs");
+        assert_eq!(options.collections[0].schema_and_table(), ("public", "docs"));
+        assert_eq!(options.listen.port(), 8480);
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        let cases = [
+            ("[source]\nslott = 'x'\n", "slott"),
+            ("[sauce]\n", "sauce"),
+            ("[source]\nslot = 'Bad-Name'\n", "source.slot"),
+            ("[engine]\nsegment_rows = 1\n", "engine.segment_rows"),
+            ("[http]\nlisten = 'nowhere'\n", "listen"),
+            ("[[collections]]\ntable = 'docs'\nvectors = []\n", "no vector column"),
+            (&format!("{COLLECTION}{COLLECTION}"), "named twice"),
+            ("[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nmetric = 'far'\n", "far"),
+            ("[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nm = 1\n", "m is 1"),
+            ("not toml", "TOML"),
+        ];
+        for (text, expected) in cases {
+            let error = load(text).expect_err(text).to_string();
+            assert!(error.contains(expected), "{text:?} gave {error:?}");
+        }
+        let nothing = load("").expect("valid").node_options().expect_err("no collections").to_string();
+        assert!(nothing.contains("[[collections]]"), "{nothing}");
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let config = load("[source]\ndsn = 'postgresql://u:secret@h/d'\n").expect("valid");
+        assert!(!format!("{config:?}").contains("secret"));
+    }
+}

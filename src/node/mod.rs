@@ -1,0 +1,118 @@
+//! Opens every part, joins them, shuts down in order.
+
+mod epoch;
+mod supervisor;
+
+use crate::consistency::frontier::Frontier;
+use crate::consistency::recheck::SourceHeap;
+use crate::engine;
+use crate::model::CollectionSpec;
+use crate::node::supervisor::Supervisor;
+use crate::query::{self, QueryService};
+use crate::replication::ReplicationError;
+use crate::replication::progress::{Phase, Progress};
+use crate::replication::stream::Intake;
+use crate::server::http::{self, App};
+use crate::source::connect::Dsn;
+use crate::storage::StorageError;
+use crate::storage::data_dir::DataDir;
+use crate::telemetry;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Everything a node needs to know.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The source.
+    pub dsn: Dsn,
+    /// Name of the slot.
+    pub slot: String,
+    /// Name of the publication.
+    pub publication: String,
+    /// May we create and extend it?
+    pub create_publication: bool,
+    /// Connections of the initial copy.
+    pub copy_connections: usize,
+    /// Longest wait for older transactions when the slot is made.
+    pub slot_lock_timeout: Duration,
+    /// The WAL intake.
+    pub intake: Intake,
+    /// Where our files are.
+    pub data_dir: PathBuf,
+    /// The engine.
+    pub engine: engine::Options,
+    /// Searches.
+    pub query: query::Options,
+    /// Default wait for a position.
+    pub wait: Duration,
+    /// Connections for rechecks.
+    pub recheck_connections: usize,
+    /// Longest recheck.
+    pub recheck_timeout: Duration,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// The HTTP surface.
+    pub http: http::Options,
+    /// What to serve.
+    pub collections: Vec<CollectionSpec>,
+}
+
+/// Why a node ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// Our files.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The source or the stream.
+    #[error(transparent)]
+    Replication(#[from] ReplicationError),
+    /// A person must look before anything is done.
+    #[error("{0}")]
+    Stopped(String),
+    /// The engine's threads ended.
+    #[error("the engine failed: {0}")]
+    Engine(String),
+}
+
+/// Runs until `stop` is cancelled or something must not go on. `listening` is called with the bound address.
+pub async fn run(
+    options: Options,
+    stop: CancellationToken,
+    listening: impl FnOnce(SocketAddr),
+) -> Result<(), NodeError> {
+    let metrics = telemetry::metrics();
+    let data = DataDir::open(&options.data_dir)?;
+    let progress = Arc::new(Progress::default());
+    let frontier = Arc::new(Frontier::new(progress.clone(), options.wait));
+    let pool = options.dsn.pool(options.recheck_connections, options.recheck_timeout);
+    let query = QueryService::new(frontier.clone(), SourceHeap(pool.clone()), options.query);
+    let app = Arc::new(App::new(query, options.dsn.clone(), pool, metrics, options.http));
+    let listen = |error| NodeError::Listen { address: options.listen, error };
+    let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
+    listening(listener.local_addr().map_err(listen)?);
+    let server = tokio::spawn(http::serve(listener, app, stop.clone().cancelled_owned()));
+    let mut supervisor = Supervisor::new(options, data, frontier.clone(), stop.clone());
+    let result = supervisor.run().await;
+    if let Err(error) = &result {
+        tracing::error!(%error, "the service stops");
+        progress.set_phase(Phase::Stopped { reason: error.to_string() });
+    }
+    // Readers first, then the engine: a request under way finds what it needs.
+    stop.cancel();
+    let _ = server.await;
+    frontier.serve(None);
+    supervisor.close().await;
+    result
+}

@@ -1,0 +1,422 @@
+//! Follows the source for as long as the node lives: connects, decides, streams, copies again, backs off.
+
+use crate::consistency::frontier::Frontier;
+use crate::model::{CollectionDef, CollectionId};
+use crate::node::epoch::Epoch;
+use crate::node::{NodeError, Options};
+use crate::replication::progress::{Phase, Progress};
+use crate::replication::start::{Decision, SlotFacts, SourceFacts, decide};
+use crate::replication::stream::{PgWalSource, SystemFacts};
+use crate::replication::{ReplicationError, copy, follow};
+use crate::source::catalog::{self, Table};
+use crate::source::{SourceError, publication};
+use crate::storage::StorageError;
+use crate::storage::data_dir::{DataDir, EpochId, Pending};
+use crate::storage::state::Identity;
+use crate::telemetry::names;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// An epoch whose copy is under way.
+struct Making {
+    epoch: Epoch,
+    copy: JoinHandle<Result<(), ReplicationError>>,
+}
+
+/// Owns the epochs.
+pub struct Supervisor {
+    options: Options,
+    data: DataDir,
+    frontier: Arc<Frontier>,
+    progress: Arc<Progress>,
+    stop: CancellationToken,
+    /// What answers.
+    current: Option<Epoch>,
+    /// What will.
+    making: Option<Making>,
+}
+
+impl Supervisor {
+    /// A supervisor of an opened data directory.
+    pub fn new(options: Options, data: DataDir, frontier: Arc<Frontier>, stop: CancellationToken) -> Supervisor {
+        let progress = frontier.progress.clone();
+        Supervisor { options, data, frontier, progress, stop, current: None, making: None }
+    }
+
+    /// Runs until stopped (`Ok`) or until something must not go on.
+    pub async fn run(&mut self) -> Result<(), NodeError> {
+        self.open_current()?;
+        let mut pause = FIRST_PAUSE;
+        let mut connected_once = false;
+        while !self.stop.is_cancelled() {
+            let started = std::time::Instant::now();
+            let Err(error) = self.follow_once().await else { return Ok(()) };
+            let error = match error {
+                NodeError::Replication(ReplicationError::Stopped) => continue,
+                NodeError::Replication(error) if self.may_go_on(&error, connected_once) => error,
+                fatal => return Err(fatal),
+            };
+            connected_once |= self.current.is_some();
+            if started.elapsed() > LONGEST_PAUSE {
+                pause = FIRST_PAUSE;
+            }
+            tracing::warn!(%error, ?pause, "not following the source; trying again");
+            self.progress.set_phase(Phase::Retrying { error: error.to_string() });
+            metrics::counter!(names::RECONNECTS).increment(1);
+            tokio::select! {
+                () = tokio::time::sleep(jittered(pause)) => {}
+                () = self.stop.cancelled() => {}
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Ok(())
+    }
+
+    /// A refusal at the first start is told at once; later what we have goes on answering while somebody looks.
+    fn may_go_on(&self, error: &ReplicationError, connected_once: bool) -> bool {
+        error.is_transient()
+            || (matches!(error, ReplicationError::Source(_)) && (connected_once || self.current.is_some()))
+    }
+
+    /// Opens what is there, so that it answers before the source does. Damage means copying again, not failing.
+    fn open_current(&mut self) -> Result<(), NodeError> {
+        let Some(id) = self.data.current()? else { return Ok(()) };
+        match Epoch::open(&self.data, id, self.options.engine.clone()) {
+            Ok(epoch) => {
+                tracing::info!(epoch = id.0, at = %epoch.checkpoint().durable, "opened the data directory");
+                self.frontier.serve(Some(epoch.serving.clone()));
+                self.current = Some(epoch);
+                Ok(())
+            }
+            Err(error @ (StorageError::Damaged { .. } | StorageError::State(_))) => {
+                tracing::error!(%error, epoch = id.0, "the data is damaged; everything is copied again");
+                Ok(())
+            }
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// Connects, decides and follows until something ends it. `Ok` when told to stop.
+    async fn follow_once(&mut self) -> Result<(), NodeError> {
+        if self.making.is_none() {
+            self.progress.set_phase(Phase::Starting);
+        }
+        let client = self.options.dsn.connect().await.map_err(ReplicationError::from)?;
+        if self.making.is_none() {
+            self.clear_pending(&client).await?;
+        }
+        let mut wal = PgWalSource::connect(&self.options.dsn).await?;
+        let system = wal.identify()?;
+        if self.making.is_none() {
+            let facts = self.source_facts(&client, &mut wal, &system).await?;
+            let checkpoint = self.current.as_ref().map(Epoch::checkpoint);
+            let mut decision = decide(checkpoint.as_ref(), &facts);
+            let tables = self.resolve(&client).await?;
+            if matches!(decision, Decision::Stream { .. }) {
+                if let Some(reason) = self.definitions_changed(&tables) {
+                    decision = Decision::Resync { reason };
+                }
+            } else if self.current.is_none() && self.data.current()?.is_some() && facts.slot.is_some() {
+                // Damaged data: the slot is ours, but what belongs to it is gone.
+                decision = Decision::Resync { reason: "the data directory is damaged".into() };
+            }
+            match decision {
+                Decision::Stop { reason } => return Err(NodeError::Stopped(reason)),
+                Decision::Stream { from } => tracing::info!(%from, "going on from our checkpoint"),
+                Decision::Fresh => self.make_epoch(&client, &mut wal, &system, tables, None).await?,
+                Decision::Resync { reason } => {
+                    tracing::warn!(reason, "copying everything again; what is here goes on answering, marked stale");
+                    metrics::counter!(names::RESYNCS).increment(1);
+                    self.progress.set_stale(Some(reason.clone()));
+                    self.make_epoch(&client, &mut wal, &system, tables, Some(reason)).await?;
+                }
+            }
+            if self.making.is_some() {
+                // That connection held the exported snapshot; streaming starts on a fresh one.
+                wal = PgWalSource::connect(&self.options.dsn).await?;
+            }
+        }
+        drop(client);
+        self.stream(wal, &system).await
+    }
+
+    async fn source_facts(
+        &self,
+        client: &Client,
+        wal: &mut PgWalSource,
+        system: &SystemFacts,
+    ) -> Result<SourceFacts, NodeError> {
+        let ours = self.current.as_ref();
+        let name = ours.map_or(&self.options.slot, |epoch| &epoch.identity.slot);
+        let slot = catalog::slot(client, name).await.map_err(ReplicationError::from)?;
+        let database = client_database(client).await?;
+        let slot = slot.map(|slot| SlotFacts {
+            usable: slot.is_usable()
+                && slot.plugin.as_deref() == Some("pgoutput")
+                && slot.database.as_deref() == Some(&database),
+            confirmed: slot.confirmed.unwrap_or_default(),
+        });
+        let forked_at = match ours.map(|epoch| epoch.identity.timeline) {
+            Some(timeline) if timeline != system.timeline => wal.forked_at(timeline, system.timeline)?,
+            _ => None,
+        };
+        let current = system.current;
+        Ok(SourceFacts { system_id: system.system_id.clone(), timeline: system.timeline, forked_at, current, slot })
+    }
+
+    /// The configured collections against the catalog, and the publication that must send them.
+    async fn resolve(&self, client: &Client) -> Result<Vec<(CollectionDef, Table)>, NodeError> {
+        let mut tables = Vec::new();
+        for (number, spec) in self.options.collections.iter().enumerate() {
+            let resolved = catalog::resolve(client, CollectionId(number as u32), spec).await;
+            tables.push(resolved.map_err(ReplicationError::from)?);
+        }
+        let defs: Vec<_> = tables.iter().map(|(def, _)| def.clone()).collect();
+        let ensured =
+            publication::ensure(client, &self.options.publication, &defs, self.options.create_publication).await;
+        ensured.map_err(ReplicationError::from)?;
+        Ok(tables)
+    }
+
+    /// Why what we have does not serve what is configured now, if so.
+    fn definitions_changed(&self, tables: &[(CollectionDef, Table)]) -> Option<String> {
+        let current = self.current.as_ref()?;
+        for (def, _) in tables {
+            match current.defs.iter().find(|stored| stored.name == def.name) {
+                None => return Some(format!("collection {} is new", def.name)),
+                Some(stored) if !stored.serves(def) => {
+                    return Some(format!("collection {} or its table is defined differently now", def.name));
+                }
+                Some(_) => {}
+            }
+        }
+        let gone = current.defs.iter().find(|stored| tables.iter().all(|(def, _)| def.name != stored.name));
+        gone.map(|stored| format!("collection {} is no longer configured", stored.name))
+    }
+
+    /// Makes a slot and an epoch on it, and starts the copy.
+    async fn make_epoch(
+        &mut self,
+        client: &Client,
+        wal: &mut PgWalSource,
+        system: &SystemFacts,
+        tables: Vec<(CollectionDef, Table)>,
+        reason: Option<String>,
+    ) -> Result<(), NodeError> {
+        let before = self.data.current()?;
+        let id = before.map_or(EpochId(1), EpochId::next);
+        let slot = match reason {
+            None => self.options.slot.clone(),
+            Some(_) => format!("{}_{}", self.options.slot, id.0),
+        };
+        let old_slot = match &self.current {
+            Some(epoch) => Some(epoch.identity.slot.clone()),
+            // Damaged data does not tell its slot; ours has the configured name or a numbered one.
+            None => before.map(|_| self.options.slot.clone()),
+        };
+        let dir = self.data.prepare_epoch(id)?;
+        self.data.set_pending(Some(&Pending {
+            epoch: id,
+            slot: slot.clone(),
+            old_slot: old_slot.filter(|old| *old != slot),
+        }))?;
+        let version = catalog::server_version(client).await.map_err(ReplicationError::from)?;
+        let database = client_database(client).await?;
+        tracing::info!(slot, "making a replication slot; this waits for open transactions");
+        let lock_timeout = self.options.slot_lock_timeout;
+        let new = tokio::task::block_in_place(|| wal.create_slot(&slot, version, lock_timeout))?;
+        let sessions = copy::open_sessions(&self.options.dsn, &new.snapshot, self.options.copy_connections).await?;
+        let identity = Identity {
+            system_id: system.system_id.clone(),
+            timeline: system.timeline,
+            database,
+            slot,
+            consistent_point: new.consistent_point,
+        };
+        tracing::info!(at = %new.consistent_point, "copying");
+        let (epoch, copy_tables) = Epoch::create(&dir, id, identity, tables, self.options.engine.clone())?;
+        if self.current.is_none() {
+            // Nothing else answers: let this one say how far it is.
+            self.frontier.serve(Some(epoch.serving.clone()));
+        }
+        let progress = self.progress.clone();
+        let at = new.consistent_point;
+        let copy = tokio::spawn(async move { copy::run(sessions, copy_tables, at, &progress).await });
+        self.making = Some(Making { epoch, copy });
+        Ok(())
+    }
+
+    /// Streams into the newest epoch's log; meanwhile finishes its copy if it has one.
+    async fn stream(&mut self, mut wal: PgWalSource, system: &SystemFacts) -> Result<(), NodeError> {
+        let epoch = match (&mut self.making, &mut self.current) {
+            (Some(making), _) => &mut making.epoch,
+            (None, Some(current)) => current,
+            (None, None) => return Err(NodeError::Stopped("there is nothing to stream into".into())),
+        };
+        let from = epoch.serving.log.durable().lsn;
+        if epoch.identity.timeline != system.timeline {
+            epoch.identity.timeline = system.timeline;
+            epoch.state.set_identity(&epoch.identity)?;
+        }
+        tokio::task::block_in_place(|| wal.start(&epoch.identity.slot, &self.options.publication, from))?;
+        let log = match epoch.log.take() {
+            Some(log) => log,
+            None => return Err(NodeError::Stopped("the change log is in use".into())),
+        };
+        self.progress.set_phase(Phase::Streaming);
+        if self.making.is_none() {
+            self.progress.set_stale(None);
+        }
+        tracing::info!(%from, "streaming");
+        let defs = self.newest().map(|epoch| epoch.defs.clone()).unwrap_or_default();
+        let mut failure = self.newest().map(|epoch| epoch.serving.engine.failure());
+        let stop = self.stop.child_token();
+        let (intake, progress) = (self.options.intake, self.progress.clone());
+        let mut following = pin!(follow(wal, intake, &defs, log, &progress, &stop));
+        let mut making_failed = None;
+        let (log, ended) = loop {
+            tokio::select! {
+                ended = &mut following => break ended,
+                made = finish(&mut self.making), if self.making.is_some() && making_failed.is_none() => {
+                    match made {
+                        Ok(()) => self.promote().await?,
+                        Err(error) => {
+                            making_failed = Some(error);
+                            stop.cancel();
+                        }
+                    }
+                }
+                reason = failed(&mut failure) => {
+                    stop.cancel();
+                    let _ = (&mut following).await;
+                    return Err(NodeError::Engine(reason));
+                }
+            }
+        };
+        if let Some(error) = making_failed {
+            drop(log);
+            self.discard_making().await;
+            return Err(error);
+        }
+        if let Some(epoch) = self.newest() {
+            epoch.log = Some(log);
+        }
+        match ended {
+            ReplicationError::Stopped if self.stop.is_cancelled() => Ok(()),
+            ended => Err(ended.into()),
+        }
+    }
+
+    fn newest(&mut self) -> Option<&mut Epoch> {
+        self.making.as_mut().map(|making| &mut making.epoch).or(self.current.as_mut())
+    }
+
+    /// The new epoch is whole: from now on it answers.
+    async fn promote(&mut self) -> Result<(), NodeError> {
+        let Some(Making { epoch, .. }) = self.making.take() else { return Ok(()) };
+        self.data.make_current(epoch.id)?;
+        epoch.remove_copy_logs(&self.data.epoch_dir(epoch.id));
+        self.frontier.serve(Some(epoch.serving.clone()));
+        self.progress.set_stale(None);
+        tracing::info!(epoch = epoch.id.0, slot = epoch.identity.slot, "the copy is whole and answers");
+        let old = self.current.replace(epoch);
+        if let Some(old) = old {
+            old.serving.engine.stop();
+        }
+        match self.options.dsn.connect().await {
+            Ok(client) => self.clear_pending(&client).await,
+            // PENDING stays and is looked at again at the next connection.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// The copy failed: its engine ends, its slot and files go at the next connection.
+    async fn discard_making(&mut self) {
+        if let Some(Making { epoch, copy }) = self.making.take() {
+            copy.abort();
+            if self.current.is_none() {
+                self.frontier.serve(None);
+            }
+            epoch.serving.engine.stop();
+        }
+    }
+
+    /// Removes the slots that an unfinished or a finished copy left behind.
+    async fn clear_pending(&mut self, client: &Client) -> Result<(), NodeError> {
+        let Some(pending) = self.data.pending()? else { return Ok(()) };
+        let finished = self.data.current()? == Some(pending.epoch);
+        let leftover = if finished { pending.old_slot.clone() } else { Some(pending.slot.clone()) };
+        if let Some(name) = leftover {
+            drop_slot(client, &name).await?;
+        }
+        if !finished {
+            self.data.prepare_epoch(pending.epoch)?;
+        }
+        self.data.set_pending(None)?;
+        Ok(())
+    }
+
+    /// Ends the engines, after what they applied is durable.
+    pub async fn close(&mut self) {
+        if let Some(Making { epoch, copy }) = self.making.take() {
+            copy.abort();
+            tokio::task::block_in_place(|| epoch.serving.engine.stop());
+        }
+        if let Some(epoch) = self.current.take() {
+            tokio::task::block_in_place(|| epoch.serving.engine.stop());
+        }
+    }
+}
+
+/// Resolves when the copy is in its log and the engine has taken it in.
+async fn finish(making: &mut Option<Making>) -> Result<(), NodeError> {
+    let Some(making) = making else { return std::future::pending().await };
+    if !making.copy.is_finished() {
+        match (&mut making.copy).await {
+            Ok(copied) => copied?,
+            Err(panic) => return Err(NodeError::Engine(format!("the copy ended: {panic}"))),
+        }
+    }
+    while !making.epoch.is_live() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+async fn failed(failure: &mut Option<tokio::sync::watch::Receiver<Option<String>>>) -> String {
+    let Some(failure) = failure else { return std::future::pending().await };
+    let reason = match failure.wait_for(Option::is_some).await {
+        Ok(reason) => reason.clone(),
+        Err(_) => None,
+    };
+    reason.unwrap_or_else(|| "it is gone".into())
+}
+
+async fn client_database(client: &Client) -> Result<String, NodeError> {
+    let row = client.query_one("SELECT current_database()::text", &[]).await;
+    Ok(row.map_err(|error| ReplicationError::from(SourceError::from(error)))?.get(0))
+}
+
+/// Drops a slot of ours if it is there. One that is still in use is tried again later.
+async fn drop_slot(client: &Client, name: &str) -> Result<(), NodeError> {
+    let found = catalog::slot(client, name).await.map_err(ReplicationError::from)?;
+    if found.is_some_and(|slot| slot.plugin.as_deref() == Some("pgoutput")) {
+        let dropped = client.execute("SELECT pg_drop_replication_slot($1)", &[&name]).await;
+        dropped.map_err(|error| ReplicationError::from(SourceError::from(error)))?;
+        tracing::info!(slot = name, "dropped a slot of ours that nothing uses any more");
+    }
+    Ok(())
+}
+
+/// Half to all of the pause, so that many services do not come back at once.
+fn jittered(pause: Duration) -> Duration {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    pause.mul_f64(0.5 + f64::from(now.subsec_nanos() % 1000) / 2000.0)
+}
