@@ -1,5 +1,167 @@
-//! The source's changes on their way in: what the bytes of the slot and of the initial copy say.
+//! WAL -> change log: transport, decoding, transaction assembly, start decisions, initial copy.
 
+pub mod assemble;
+pub mod copy;
 pub mod copy_rows;
 pub mod frame;
 pub mod pgoutput;
+pub mod progress;
+pub mod start;
+pub mod stream;
+
+use crate::model::{CollectionDef, LogRecord};
+use crate::replication::assemble::{AssembleError, Assembler};
+use crate::replication::frame::Frame;
+use crate::replication::pgoutput::Message;
+use crate::replication::progress::Progress;
+use crate::replication::stream::{Intake, Queued, WalSource};
+use crate::source::SourceError;
+use crate::storage::StorageError;
+use crate::storage::changelog::ChangeLog;
+use crate::telemetry::names;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Why following the source ended, named for what must happen.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicationError {
+    /// Connect again.
+    #[error("the WAL stream broke: {0}")]
+    Transport(String),
+    /// Connect again; if it comes back, a person must look.
+    #[error("the WAL stream is not understood: {0}")]
+    Protocol(String),
+    /// What the source said decides.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Our disk failed: stop, nothing written since can be trusted.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// We were told to end.
+    #[error("stopped")]
+    Stopped,
+}
+
+impl From<AssembleError> for ReplicationError {
+    fn from(error: AssembleError) -> Self {
+        ReplicationError::Protocol(error.to_string())
+    }
+}
+
+impl ReplicationError {
+    /// May connecting again help without anybody's doing?
+    pub fn is_transient(&self) -> bool {
+        match self {
+            ReplicationError::Transport(_) | ReplicationError::Protocol(_) => true,
+            ReplicationError::Source(error) => error.is_transient(),
+            ReplicationError::Storage(_) | ReplicationError::Stopped => false,
+        }
+    }
+}
+
+/// Unsynced time after which the log is synced although more is waiting: bounds how old a searchable row can be.
+const SYNC_AFTER: Duration = Duration::from_millis(20);
+
+/// Line one up to the durable log: socket -> frames -> messages -> transactions -> records, until an error or a stop.
+/// The log comes back with whatever ended it.
+pub async fn follow<S: WalSource>(
+    source: S,
+    intake: Intake,
+    collections: &[CollectionDef],
+    log: ChangeLog,
+    progress: &Progress,
+) -> (ChangeLog, ReplicationError) {
+    let tail = log.tail();
+    let (sender, receiver) = stream::queue();
+    let assembler = Assembler::new(collections, log.durable());
+    let writer = tokio::task::spawn_blocking(move || write(log, assembler, receiver));
+    let received = stream::receive(source, intake, sender, tail, progress).await;
+    // The queue is closed now: the writer ends after what it has.
+    match (writer.await, received) {
+        (Ok((log, Err(error))), _) => (log, error),
+        (Ok((log, Ok(()))), received) => (log, received.err().unwrap_or(ReplicationError::Stopped)),
+        // A panic loses the log's handle; there is nothing to go on with.
+        (Err(panic), _) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// The log's own thread: decodes, assembles, appends, syncs in groups.
+fn write(
+    mut log: ChangeLog,
+    mut assembler: Assembler,
+    mut queue: mpsc::Receiver<Queued>,
+) -> (ChangeLog, Result<(), ReplicationError>) {
+    let result = write_all(&mut log, &mut assembler, &mut queue);
+    (log, result)
+}
+
+fn write_all(
+    log: &mut ChangeLog,
+    assembler: &mut Assembler,
+    queue: &mut mpsc::Receiver<Queued>,
+) -> Result<(), ReplicationError> {
+    let mut unsynced: Option<Instant> = None;
+    loop {
+        let next = match queue.try_recv() {
+            Ok(queued) => Some(queued),
+            Err(mpsc::error::TryRecvError::Disconnected) => None,
+            Err(mpsc::error::TryRecvError::Empty) => {
+                if unsynced.take().is_some() {
+                    log.sync()?;
+                }
+                queue.blocking_recv()
+            }
+        };
+        let Some(queued) = next else {
+            return Ok(if unsynced.is_some() {
+                log.sync()?
+            });
+        };
+        if take_frame(log, assembler, queued.frame)? {
+            unsynced.get_or_insert_with(Instant::now);
+        }
+        if unsynced.is_some_and(|since| since.elapsed() >= SYNC_AFTER) {
+            log.sync()?;
+            unsynced = None;
+        }
+    }
+}
+
+/// True when something was appended.
+fn take_frame(log: &mut ChangeLog, assembler: &mut Assembler, frame: Frame) -> Result<bool, ReplicationError> {
+    let mut appended = false;
+    let mut append = |record: LogRecord| {
+        appended = true;
+        log.append(&record).map_err(ReplicationError::from)
+    };
+    match frame {
+        // The position of a keepalive counts only between transactions.
+        Frame::Keepalive { wal_end, .. } => {
+            if !assembler.in_transaction() && assembler.moves_to(wal_end) {
+                append(LogRecord::Progress { upto: wal_end })?;
+            }
+        }
+        Frame::XLogData { payload, .. } => {
+            let message =
+                pgoutput::decode(&payload, false).map_err(|error| ReplicationError::Protocol(error.to_string()))?;
+            count(&message);
+            assembler.push(message, &mut append)?;
+        }
+    }
+    Ok(appended)
+}
+
+fn count(message: &Message<'_>) {
+    let op = match message {
+        Message::Commit { .. } => {
+            metrics::counter!(names::TRANSACTIONS).increment(1);
+            return;
+        }
+        Message::Insert { .. } => "insert",
+        Message::Update { .. } => "update",
+        Message::Delete { .. } => "delete",
+        Message::Truncate { .. } => "truncate",
+        _ => return,
+    };
+    metrics::counter!(names::CHANGES_RECEIVED, "op" => op).increment(1);
+}

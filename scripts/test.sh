@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Owns the whole check of a checkout: format, lints, every test against private PostgreSQL clusters.
+# The last lines are the test runner's own summary.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib/setup.sh
+. scripts/lib/setup.sh
+
+ensure_machine
+ensure_rust_components
+
+# A temporary directory of our own: whatever still names it in the end was started here. Open to all, with the sticky bit,
+# because root's clusters run in another account.
+work=$(mktemp -d "${TMPDIR:-/tmp}/ruvector-test-XXXXXX")
+chmod 1777 "$work"
+export TMPDIR="$work"
+
+# The tests clean up after themselves, also when they are killed; this is for what they started and lost, and for cargo
+# where this script is told to stop. Both files, because PostgreSQL writes its process titles over its environment.
+end_leftovers() {
+  local status=$? signal found files
+  trap - EXIT
+  for signal in TERM KILL; do
+    # grep itself is among those found, and gone.
+    mapfile -t files < <(grep -lsaF -e "$work" /proc/[0-9]*/{cmdline,environ} || true)
+    mapfile -t found < <(printf '%s\n' "${files[@]}" | cut -d / -f 3 | sort -u)
+    kill -s "$signal" "${found[@]}" 2>/dev/null || true
+    # Alone with grep there is nothing to wait for.
+    if [ "${#found[@]}" -gt 1 ]; then sleep 1; fi
+  done
+  rm -rf "$work"
+  exit "$status"
+}
+trap end_leftovers EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# Each test thread may run a cluster and a service: more than a few starve each other.
+threads=$(nproc)
+if [ "$threads" -gt 4 ]; then threads=4; fi
+
+# In the background and waited for: a shell acts on a signal only when no command runs in the foreground.
+run() {
+  "$@" </dev/null &
+  wait "$!"
+}
+
+run cargo fmt --check
+run cargo clippy --all-targets --locked -- -D warnings
+run cargo test --locked --no-fail-fast -- --test-threads="$threads"

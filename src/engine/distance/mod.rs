@@ -1,0 +1,300 @@
+//! Distance kernels: chosen once, at run time, for a metric and this CPU.
+//!
+//! A walk compares *inner* values, cheaper than the public distance and in the same order:
+//!
+//! | metric | stored row | inner value | public distance |
+//! |---|---|---|---|
+//! | L2 | as given | squared distance | its root |
+//! | cosine | scaled to unit length | 1 - dot | the same, clamped to 0..=2 |
+//! | inner product | as given | -dot | the same |
+//! | L1 | as given | distance | the same |
+//!
+//! A zero vector has no direction. Under cosine its stored row (or prepared query) begins with NaN, which makes every dot
+//! product NaN, and an inner value that is NaN becomes +infinity: such a row sorts last, costs the inner loop nothing and
+//! is reported as NaN. Smaller inner values are nearer; none is ever NaN.
+
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use crate::model::Metric;
+
+/// Rows are padded with zeros to a multiple of this many floats: one cache line, one AVX-512 register.
+pub const LINE: usize = 16;
+
+/// Rows fetched ahead of the one being computed. One row of some hundred dimensions fills a core's miss buffers already.
+const AHEAD: usize = 3;
+
+/// What the CPU offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// x86-64 with AVX-512F.
+    Avx512,
+    /// x86-64 with AVX2 and FMA.
+    Avx2,
+    /// Anything else: simsimd where it has the function, else plain Rust.
+    Simsimd,
+    /// Plain Rust, the reference.
+    Scalar,
+}
+
+impl Isa {
+    /// The best of this CPU.
+    pub fn detect() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") {
+                return Isa::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Isa::Avx2;
+            }
+        }
+        Isa::Simsimd
+    }
+
+    /// Everything this CPU can run, best first.
+    pub fn available() -> Vec<Isa> {
+        let all = [Isa::Avx512, Isa::Avx2, Isa::Simsimd, Isa::Scalar];
+        let best = all.iter().position(|&isa| isa == Isa::detect()).unwrap_or(all.len() - 1);
+        all[best..].to_vec()
+    }
+}
+
+/// One pair. Callable only where the instruction set it was compiled for was detected.
+type One = unsafe fn(&[f32], &[f32]) -> f32;
+/// A query against gathered rows: `out[i]` for row `slots[i]` of a table of rows of `query.len()` floats.
+type Many = unsafe fn(query: &[f32], table: *const f32, slots: &[u32], out: *mut f32);
+
+/// The inner values of one metric.
+#[derive(Clone, Copy)]
+pub struct Kernel {
+    metric: Metric,
+    isa: Isa,
+    one: One,
+    many: Many,
+}
+
+/// `one` and `many` for a raw sum and what makes an inner value of it.
+macro_rules! pair {
+    ($(#[$feature:meta])? $one:ident, $many:ident, $raw:path, |$sum:ident| $inner:expr) => {
+        $(#[$feature])?
+        fn $one(a: &[f32], b: &[f32]) -> f32 {
+            let $sum = $raw(a, b);
+            // `min` returns the other operand when one is NaN.
+            f32::min($inner, f32::INFINITY)
+        }
+
+        /// # Safety
+        /// Every slot names a whole row of `table`, and `out` has room for `slots.len()` values.
+        $(#[$feature])?
+        unsafe fn $many(query: &[f32], table: *const f32, slots: &[u32], out: *mut f32) {
+            let len = query.len();
+            // SAFETY: by contract `slot` names a row of `len` floats inside the table.
+            let row = |slot: u32| unsafe { std::slice::from_raw_parts(table.add(slot as usize * len), len) };
+            for &slot in &slots[..slots.len().min(AHEAD)] {
+                prefetch(row(slot));
+            }
+            for (i, &slot) in slots.iter().enumerate() {
+                if let Some(&next) = slots.get(i + AHEAD) {
+                    prefetch(row(next));
+                }
+                let $sum = $raw(query, row(slot));
+                // SAFETY: `i` is below `slots.len()`.
+                unsafe { *out.add(i) = f32::min($inner, f32::INFINITY) };
+            }
+        }
+    };
+}
+
+mod simsimd {
+    use super::{AHEAD, prefetch, scalar};
+    pair!(cosine, cosines, scalar::simsimd_dot, |dot| 1.0 - dot);
+    pair!(ip, ips, scalar::simsimd_dot, |dot| -dot);
+    pair!(l2, l2s, scalar::simsimd_l2, |sum| sum);
+    pair!(l1, l1s, scalar::l1, |sum| sum);
+    pub(super) const PAIRS: [(super::One, super::Many); 4] = [(l2, l2s), (cosine, cosines), (ip, ips), (l1, l1s)];
+}
+
+mod plain {
+    use super::{AHEAD, prefetch, scalar};
+    pair!(cosine, cosines, scalar::dot, |dot| 1.0 - dot);
+    pair!(ip, ips, scalar::dot, |dot| -dot);
+    pair!(l2, l2s, scalar::l2, |sum| sum);
+    pair!(l1, l1s, scalar::l1, |sum| sum);
+    pub(super) const PAIRS: [(super::One, super::Many); 4] = [(l2, l2s), (cosine, cosines), (ip, ips), (l1, l1s)];
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::{AHEAD, prefetch, x86::avx512 as raw};
+    pair!(
+        #[target_feature(enable = "avx512f")]
+        cosine,
+        cosines,
+        raw::dot,
+        |dot| 1.0 - dot
+    );
+    pair!(
+        #[target_feature(enable = "avx512f")]
+        ip,
+        ips,
+        raw::dot,
+        |dot| -dot
+    );
+    pair!(
+        #[target_feature(enable = "avx512f")]
+        l2,
+        l2s,
+        raw::l2,
+        |sum| sum
+    );
+    pair!(
+        #[target_feature(enable = "avx512f")]
+        l1,
+        l1s,
+        raw::l1,
+        |sum| sum
+    );
+    pub(super) const PAIRS: [(super::One, super::Many); 4] = [(l2, l2s), (cosine, cosines), (ip, ips), (l1, l1s)];
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::{AHEAD, prefetch, x86::avx2 as raw};
+    pair!(
+        #[target_feature(enable = "avx2,fma")]
+        cosine,
+        cosines,
+        raw::dot,
+        |dot| 1.0 - dot
+    );
+    pair!(
+        #[target_feature(enable = "avx2,fma")]
+        ip,
+        ips,
+        raw::dot,
+        |dot| -dot
+    );
+    pair!(
+        #[target_feature(enable = "avx2,fma")]
+        l2,
+        l2s,
+        raw::l2,
+        |sum| sum
+    );
+    pair!(
+        #[target_feature(enable = "avx2,fma")]
+        l1,
+        l1s,
+        raw::l1,
+        |sum| sum
+    );
+    pub(super) const PAIRS: [(super::One, super::Many); 4] = [(l2, l2s), (cosine, cosines), (ip, ips), (l1, l1s)];
+}
+
+/// Asks for every cache line of a row.
+#[inline(always)]
+pub fn prefetch<T>(row: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let (start, bytes) = (row.as_ptr().cast::<i8>(), size_of_val(row));
+        for line in (0..bytes).step_by(64) {
+            // SAFETY: a prefetch never faults, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = row;
+}
+
+impl Kernel {
+    /// The fastest kernel of this CPU.
+    pub fn new(metric: Metric) -> Kernel {
+        Kernel::with(metric, Isa::detect())
+    }
+
+    /// A chosen instruction set, or plain Rust where this CPU lacks it.
+    pub fn with(metric: Metric, isa: Isa) -> Kernel {
+        let isa = if Isa::available().contains(&isa) { isa } else { Isa::Scalar };
+        let pairs = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::PAIRS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::PAIRS,
+            Isa::Simsimd => simsimd::PAIRS,
+            _ => plain::PAIRS,
+        };
+        let (one, many) = pairs[match metric {
+            Metric::L2 => 0,
+            Metric::Cosine => 1,
+            Metric::Ip => 2,
+            Metric::L1 => 3,
+        }];
+        Kernel { metric, isa, one, many }
+    }
+
+    /// The metric this kernel serves.
+    pub fn metric(&self) -> Metric {
+        self.metric
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Inner value of two rows of equal length, both as [`Kernel::prepare`] leaves them.
+    #[inline]
+    pub fn inner(&self, a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len(), "vectors of one collection have one length");
+        // SAFETY: `with` chose this function after detecting what it needs.
+        unsafe { (self.one)(a, b) }
+    }
+
+    /// Inner values of a query against rows gathered from a table, the rows ahead being prefetched whole.
+    ///
+    /// # Safety
+    /// `table` holds rows of `query.len()` floats; every slot names a whole one that is not being written.
+    #[inline]
+    pub unsafe fn gather(&self, query: &[f32], table: *const f32, slots: &[u32], out: &mut [f32]) {
+        assert!(out.len() >= slots.len(), "room for every value");
+        // SAFETY: the CPU was checked by `with`, the room just now, the rows by the caller.
+        unsafe { (self.many)(query, table, slots, out.as_mut_ptr()) }
+    }
+
+    /// Makes a stored row or a query of a vector in place: unit length for cosine, marked when there is no direction.
+    pub fn prepare(&self, row: &mut [f32]) {
+        if self.metric != Metric::Cosine {
+            return;
+        }
+        // In f64 neither the largest nor the smallest f32 squares out of range.
+        let square: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        if square > 0.0 && square.is_finite() {
+            let scale = 1.0 / square.sqrt();
+            row.iter_mut().for_each(|x| *x = (f64::from(*x) * scale) as f32);
+        } else {
+            row.fill(0.0);
+            row[0] = f32::NAN;
+        }
+    }
+
+    /// Whether a prepared row has no direction and therefore no place in a graph.
+    pub fn is_directionless(&self, row: &[f32]) -> bool {
+        self.metric == Metric::Cosine && row[0].is_nan()
+    }
+
+    /// The distance users see.
+    pub fn public(&self, inner: f32) -> f32 {
+        match self.metric {
+            Metric::L2 => inner.sqrt(),
+            Metric::Cosine if inner == f32::INFINITY => f32::NAN,
+            Metric::Cosine => inner.clamp(0.0, 2.0),
+            Metric::Ip | Metric::L1 => inner,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

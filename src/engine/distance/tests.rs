@@ -1,0 +1,117 @@
+//! Every kernel against plain f64 arithmetic.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// The inner value in f64, and its positive and negative parts: what the rounding of a sum is measured by.
+fn reference(metric: Metric, a: &[f32], b: &[f32]) -> (f64, f64, f64) {
+    let term = |(&x, &y): (&f32, &f32)| match metric {
+        Metric::L2 => (f64::from(x) - f64::from(y)).powi(2),
+        Metric::L1 => (f64::from(x) - f64::from(y)).abs(),
+        Metric::Ip | Metric::Cosine => -f64::from(x) * f64::from(y),
+    };
+    let one = if metric == Metric::Cosine { 1.0 } else { 0.0 };
+    let terms = || a.iter().zip(b).map(term);
+    let (plus, minus) = (terms().map(|t| t.max(0.0)).sum::<f64>() + one, terms().map(|t| -t.min(0.0)).sum::<f64>());
+    (terms().sum::<f64>() + one, plus, minus)
+}
+
+fn check(metric: Metric, a: &[f32], b: &[f32]) {
+    let (want, plus, minus) = reference(metric, a, b);
+    let limit = f64::from(f32::MAX);
+    for isa in Isa::available() {
+        let got = f64::from(Kernel::with(metric, isa).inner(a, b));
+        let context = format!("{metric} {isa:?} len {}: {got} for {want}", a.len());
+        if plus + minus < limit / 2.0 {
+            // Terms below the smallest normal number may be lost or rounded to the next denormal.
+            let slack = (plus + minus) * 1e-5 + a.len() as f64 * 2e-38;
+            assert!((got - want).abs() <= slack, "{context}");
+        } else if want.abs() > limit * 2.0 && plus.min(minus) < limit / 2.0 {
+            // Only one side can overflow, and does in any order of summation.
+            assert_eq!(got, f64::INFINITY.copysign(want), "{context}");
+        }
+        assert!(!got.is_nan(), "{context}");
+    }
+}
+
+fn noise(seed: u64, len: usize, scale: f32) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * scale
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+#[test]
+fn every_length_agrees_also_unaligned() {
+    for len in 1..=2100usize {
+        let (a, b) = (noise(len as u64, len + 3, 1.0), noise(!(len as u64), len + 3, 1.0));
+        for metric in Metric::ALL {
+            let (x, y) = (len % 4, (len / 4) % 4);
+            check(metric, &a[x..][..len], &b[y..][..len]);
+        }
+    }
+}
+
+#[test]
+fn extremes_agree() {
+    for len in [1, 7, 16, 63, 64, 65, 300] {
+        for scale in [1e-45, 1e-39, 1e-20, 1e18, 1e19, 2e19, 1e30, f32::MAX / 2.0] {
+            let (a, b) = (noise(1, len, scale), noise(2, len, scale));
+            let positive: Vec<f32> = a.iter().map(|x| x.abs()).collect();
+            let negative: Vec<f32> = positive.iter().map(|x| -x).collect();
+            for metric in Metric::ALL {
+                check(metric, &a, &b);
+                check(metric, &positive, &positive);
+                check(metric, &positive, &negative);
+            }
+        }
+    }
+}
+
+#[test]
+fn zero_vectors_sort_last_under_cosine() {
+    for isa in Isa::available() {
+        let kernel = Kernel::with(Metric::Cosine, isa);
+        let (mut zero, mut other, mut opposite) = (vec![0.0; 40], vec![1e-44; 40], vec![-3e38; 40]);
+        [&mut zero, &mut other, &mut opposite].into_iter().for_each(|row| kernel.prepare(row));
+        assert!(kernel.is_directionless(&zero) && !kernel.is_directionless(&other));
+        assert_eq!(kernel.inner(&zero, &other), f32::INFINITY);
+        assert_eq!(kernel.inner(&zero, &zero), f32::INFINITY);
+        assert!(kernel.public(f32::INFINITY).is_nan());
+        assert!((kernel.public(kernel.inner(&other, &opposite)) - 2.0).abs() < 1e-6);
+        assert_eq!(kernel.public(-1e-7), 0.0);
+    }
+}
+
+#[test]
+fn gather_equals_one_by_one() {
+    for metric in Metric::ALL {
+        for isa in Isa::available() {
+            let kernel = Kernel::with(metric, isa);
+            let (query, table) = (noise(1, 48, 1.0), noise(2, 48 * 20, 1.0));
+            for count in 0..10 {
+                let slots: Vec<u32> = (0..count).map(|i| (i * 7 + 3) % 20).collect();
+                let mut out = [0.0; 10];
+                // SAFETY: the table has 20 rows of 48.
+                unsafe { kernel.gather(&query, table.as_ptr(), &slots, &mut out) };
+                for (i, &slot) in slots.iter().enumerate() {
+                    assert_eq!(out[i], kernel.inner(&query, &table[slot as usize * 48..][..48]));
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_finite_vectors_agree(pairs in prop::collection::vec((any::<f32>(), any::<f32>()), 1..2100)) {
+        let finite = |x: f32| if x.is_finite() { x } else { 1.0 };
+        let (a, b): (Vec<f32>, Vec<f32>) = pairs.into_iter().map(|(x, y)| (finite(x), finite(y))).unzip();
+        for metric in Metric::ALL {
+            check(metric, &a, &b);
+        }
+    }
+}

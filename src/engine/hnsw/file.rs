@@ -1,0 +1,208 @@
+//! Links as bytes, and back with every byte doubted.
+//!
+//! Little-endian, without alignment. The rows are stored elsewhere and the checksum is the caller's.
+//!
+//! ```text
+//! magic      8 bytes "RVHNSW\0\1", the last one being the format's number
+//! metric     u8      0 L2, 1 cosine, 2 inner product, 3 L1
+//! dim        u32
+//! m          u32
+//! seed       u64     levels are a function of m, seed and slot, so they are not stored
+//! count      u32     slots 0..count are linked
+//! entry      u32     slot + 1 where walks enter, 0 when nothing is linked
+//! level 0    count times:  u8 n (at most 2 m), n times u32 slot
+//! upper      for each slot in order that has levels, for level 1 up to its own:  u8 n (at most m), n times u32 slot
+//! repeats    u32 n, n times: u32 slot, u32 next slot with the same row
+//! ```
+//!
+//! Slots at or above `count` (being linked while the file was written) appear nowhere.
+
+use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::{Graph, MAX_SLOTS, Params};
+use crate::engine::arena::Arena;
+use crate::model::Metric;
+
+const MAGIC: [u8; 8] = *b"RVHNSW\0\x01";
+
+fn code(metric: Metric) -> u8 {
+    match metric {
+        Metric::L2 => 0,
+        Metric::Cosine => 1,
+        Metric::Ip => 2,
+        Metric::L1 => 3,
+    }
+}
+
+fn wrong(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("graph file: {what}"))
+}
+
+fn read_u32(input: &mut dyn Read) -> io::Result<u32> {
+    let mut bytes = [0; 4];
+    input.read_exact(&mut bytes)?;
+    Ok(u32::from_le_bytes(bytes))
+}
+
+/// Reads one list; every slot must satisfy `valid`.
+fn read_list(input: &mut dyn Read, list: &[AtomicU32], valid: impl Fn(u32) -> bool) -> io::Result<()> {
+    let mut count = [0];
+    input.read_exact(&mut count)?;
+    let mut bytes = [0; 4 * 255];
+    let bytes = &mut bytes[..4 * usize::from(count[0])];
+    let list = list.get(..usize::from(count[0])).ok_or_else(|| wrong("a list is too long"))?;
+    input.read_exact(bytes)?;
+    for (link, bytes) in list.iter().zip(bytes.chunks_exact(4)) {
+        let slot = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        if !valid(slot) {
+            return Err(wrong("a link leads nowhere"));
+        }
+        link.store(slot + 1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// The fields before the lists.
+struct Header {
+    count: u32,
+    entry: u32,
+}
+
+impl Header {
+    fn write(&self, graph: &Graph, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(&MAGIC)?;
+        out.write_all(&[code(graph.metric())])?;
+        out.write_all(&(graph.dim as u32).to_le_bytes())?;
+        out.write_all(&(graph.params.m as u32).to_le_bytes())?;
+        out.write_all(&graph.params.seed.to_le_bytes())?;
+        out.write_all(&self.count.to_le_bytes())?;
+        out.write_all(&self.entry.to_le_bytes())
+    }
+
+    /// Reads and compares with what the caller knows.
+    fn read(metric: Metric, dim: usize, params: Params, input: &mut dyn Read) -> io::Result<Header> {
+        let mut magic = [0; 9];
+        input.read_exact(&mut magic)?;
+        if magic[..8] != MAGIC {
+            return Err(wrong("not of this format"));
+        }
+        let (file_dim, m) = (read_u32(input)?, read_u32(input)?);
+        let seed = u64::from(read_u32(input)?) | u64::from(read_u32(input)?) << 32;
+        let header = Header { count: read_u32(input)?, entry: read_u32(input)? };
+        if magic[8] != code(metric) || file_dim as usize != dim || m as usize != params.m || seed != params.seed {
+            return Err(wrong("of another metric, dimension or parameters"));
+        }
+        if header.count as usize >= MAX_SLOTS || header.entry > header.count {
+            return Err(wrong("counts out of range"));
+        }
+        Ok(header)
+    }
+}
+
+impl Graph {
+    /// Writes the links of the slots below `linked` (format: the head of this file). Linking may go on meanwhile.
+    pub fn save(&self, out: &mut dyn Write) -> io::Result<()> {
+        let count = self.linked();
+        Header { count, entry: self.entry_below(count) }.write(self, out)?;
+        for slot in 0..count {
+            self.save_list(0, slot, count, out)?;
+        }
+        for slot in 0..count {
+            for level in 1..=self.level(slot) {
+                self.save_list(level, slot, count, out)?;
+            }
+        }
+        let repeats: Vec<(u32, u32)> =
+            (0..count).filter_map(|slot| self.same_below(slot, count).map(|next| (slot, next))).collect();
+        out.write_all(&(repeats.len() as u32).to_le_bytes())?;
+        for (slot, next) in repeats {
+            out.write_all(&slot.to_le_bytes())?;
+            out.write_all(&next.to_le_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn save_list(&self, level: u32, slot: u32, count: u32, out: &mut dyn Write) -> io::Result<()> {
+        let mut bytes = vec![0];
+        for link in self.read_links(level, slot).filter(|&link| link < count) {
+            bytes[0] += 1;
+            bytes.extend_from_slice(&link.to_le_bytes());
+        }
+        out.write_all(&bytes)
+    }
+
+    /// The entry as slot + 1; when it is being linked only now, the highest slot that is.
+    fn entry_below(&self, count: u32) -> u32 {
+        match self.entry() {
+            Some((slot, _)) if slot < count => slot + 1,
+            Some(_) => (0..count).max_by_key(|&slot| self.level(slot)).map_or(0, |slot| slot + 1),
+            None => 0,
+        }
+    }
+
+    /// The next slot below `count` that has the same row.
+    fn same_below(&self, slot: u32, count: u32) -> Option<u32> {
+        let next = |slot: u32| self.same.words()[slot as usize].load(Ordering::Acquire).checked_sub(1);
+        std::iter::successors(next(slot), |&slot| next(slot)).find(|&slot| slot < count)
+    }
+
+    /// Reads a graph; `vectors` writes each slot's original vector, in order, into the row it is given.
+    ///
+    /// The graph has room for `capacity` rows, or for what is stored if that is more. Any bytes give a graph or an error:
+    /// a corrupt file that happens to be consistent gives a graph of poor recall, so check its checksum first.
+    pub fn load(
+        metric: Metric,
+        dim: usize,
+        capacity: usize,
+        params: Params,
+        input: &mut dyn Read,
+        vectors: &mut dyn FnMut(u32, &mut [f32]),
+    ) -> io::Result<Graph> {
+        let Header { count, entry } = Header::read(metric, dim, params, input)?;
+        let capacity = capacity.max(count as usize);
+        let list = 2 * params.m;
+        // Mapped lazily: a false count costs address space only, and ends with the input.
+        let base = Arena::try_new(capacity.checked_mul(list).ok_or(io::ErrorKind::OutOfMemory)?)?;
+        for slot in 0..count {
+            read_list(input, &base.words()[slot as usize * list..][..list], |other| other < count && other != slot)?;
+        }
+        let graph = Graph::with_base(metric, dim, capacity, params, base)?;
+        graph.load_upper(count, input)?;
+        graph.load_repeats(count, input)?;
+        for slot in 0..count {
+            graph.push_with(|row| vectors(slot, row));
+        }
+        if let Some(slot) = entry.checked_sub(1) {
+            graph.entry.store(u64::from(graph.level(slot)) << 32 | u64::from(entry), Ordering::Relaxed);
+        }
+        graph.linked.store(count, Ordering::Release);
+        Ok(graph)
+    }
+
+    fn load_upper(&self, count: u32, input: &mut dyn Read) -> io::Result<()> {
+        let mut block = 0;
+        for slot in 0..count {
+            for level in 1..=self.level(slot) {
+                let list = &self.upper.words()[block * self.params.m..][..self.params.m];
+                // A link to a slot without that level would be followed into another slot's blocks.
+                read_list(input, list, |other| other < count && other != slot && self.level(other) >= level)?;
+                block += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn load_repeats(&self, count: u32, input: &mut dyn Read) -> io::Result<()> {
+        let repeats = read_u32(input)?;
+        for _ in 0..repeats {
+            let (slot, next) = (read_u32(input)?, read_u32(input)?);
+            if slot >= count || next >= count || slot == next {
+                return Err(wrong("a repeat leads nowhere"));
+            }
+            self.same.words()[slot as usize].store(next + 1, Ordering::Relaxed);
+        }
+        self.repeated.store(repeats, Ordering::Relaxed);
+        Ok(())
+    }
+}

@@ -1,0 +1,340 @@
+//! The HNSW graph (Malkov and Yashunin, 2016): rows and their links in fixed memory, searched while it is being linked.
+//!
+//! Reading order: this file (what is stored, and who may touch it when), `build.rs` (a slot gets its links), `search.rs`
+//! (a walk), `file.rs` (links as bytes).
+//!
+//! - One writer pushes rows; a row never changes once `len` covers it.
+//! - One linker links slots in order behind it; `linked` is the prefix that walks are bound to find.
+//! - Any number of walks run meanwhile, without locks: a list caught half rewritten mixes old and new neighbours, and all
+//!   of them are rows that may be visited.
+//! - Rows that repeat an earlier row bit for bit are chained to it instead of being linked: thousands of equal rows would
+//!   fill each other's lists and cut themselves off from the rest.
+
+mod build;
+mod file;
+mod search;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::engine::arena::Arena;
+use crate::engine::distance::{Kernel, LINE};
+use crate::model::Metric;
+
+use search::Scratch;
+pub use search::Walk;
+
+/// Slots are below this, so that a distance, a slot and two state bits fit one 64-bit key.
+pub const MAX_SLOTS: usize = 1 << 30;
+/// Locks of link lists; a list's lock is that of its slot modulo this.
+const STRIPES: usize = 4096;
+/// No level is above this, whatever the generator draws.
+const MAX_LEVEL: u32 = 15;
+
+/// How a graph is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Params {
+    /// Links per slot on the upper levels; twice as many on level 0. 2 to 100.
+    pub m: usize,
+    /// Size of the candidate pool while linking.
+    pub ef_construction: usize,
+    /// Decides every slot's level.
+    pub seed: u64,
+}
+
+impl Default for Params {
+    fn default() -> Params {
+        Params { m: 16, ef_construction: 200, seed: 1 }
+    }
+}
+
+/// A fixed-capacity graph over rows of one metric and dimension.
+pub struct Graph {
+    kernel: Kernel,
+    params: Params,
+    dim: usize,
+    /// Floats from one row to the next: `dim` rounded up to whole cache lines, padded with zeros.
+    stride: usize,
+    capacity: usize,
+    rows: Arena<f32>,
+    /// Level 0: `2 m` words a slot, each a slot + 1; the first zero ends a list.
+    base: Arena<AtomicU32>,
+    /// Levels 1 and up: blocks of `m` words, a slot's blocks one after the other.
+    upper: Arena<AtomicU32>,
+    /// Number of a slot's first block in `upper`.
+    upper_at: Arena<AtomicU32>,
+    /// Next row equal to this one, as slot + 1. Untouched, and so without memory, while no two rows are equal.
+    same: Arena<AtomicU32>,
+    /// Rows chained in `same`.
+    repeated: AtomicU32,
+    /// Where walks enter: level in the high half, slot + 1 in the low half; zero while nothing is linked.
+    entry: AtomicU64,
+    len: AtomicU32,
+    linked: AtomicU32,
+    /// The block of `upper` the next pushed row gets; held while pushing.
+    writer: Mutex<u32>,
+    linker: Mutex<()>,
+    stripes: Box<[Mutex<()>]>,
+    #[expect(clippy::vec_box, reason = "moves between here and walks as one pointer")]
+    scratches: Mutex<Vec<Box<Scratch>>>,
+}
+
+/// A query as the kernels want it: aligned, padded, and of unit length for cosine.
+pub struct Query {
+    lines: Vec<Line>,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; LINE]);
+
+impl Query {
+    fn row(&self) -> &[f32] {
+        // SAFETY: `Line` is `repr(C)` around `LINE` floats and exactly 64 bytes, so lines are consecutive floats.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * LINE) }
+    }
+}
+
+impl Graph {
+    /// An empty graph with room for `capacity` rows; memory is taken as rows come.
+    pub fn new(metric: Metric, dim: usize, capacity: usize, params: Params) -> Graph {
+        Graph::try_new(metric, dim, capacity, params).expect("address space for the graph")
+    }
+
+    /// Like [`Graph::new`]; an error when the system refuses the address space or an argument is out of range.
+    pub fn try_new(metric: Metric, dim: usize, capacity: usize, params: Params) -> io::Result<Graph> {
+        let base = capacity.checked_mul(2 * params.m).ok_or(io::ErrorKind::OutOfMemory)?;
+        Graph::with_base(metric, dim, capacity, params, Arena::try_new(base)?)
+    }
+
+    /// A graph whose level-0 links are there already: its rows are not.
+    fn with_base(
+        metric: Metric,
+        dim: usize,
+        capacity: usize,
+        params: Params,
+        base: Arena<AtomicU32>,
+    ) -> io::Result<Graph> {
+        if dim == 0 || capacity >= MAX_SLOTS || !(2..=100).contains(&params.m) || params.ef_construction == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "dimension, capacity or parameters out of range"));
+        }
+        let stride = dim.next_multiple_of(LINE);
+        let floats = capacity.checked_mul(stride).ok_or(io::ErrorKind::OutOfMemory)?;
+        let blocks: usize = (0..capacity as u32).map(|slot| level_of(params.m, params.seed, slot) as usize).sum();
+        Ok(Graph {
+            kernel: Kernel::new(metric),
+            params,
+            dim,
+            stride,
+            capacity,
+            rows: Arena::try_new(floats)?,
+            base,
+            upper: Arena::try_new(blocks * params.m)?,
+            upper_at: Arena::try_new(capacity)?,
+            same: Arena::try_new(capacity)?,
+            repeated: AtomicU32::new(0),
+            entry: AtomicU64::new(0),
+            len: AtomicU32::new(0),
+            linked: AtomicU32::new(0),
+            writer: Mutex::new(0),
+            linker: Mutex::new(()),
+            stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
+            scratches: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Stores a row and returns its slot; it may be scanned at once and is found by walks when it is linked.
+    ///
+    /// The vector must be finite and of the graph's dimension, and there must be room (`len() < capacity()`): a breach is a
+    /// bug of the caller and panics. Pushes exclude each other.
+    pub fn push(&self, vector: &[f32]) -> u32 {
+        assert_eq!(vector.len(), self.dim, "vectors of one collection have one length");
+        self.push_with(|row| row.copy_from_slice(vector))
+    }
+
+    /// Stores the row that `fill` writes.
+    fn push_with(&self, fill: impl FnOnce(&mut [f32])) -> u32 {
+        let mut next_block = self.writer.lock();
+        let slot = self.len.load(Ordering::Relaxed);
+        assert!((slot as usize) < self.capacity, "the graph has room");
+        // SAFETY: the slot is inside the arena, not yet covered by `len`, and the lock keeps other writers out.
+        let row = unsafe { std::slice::from_raw_parts_mut(self.rows.at(slot as usize * self.stride), self.dim) };
+        fill(row);
+        self.kernel.prepare(row);
+        self.upper_at.words()[slot as usize].store(*next_block, Ordering::Relaxed);
+        *next_block += self.level(slot);
+        self.len.store(slot + 1, Ordering::Release);
+        slot
+    }
+
+    /// A stored row as it is compared: scaled to unit length for cosine.
+    pub fn vector(&self, slot: u32) -> &[f32] {
+        assert!(slot < self.len(), "the slot holds a row");
+        &self.row(slot)[..self.dim]
+    }
+
+    /// Rows stored; all of them may be scanned.
+    pub fn len(&self) -> u32 {
+        self.len.load(Ordering::Acquire)
+    }
+
+    /// Whether no row is stored.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Walks find the slots below this; the others, up to `len`, are to be scanned.
+    pub fn linked(&self) -> u32 {
+        self.linked.load(Ordering::Acquire)
+    }
+
+    /// The slots that walks do not promise to find: to be scanned.
+    pub fn tail(&self) -> Range<u32> {
+        let linked = self.linked();
+        linked..self.len().max(linked)
+    }
+
+    /// Rows there is room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Floats a vector has.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// How the graph compares vectors.
+    pub fn metric(&self) -> Metric {
+        self.kernel.metric()
+    }
+
+    /// How the graph is built.
+    pub fn params(&self) -> Params {
+        self.params
+    }
+
+    /// Makes a query of a finite vector of the graph's dimension.
+    pub fn prepare(&self, vector: &[f32]) -> Query {
+        assert_eq!(vector.len(), self.dim, "vectors of one collection have one length");
+        let mut lines = vec![Line([0.0; LINE]); self.stride / LINE];
+        for (line, chunk) in lines.iter_mut().zip(vector.chunks(LINE)) {
+            line.0[..chunk.len()].copy_from_slice(chunk);
+        }
+        // SAFETY: as in `Query::row`; the lines are borrowed by nobody else.
+        let row = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), self.dim) };
+        self.kernel.prepare(row);
+        Query { lines }
+    }
+
+    /// Inner value of a stored row: smaller is nearer, never NaN. `public_distance` makes users' distance of it.
+    pub fn distance_at(&self, query: &Query, slot: u32) -> f32 {
+        assert!(slot < self.len(), "the slot holds a row");
+        self.kernel.inner(query.row(), self.row(slot))
+    }
+
+    /// Inner values of many stored rows, the next ones being fetched meanwhile.
+    pub fn scan(&self, query: &Query, slots: impl IntoIterator<Item = u32>, each: &mut dyn FnMut(u32, f32)) {
+        const BATCH: usize = 64;
+        let (len, mut slots) = (self.len(), slots.into_iter().peekable());
+        let (mut batch, mut values) = ([0u32; BATCH], [0.0f32; BATCH]);
+        while slots.peek().is_some() {
+            let mut count = 0;
+            for slot in slots.by_ref().take(BATCH) {
+                assert!(slot < len, "the slot holds a row");
+                batch[count] = slot;
+                count += 1;
+            }
+            self.distances(query.row(), &batch[..count], &mut values);
+            batch[..count].iter().zip(&values).for_each(|(&slot, &value)| each(slot, value));
+        }
+    }
+
+    /// The distance users see.
+    pub fn public_distance(&self, inner: f32) -> f32 {
+        self.kernel.public(inner)
+    }
+
+    /// Memory in use by rows, links and idle search state; untouched capacity is not counted.
+    pub fn memory_bytes(&self) -> usize {
+        let len = self.len() as usize;
+        let upper = *self.writer.lock() as usize * self.params.m;
+        let repeated = if self.repeated.load(Ordering::Relaxed) > 0 { len } else { 0 };
+        let words = len * (self.stride + 2 * self.params.m + 1) + upper + repeated;
+        let scratches: usize = self.scratches.lock().iter().map(|scratch| scratch.memory_bytes()).sum();
+        words * 4 + STRIPES + scratches
+    }
+
+    fn level(&self, slot: u32) -> u32 {
+        level_of(self.params.m, self.params.seed, slot)
+    }
+
+    /// A published row, padding included.
+    #[inline]
+    fn row(&self, slot: u32) -> &[f32] {
+        debug_assert!(slot < self.len());
+        let from = self.rows.at(slot as usize * self.stride);
+        // SAFETY: callers name slots below `len` (checked at the public functions, and every id in a link list is one):
+        // whole rows inside the arena that nobody writes any more.
+        unsafe { std::slice::from_raw_parts(from, self.stride) }
+    }
+
+    /// Inner values of published rows; `values` has room for them all.
+    #[inline]
+    fn distances(&self, query: &[f32], slots: &[u32], values: &mut [f32]) {
+        debug_assert!(query.len() == self.stride && slots.iter().all(|&slot| slot < self.len()));
+        // SAFETY: as in `row`; a query has the length of a row.
+        unsafe { self.kernel.gather(query, self.rows.start(), slots, values) }
+    }
+
+    /// A slot's list on a level it has.
+    #[inline]
+    fn links(&self, level: u32, slot: u32) -> &[AtomicU32] {
+        let (slot, m) = (slot as usize, self.params.m);
+        if level == 0 {
+            return &self.base.words()[slot * 2 * m..][..2 * m];
+        }
+        let block = self.upper_at.words()[slot].load(Ordering::Relaxed) + level - 1;
+        &self.upper.words()[block as usize * m..][..m]
+    }
+
+    /// Where walks enter: the slot and its level.
+    fn entry(&self) -> Option<(u32, u32)> {
+        match self.entry.load(Ordering::Acquire) {
+            0 => None,
+            entry => Some((entry as u32 - 1, (entry >> 32) as u32)),
+        }
+    }
+
+    /// Search state from the pool, or a new one.
+    fn lease(&self) -> Box<Scratch> {
+        self.scratches.lock().pop().unwrap_or_else(|| Box::new(Scratch::new(self.capacity, 2 * self.params.m)))
+    }
+
+    /// Gives search state back.
+    fn release(&self, mut scratch: Box<Scratch>) {
+        scratch.clear();
+        self.scratches.lock().push(scratch);
+    }
+}
+
+/// The level of a slot: geometric with ratio `1 / m`, a pure function of seed and slot.
+fn level_of(m: usize, seed: u64, slot: u32) -> u32 {
+    // SplitMix64's finaliser over a Weyl sequence.
+    let mut z = seed.wrapping_add((u64::from(slot) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^= z >> 31;
+    // How often `z` falls into the lowest m-th of the range that is left: no logarithm, the same on every platform.
+    let (mut level, mut bar) = (0, u64::MAX / m as u64);
+    while z < bar && level < MAX_LEVEL {
+        level += 1;
+        bar /= m as u64;
+    }
+    level
+}

@@ -1,0 +1,337 @@
+//! The graph against brute force, under concurrency, and from doubtful bytes.
+
+use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+
+/// A small generator of our own, so that a failure replays.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 24) as f32
+    }
+
+    /// Roughly normal.
+    fn normal(&mut self) -> f32 {
+        (0..4).map(|_| self.unit() - 0.5).sum::<f32>() * 1.7
+    }
+}
+
+/// Points around `n / 50` centres.
+fn clustered(seed: u64, n: usize, dim: usize) -> Vec<Vec<f32>> {
+    let mut rng = Rng(seed | 1);
+    let centres: Vec<Vec<f32>> = (0..n / 50 + 1).map(|_| (0..dim).map(|_| rng.normal()).collect()).collect();
+    (0..n)
+        .map(|_| {
+            let centre = &centres[rng.next() as usize % centres.len()];
+            centre.iter().map(|x| x + 0.4 * rng.normal()).collect()
+        })
+        .collect()
+}
+
+fn graph_of(metric: Metric, rows: &[Vec<f32>], threads: usize) -> Graph {
+    let params = Params { m: 8, ef_construction: 80, seed: 7 };
+    let graph = Graph::new(metric, rows[0].len(), rows.len() + 10, params);
+    rows.iter().for_each(|row| _ = graph.push(row));
+    graph.build(threads, &|_| {});
+    graph
+}
+
+fn page(walk: &mut Walk<'_>, want: usize) -> Vec<(f32, u32)> {
+    let mut out = Vec::new();
+    walk.next_page(want, &mut |_| true, &mut out);
+    out
+}
+
+/// The exact answer, by the graph's own distances.
+fn exact(graph: &Graph, query: &Query, k: usize) -> Vec<u32> {
+    let mut all = Vec::new();
+    graph.scan(query, 0..graph.len(), &mut |slot, inner| all.push((inner, slot)));
+    all.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    all.into_iter().take(k).map(|(_, slot)| slot).collect()
+}
+
+fn recall(graph: &Graph, queries: &[Vec<f32>], k: usize, ef: usize) -> f64 {
+    let mut hits = 0;
+    for vector in queries {
+        let query = graph.prepare(vector);
+        let truth: HashSet<u32> = exact(graph, &query, k).into_iter().collect();
+        hits += page(&mut graph.walk(&query, ef), k).iter().filter(|(_, slot)| truth.contains(slot)).count();
+    }
+    hits as f64 / (k * queries.len()) as f64
+}
+
+#[test]
+fn recall_is_high_and_parallel_builds_lose_nothing() {
+    let rows = clustered(1, 4000, 24);
+    let queries = clustered(1, 4100, 24).split_off(4000);
+    for metric in [Metric::L2, Metric::Cosine, Metric::L1] {
+        let serial = recall(&graph_of(metric, &rows, 1), &queries, 10, 64);
+        let parallel = recall(&graph_of(metric, &rows, 3), &queries, 10, 64);
+        assert!(serial > 0.95 && (serial - parallel).abs() < 0.02, "{metric}: {serial} {parallel}");
+    }
+    let ip = recall(&graph_of(Metric::Ip, &rows, 2), &queries, 10, 128);
+    assert!(ip > 0.9, "inner product: {ip}");
+}
+
+#[test]
+fn distances_are_the_models() {
+    let rows = clustered(3, 50, 7);
+    for metric in Metric::ALL {
+        let graph = graph_of(metric, &rows, 1);
+        let query = graph.prepare(&rows[3]);
+        for (slot, row) in rows.iter().enumerate() {
+            let got = f64::from(graph.public_distance(graph.distance_at(&query, slot as u32)));
+            assert!((got - metric.distance(&rows[3], row)).abs() < 1e-3, "{metric} {slot}");
+        }
+    }
+}
+
+#[test]
+fn pages_are_a_permutation_and_ascending_within() {
+    let rows = clustered(5, 1500, 12);
+    for metric in Metric::ALL {
+        let graph = graph_of(metric, &rows, 2);
+        for (ef, want) in [(1, 1), (10, 3), (40, 40), (64, 7), (5, 100), (2000, 11), (16, 5000)] {
+            let query = graph.prepare(&rows[17]);
+            let mut walk = graph.walk(&query, ef);
+            let (mut found, mut pages) = (Vec::new(), 0);
+            while !walk.is_dry() {
+                let next = page(&mut walk, want);
+                assert!(next.is_sorted_by(|a, b| a.0 <= b.0));
+                assert!(next.len() == want || walk.is_dry(), "short only when dry");
+                found.extend(next.into_iter().map(|(_, slot)| slot));
+                pages += 1;
+            }
+            assert!(pages >= rows.len() / want);
+            let distinct: HashSet<u32> = found.iter().copied().collect();
+            assert_eq!((found.len(), distinct.len()), (rows.len(), rows.len()), "{metric} ef {ef} want {want}");
+        }
+    }
+}
+
+#[test]
+fn later_pages_are_nearly_in_order() {
+    let rows = clustered(6, 3000, 16);
+    let graph = graph_of(Metric::L2, &rows, 1);
+    let query = graph.prepare(&rows[5]);
+    let mut walk = graph.walk(&query, 50);
+    let found: Vec<u32> = (0..30).flat_map(|_| page(&mut walk, 10)).map(|(_, slot)| slot).collect();
+    let truth: HashSet<u32> = exact(&graph, &query, 300).into_iter().collect();
+    let hits = found.iter().filter(|slot| truth.contains(slot)).count();
+    assert!(hits > 285, "{hits} of 300");
+}
+
+#[test]
+fn filters_are_walked_through() {
+    let rows = clustered(8, 3000, 16);
+    let graph = graph_of(Metric::Cosine, &rows, 2);
+    for modulus in [2, 10, 100, 1000] {
+        let query = graph.prepare(&rows[1]);
+        let mut walk = graph.walk(&query, 40);
+        let mut found = Vec::new();
+        walk.next_page(10, &mut |slot| slot % modulus == 0, &mut found);
+        let passing = rows.len().div_ceil(modulus as usize);
+        assert_eq!(found.len(), passing.min(10));
+        let mut truth = Vec::new();
+        graph.scan(&query, (0..3000).filter(|slot| slot % modulus == 0), &mut |slot, inner| truth.push((inner, slot)));
+        truth.sort_by(|a, b| a.partial_cmp(b).expect("never NaN"));
+        let hits = found.iter().filter(|pair| truth[..found.len()].contains(pair)).count();
+        assert!(hits * 10 >= found.len() * 8, "{hits} of {}", found.len());
+        while !walk.is_dry() {
+            walk.next_page(7, &mut |slot| slot % modulus == 0, &mut found);
+        }
+        assert_eq!(found.len(), passing, "nothing lost, nothing twice");
+    }
+    let query = graph.prepare(&rows[1]);
+    let mut walk = graph.walk(&query, 40);
+    let mut none = Vec::new();
+    walk.next_page(10, &mut |_| false, &mut none);
+    assert!(none.is_empty() && walk.is_dry());
+}
+
+#[test]
+fn a_budget_ends_a_page_early_and_can_be_raised() {
+    let rows = clustered(9, 2000, 8);
+    let graph = graph_of(Metric::L2, &rows, 1);
+    let query = graph.prepare(&rows[1]);
+    let mut walk = graph.walk(&query, 40);
+    walk.set_budget(200);
+    let mut found = Vec::new();
+    walk.next_page(10, &mut |slot| slot == 1999, &mut found);
+    assert!(found.is_empty() && !walk.is_dry() && walk.visited() < 300);
+    walk.set_budget(usize::MAX);
+    walk.next_page(10, &mut |slot| slot == 1999, &mut found);
+    assert!(found.len() == 1 && walk.is_dry());
+}
+
+#[test]
+fn small_and_empty() {
+    let empty = Graph::new(Metric::L2, 1, 0, Params::default());
+    let query = empty.prepare(&[1.0]);
+    let mut walk = empty.walk(&query, 10);
+    assert!(page(&mut walk, 5).is_empty() && walk.is_dry());
+
+    let rows: Vec<Vec<f32>> = (0..300).map(|i| vec![(i * 7 % 300) as f32]).collect();
+    let graph = graph_of(Metric::L2, &rows, 1);
+    let query = graph.prepare(&[150.2]);
+    let mut walk = graph.walk(&query, 10);
+    let found = page(&mut walk, 1000);
+    assert_eq!(found.len(), 300);
+    assert_eq!(rows[found[0].1 as usize][0], 150.0);
+    assert!(walk.is_dry() || page(&mut walk, 1).is_empty());
+}
+
+#[test]
+fn equal_rows_are_all_found() {
+    for metric in Metric::ALL {
+        let mut rows = clustered(11, 500, 6);
+        rows.extend(std::iter::repeat_n(vec![0.5f32; 6], 10_000));
+        rows.extend(clustered(12, 500, 6));
+        let graph = graph_of(metric, &rows, 2);
+        let query = graph.prepare(&[0.5; 6]);
+        let mut walk = graph.walk(&query, 20);
+        let mut found = Vec::new();
+        while !walk.is_dry() {
+            found.extend(page(&mut walk, 500).into_iter().map(|(_, slot)| slot));
+        }
+        assert_eq!(found.iter().copied().collect::<HashSet<_>>().len(), 11_000);
+        assert_eq!(found.len(), 11_000, "{metric}");
+        if metric != Metric::Ip {
+            let equal = found[..10_000].iter().filter(|&&slot| (500..10_500).contains(&slot)).count();
+            assert!(equal > 9_990, "{metric}: the equal ones come first, {equal}");
+        }
+        // The rest is still reached without help.
+        let others = clustered(13, 20, 6);
+        assert!(recall(&graph, &others, 5, 50) > 0.9 || metric == Metric::Ip);
+    }
+}
+
+#[test]
+fn directionless_rows_and_queries() {
+    let mut rows = clustered(15, 400, 5);
+    rows.insert(0, vec![0.0; 5]);
+    rows.push(vec![0.0; 5]);
+    let graph = graph_of(Metric::Cosine, &rows, 1);
+    let query = graph.prepare(&rows[3]);
+    let mut walk = graph.walk(&query, 10);
+    let found: Vec<(f32, u32)> = std::iter::from_fn(|| page(&mut walk, 50).into()).take(10).flatten().collect();
+    assert_eq!(found.len(), 402);
+    let last: Vec<u32> = found[400..].iter().map(|&(_, slot)| slot).collect();
+    assert_eq!(last, [0, 401]);
+    assert!(found[400..].iter().all(|&(inner, _)| graph.public_distance(inner).is_nan()));
+    let zero = graph.prepare(&[0.0; 5]);
+    let mut walk = graph.walk(&zero, 10);
+    let all = page(&mut walk, 1000);
+    assert!(all.len() == 402 && all.iter().all(|&(inner, _)| graph.public_distance(inner).is_nan()));
+}
+
+#[test]
+fn searching_while_linking() {
+    let rows = clustered(21, 4000, 16);
+    let graph = Graph::new(Metric::L2, 16, rows.len(), Params { m: 6, ef_construction: 40, seed: 3 });
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| rows.iter().for_each(|row| _ = graph.push(row)));
+        scope.spawn(|| {
+            while (graph.linked() as usize) < rows.len() {
+                graph.link_next(10);
+            }
+            done.store(true, Ordering::Release);
+        });
+        for reader in 0..2u64 {
+            let (graph, rows, done) = (&graph, &rows, &done);
+            scope.spawn(move || {
+                let mut rng = Rng(reader + 1);
+                while !done.load(Ordering::Acquire) {
+                    let query = graph.prepare(&rows[rng.next() as usize % rows.len()]);
+                    let mut walk = graph.walk(&query, 30);
+                    let limit = walk.limit();
+                    let mut found: Vec<u32> = Vec::new();
+                    for _ in 0..4 {
+                        found.extend(page(&mut walk, 20).into_iter().map(|(_, slot)| slot));
+                    }
+                    assert_eq!(found.len(), (limit as usize).min(80));
+                    assert!(found.iter().all(|&slot| slot < limit));
+                    assert_eq!(found.iter().collect::<HashSet<_>>().len(), found.len());
+                }
+            });
+        }
+    });
+    assert!(recall(&graph, &rows[..100], 10, 100) > 0.95);
+    assert!(graph.tail().is_empty());
+}
+
+#[test]
+fn levels_depend_on_seed_and_slot_only() {
+    let levels = |seed| (0..10_000).map(|slot| level_of(16, seed, slot)).collect::<Vec<_>>();
+    assert_eq!(levels(1), levels(1));
+    assert_ne!(levels(1), levels(2));
+    let above = levels(1).iter().filter(|&&level| level > 0).count();
+    assert!((500..750).contains(&above), "{above} of 10,000 above level 0 at m 16");
+}
+
+fn saved() -> (Vec<Vec<f32>>, Graph, Vec<u8>) {
+    let mut rows = clustered(31, 600, 6);
+    rows.extend(std::iter::repeat_n(vec![0.25f32; 6], 20));
+    let graph = graph_of(Metric::L2, &rows, 1);
+    let mut bytes = Vec::new();
+    graph.save(&mut bytes).expect("writing to memory");
+    (rows, graph, bytes)
+}
+
+fn load(rows: &[Vec<f32>], params: Params, mut bytes: &[u8]) -> io::Result<Graph> {
+    Graph::load(Metric::L2, 6, 1000, params, &mut bytes, &mut |slot, row| {
+        row.copy_from_slice(&rows[slot as usize % rows.len()]);
+    })
+}
+
+#[test]
+fn save_and_load() {
+    let (rows, graph, bytes) = saved();
+    let loaded = load(&rows, graph.params(), &bytes).expect("what was saved");
+    let mut again = Vec::new();
+    loaded.save(&mut again).expect("writing to memory");
+    assert_eq!(bytes, again);
+    for row in &rows[..50] {
+        let (a, b) = (graph.prepare(row), loaded.prepare(row));
+        assert_eq!(page(&mut graph.walk(&a, 30), 20), page(&mut loaded.walk(&b, 30), 20));
+    }
+    loaded.push(&[9.0; 6]);
+    assert_eq!(loaded.link_next(5), 1);
+    assert!(load(&rows, Params { seed: 8, ..graph.params() }, &bytes).is_err());
+    assert!(load(&rows, graph.params(), &bytes[..bytes.len() - 1]).is_err());
+}
+
+#[test]
+fn corrupt_files_never_panic() {
+    let (rows, graph, bytes) = saved();
+    let mut rng = Rng(77);
+    let mut survivors = 0;
+    for _ in 0..2000 {
+        let mut bad = bytes.clone();
+        for _ in 0..=rng.next() % 4 {
+            let at = rng.next() as usize % bad.len();
+            bad[at] = rng.next() as u8;
+        }
+        if rng.next().is_multiple_of(8) {
+            bad.truncate(rng.next() as usize % bad.len());
+        }
+        let Ok(loaded) = load(&rows, graph.params(), &bad) else { continue };
+        survivors += 1;
+        let query = loaded.prepare(&rows[3]);
+        let mut walk = loaded.walk(&query, 10);
+        assert_eq!(page(&mut walk, 5000).len(), loaded.linked() as usize);
+        loaded.save(&mut Vec::new()).expect("writing to memory");
+    }
+    assert!(survivors > 100, "{survivors} of 2000 were consistent enough to be used");
+}

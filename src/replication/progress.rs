@@ -1,0 +1,205 @@
+//! How far the replication has come: what the frontier, status and metrics read.
+
+use crate::model::{CollectionId, Lsn};
+use parking_lot::Mutex;
+use serde::Serialize;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+use tokio::sync::Notify;
+
+/// What the replication is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "phase", rename_all = "lowercase")]
+pub enum Phase {
+    /// Looking at the source.
+    Starting,
+    /// Following the stream.
+    Streaming,
+    /// The source is away; tried again by itself.
+    Retrying {
+        /// What went wrong last.
+        error: String,
+    },
+    /// A person must look.
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How far one collection's copy has come.
+#[derive(Debug, Default)]
+pub struct CopyStatus {
+    /// Rows read.
+    pub rows: AtomicU64,
+    /// Heap pages read.
+    pub pages_done: AtomicU64,
+    /// Heap pages there are.
+    pub pages_total: AtomicU64,
+}
+
+impl CopyStatus {
+    /// The share that is read, 0 to 1.
+    pub fn share(&self) -> f64 {
+        let total = self.pages_total.load(Ordering::Relaxed).max(1);
+        (self.pages_done.load(Ordering::Relaxed) as f64 / total as f64).min(1.0)
+    }
+}
+
+/// A time at which the source's sent position was known.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    wal_end: Lsn,
+    at: Instant,
+}
+
+/// Samples kept; older ones are thinned out, which only makes staleness look larger.
+const HEARD: usize = 64;
+
+#[derive(Debug)]
+struct Freshness {
+    heard: VecDeque<Heard>,
+    /// Everything the source had sent at this moment is applied.
+    proven: Option<Instant>,
+}
+
+/// Shared by the replication's tasks (writers) and everybody who reports.
+#[derive(Debug)]
+pub struct Progress {
+    received: AtomicU64,
+    source_end: AtomicU64,
+    confirmed: AtomicU64,
+    phase: Mutex<Phase>,
+    stale: Mutex<Option<String>>,
+    copies: Mutex<BTreeMap<CollectionId, Arc<CopyStatus>>>,
+    freshness: Mutex<Freshness>,
+    nudge: Notify,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Progress {
+            received: AtomicU64::new(0),
+            source_end: AtomicU64::new(0),
+            confirmed: AtomicU64::new(0),
+            phase: Mutex::new(Phase::Starting),
+            stale: Mutex::new(None),
+            copies: Mutex::default(),
+            freshness: Mutex::new(Freshness { heard: VecDeque::new(), proven: None }),
+            nudge: Notify::new(),
+        }
+    }
+}
+
+impl Progress {
+    /// Everything up to here was received.
+    pub fn received(&self) -> Lsn {
+        Lsn(self.received.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_received(&self, lsn: Lsn) {
+        self.received.fetch_max(lsn.0, Ordering::Relaxed);
+    }
+
+    /// The last confirmation sent to the source.
+    pub fn confirmed(&self) -> Lsn {
+        Lsn(self.confirmed.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_confirmed(&self, lsn: Lsn) {
+        self.confirmed.store(lsn.0, Ordering::Relaxed);
+    }
+
+    /// The source's sent position as last heard.
+    pub fn source_end(&self) -> Lsn {
+        Lsn(self.source_end.load(Ordering::Relaxed))
+    }
+
+    /// What the replication is doing.
+    pub fn phase(&self) -> Phase {
+        self.phase.lock().clone()
+    }
+
+    /// Says what the replication is doing.
+    pub fn set_phase(&self, phase: Phase) {
+        *self.phase.lock() = phase;
+    }
+
+    /// Why answers may miss changes for longer than usual, if so.
+    pub fn stale(&self) -> Option<String> {
+        self.stale.lock().clone()
+    }
+
+    /// Says why answers may miss changes.
+    pub fn set_stale(&self, reason: Option<String>) {
+        *self.stale.lock() = reason;
+    }
+
+    /// A collection's copy.
+    pub fn copy(&self, collection: CollectionId) -> Arc<CopyStatus> {
+        self.copies.lock().entry(collection).or_default().clone()
+    }
+
+    /// The source says that it has sent everything up to `wal_end`.
+    pub(crate) fn hear(&self, wal_end: Lsn, at: Instant) {
+        self.source_end.fetch_max(wal_end.0, Ordering::Relaxed);
+        let heard = &mut self.freshness.lock().heard;
+        match heard.back_mut() {
+            Some(last) if last.wal_end >= wal_end => last.at = at,
+            _ => {
+                if heard.len() == HEARD {
+                    heard.remove(HEARD / 2);
+                }
+                heard.push_back(Heard { wal_end, at });
+            }
+        }
+    }
+
+    /// The latest moment of which it is proven that everything the source had then is at or before `applied`.
+    pub fn fresh_as_of(&self, applied: Lsn) -> Option<Instant> {
+        let freshness = &mut *self.freshness.lock();
+        while let Some(first) = freshness.heard.front().filter(|first| first.wal_end <= applied) {
+            freshness.proven = freshness.proven.max(Some(first.at));
+            if freshness.heard.len() == 1 {
+                // Kept: the next keepalive at the same position renews its time.
+                break;
+            }
+            freshness.heard.pop_front();
+        }
+        freshness.proven
+    }
+
+    /// Somebody waits for a position: ask the source now instead of at the next tick.
+    pub fn nudge(&self) {
+        self.nudge.notify_one();
+    }
+
+    pub(crate) async fn nudged(&self) {
+        self.nudge.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn freshness_is_proven_by_what_was_heard_and_applied() {
+        let progress = Progress::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(progress.fresh_as_of(Lsn(5)), None);
+        progress.hear(Lsn(10), at(0));
+        assert_eq!(progress.fresh_as_of(Lsn(5)), None, "nothing heard of is applied yet");
+        progress.hear(Lsn(20), at(10));
+        assert_eq!(progress.fresh_as_of(Lsn(15)), Some(at(0)));
+        assert_eq!(progress.fresh_as_of(Lsn(20)), Some(at(10)));
+        progress.hear(Lsn(20), at(30));
+        assert_eq!(progress.fresh_as_of(Lsn(20)), Some(at(30)), "an idle source renews the proof");
+        progress.hear(Lsn(30), at(40));
+        assert_eq!(progress.fresh_as_of(Lsn(20)), Some(at(30)), "behind: the proof ages");
+    }
+}
