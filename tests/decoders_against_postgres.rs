@@ -1,6 +1,6 @@
-//! PostgreSQL as the judge of the decoders and of filters. Needs a server with `wal_level = logical` whose databases
-//! may be written to: `RUVECTOR_TEST_PG='host=... user=...' cargo test --test decoders_against_postgres -- --ignored`.
+//! PostgreSQL as the judge of the decoders and of filters.
 
+use ruvector::cli::private_postgres::{PrivatePostgres, Settings};
 use ruvector::model::{Cell, ColumnType, FilterColumn, Value, pgtype};
 use ruvector::query::filter;
 use ruvector::replication::copy_rows::{CopyError, CopyRows};
@@ -10,21 +10,13 @@ use tokio_postgres::{Client, NoTls};
 
 use futures_util::TryStreamExt;
 
-/// Each test has a database of its own.
-async fn database(name: &str) -> Client {
-    let conninfo = std::env::var("RUVECTOR_TEST_PG").expect("RUVECTOR_TEST_PG names a server");
-    let admin = connect(&conninfo).await;
-    admin.batch_execute(&format!("DROP DATABASE IF EXISTS {name}")).await.expect("drop");
-    admin.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("create");
-    let client = connect(&format!("{conninfo} dbname={name}")).await;
-    client.batch_execute("SET timezone = 'UTC'").await.expect("settings");
-    client
-}
-
-async fn connect(conninfo: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(conninfo, NoTls).await.expect("connect");
+/// A server of the test's own, which ends with it.
+async fn server() -> (PrivatePostgres, Client) {
+    let server = PrivatePostgres::start(Settings::default()).expect("a private server");
+    let (client, connection) = tokio_postgres::connect(&server.dsn(), NoTls).await.expect("connect");
     tokio::spawn(connection);
-    client
+    client.batch_execute("SET timezone = 'UTC'").await.expect("settings");
+    (server, client)
 }
 
 /// The rows of a query, by binary COPY, a column as its type says.
@@ -74,10 +66,9 @@ async fn check_literal(client: &Client, kind: ColumnType, literal: &str) {
 }
 
 #[tokio::test]
-#[ignore = "needs a server"]
 async fn literals_of_every_type() {
     use ColumnType::*;
-    let client = database("ruvector_literals").await;
+    let (_server, client) = server().await;
     let cases: &[(ColumnType, &[&str])] = &[
         (Bool, &["t", "f", "yes", "of", " TRUE ", "0"]),
         (Int2, &["-32768", " 32767 "]),
@@ -110,10 +101,9 @@ async fn literals_of_every_type() {
 
 /// Every moment reads the same from its text in any zone as from its binary form, and the other way round.
 #[tokio::test]
-#[ignore = "needs a server"]
 async fn moments_in_many_zones() {
     use ColumnType::{Date, Text, Timestamp, Timestamptz};
-    let client = database("ruvector_zones").await;
+    let (_server, client) = server().await;
     for zone in ["UTC", "Asia/Kolkata", "America/New_York", "Europe/Amsterdam", "Asia/Kathmandu", "Pacific/Apia"] {
         client.batch_execute(&format!("SET timezone = '{zone}'")).await.expect("zone");
         let moment = "to_timestamp((random() - 0.02) * (CASE WHEN i % 2 = 0 THEN 9e12 ELSE 4e9 END))";
@@ -135,10 +125,9 @@ async fn moments_in_many_zones() {
 
 /// What Postgres refuses is refused here, as far as we claim the same grammar.
 #[tokio::test]
-#[ignore = "needs a server"]
 async fn literals_that_are_none() {
     use ColumnType::*;
-    let client = database("ruvector_no_literals").await;
+    let (_server, client) = server().await;
     let cases: &[(ColumnType, &[&str])] = &[
         (Bool, &["", "o", "2", "truee"]),
         (Int2, &["32768", "1.5", ""]),
@@ -297,9 +286,8 @@ const ROWS: &str = "
 
 /// The same rows pass here, in Postgres as the caller wrote it, and in Postgres as we render it.
 #[tokio::test]
-#[ignore = "needs a server"]
 async fn random_filters() {
-    let client = database("ruvector_filters").await;
+    let (_server, client) = server().await;
     client.batch_execute(ROWS).await.expect("rows");
     let columns = filter_columns();
     let kinds: Vec<_> = columns.iter().map(|column| column.kind).collect();
@@ -327,9 +315,8 @@ async fn ids(client: &Client, condition: &str, params: &[String]) -> Vec<i64> {
 
 /// Every message of a slot can be read, in text and in binary, whole and streamed.
 #[tokio::test]
-#[ignore = "needs a server"]
 async fn messages_of_a_slot() {
-    let client = database("ruvector_slot").await;
+    let (_server, client) = server().await;
     client
         .batch_execute(
             "CREATE TABLE items (id bigint PRIMARY KEY, body text, embedding real[]); \
