@@ -45,7 +45,9 @@ pub fn parse_literal(kind: ColumnType, text: &str) -> Result<Value, String> {
         ColumnType::Timestamptz => datetime::parse_timestamp(trimmed, true),
         ColumnType::Vector => array::parse_vector(trimmed),
         ColumnType::Float4Array => array::parse_array(trimmed, parse_f32),
-        ColumnType::Float8Array => array::parse_array(trimmed, |text| narrow(parse_f64(text)?)),
+        ColumnType::Float8Array => {
+            array::parse_array(trimmed, |text| narrow(parse_f64(text)?).ok_or_else(|| "out of range for real".into()))
+        }
     }
 }
 
@@ -99,12 +101,8 @@ fn binary(kind: ColumnType, bytes: &[u8]) -> Parsed {
             datetime::checked_timestamp(i64::from_be_bytes(fixed(bytes)?).into(), true)?
         }
         ColumnType::Vector => array::binary_vector(bytes)?,
-        ColumnType::Float4Array => {
-            array::binary_array(bytes, array::FLOAT4, |item: [u8; 4]| Ok(f32::from_be_bytes(item)))?
-        }
-        ColumnType::Float8Array => {
-            array::binary_array(bytes, array::FLOAT8, |item: [u8; 8]| narrow(f64::from_be_bytes(item)))?
-        }
+        ColumnType::Float4Array => array::binary_array(bytes, array::FLOAT4, |item| Some(f32::from_be_bytes(item)))?,
+        ColumnType::Float8Array => array::binary_array(bytes, array::FLOAT8, |item| narrow(f64::from_be_bytes(item)))?,
     })
 }
 
@@ -155,9 +153,9 @@ fn spells_infinity(text: &str) -> bool {
 }
 
 /// To the nearest f32, which is how vectors are stored. What does not fit must not turn into an infinity unseen.
-fn narrow(v: f64) -> Result<f32, String> {
+fn narrow(v: f64) -> Option<f32> {
     let narrowed = v as f32;
-    if v.is_finite() && narrowed.is_infinite() { Err("out of range for real".into()) } else { Ok(narrowed) }
+    (v.is_infinite() || !narrowed.is_infinite()).then_some(narrowed)
 }
 
 /// Upper or lower case, braces around it, a hyphen after any two bytes: what `uuid_in` takes.

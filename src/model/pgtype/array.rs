@@ -46,7 +46,7 @@ pub(super) fn binary_vector(bytes: &[u8]) -> Parsed {
 pub(super) fn binary_array<const N: usize>(
     bytes: &[u8],
     element: u32,
-    decode: impl Fn([u8; N]) -> Result<f32, String>,
+    decode: impl Fn([u8; N]) -> Option<f32>,
 ) -> Parsed {
     let (dimensions, rest) = take_i32(bytes)?;
     let (_has_nulls, rest) = take_i32(rest)?;
@@ -62,6 +62,9 @@ pub(super) fn binary_array<const N: usize>(
     let (count, rest) = take_i32(rest)?;
     let (_lower_bound, mut rest) = take_i32(rest)?;
     let count = checked_len(usize::try_from(count).map_err(|_| "a negative length")?)?;
+    if let Some(items) = regular_items(rest, count, &decode) {
+        return Ok(Value::Vector(items));
+    }
     let mut items = Vec::with_capacity(count);
     for i in 1..=count {
         let (length, tail) = take_i32(rest)?;
@@ -72,10 +75,31 @@ pub(super) fn binary_array<const N: usize>(
             return Err(format!("element {i} has {length} bytes instead of {N}"));
         }
         let (item, tail) = tail.split_first_chunk::<N>().ok_or("an array that is cut short")?;
-        items.push(decode(*item).map_err(|reason| format!("element {i} is {reason}"))?);
+        items.push(decode(*item).ok_or_else(|| format!("element {i} is out of range for real"))?);
         rest = tail;
     }
     if rest.is_empty() { Ok(Value::Vector(items.into())) } else { Err("bytes after the array".into()) }
+}
+
+/// The normal case, without a word to say per element: every one is there and has its length.
+fn regular_items<const N: usize>(
+    bytes: &[u8],
+    count: usize,
+    decode: &impl Fn([u8; N]) -> Option<f32>,
+) -> Option<Box<[f32]>> {
+    if bytes.len() != count * (4 + N) {
+        return None;
+    }
+    let length = (N as i32).to_be_bytes();
+    let mut items = Vec::with_capacity(count);
+    for item in bytes.chunks_exact(4 + N) {
+        let (head, tail) = item.split_first_chunk::<4>()?;
+        if *head != length {
+            return None;
+        }
+        items.push(decode(*tail.first_chunk::<N>()?)?);
+    }
+    Some(items.into())
 }
 
 fn take_i32(bytes: &[u8]) -> Result<(i32, &[u8]), String> {

@@ -62,7 +62,10 @@ fn from_integer(kind: ColumnType, number: &Number, least: i64, most: i64) -> Res
 }
 
 fn from_items(items: &[Json]) -> Result<Value, String> {
-    let item = |json: &Json| json.as_f64().ok_or("not an array of numbers".to_owned()).and_then(narrow);
+    let item = |json: &Json| {
+        let number = json.as_f64().ok_or("not an array of numbers")?;
+        narrow(number).ok_or_else(|| "an element is out of range for real".to_owned())
+    };
     Ok(Value::Vector(items.iter().map(item).collect::<Result<_, String>>()?))
 }
 

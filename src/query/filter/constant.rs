@@ -135,6 +135,24 @@ impl Constant {
     }
 }
 
+/// The elements of an IN list, given the types Postgres gives them beside a `real` column. It brings a list of two or
+/// more, with the column, to one type: to `real`, unless one is said to be `double precision`. (A single number is
+/// compared as `double precision`, which is why `= 0.1` finds nothing and `IN (0.1, 0.2)` does.)
+pub(super) fn unify_list(constants: Vec<Constant>, column: &FilterColumn) -> Result<Vec<Constant>, FilterError> {
+    if column.kind != ColumnType::Float4 || constants.len() < 2 {
+        return Ok(constants);
+    }
+    let double = constants.iter().any(|constant| constant.cast == Some(Cast::Column(ColumnType::Float8)));
+    let common = if double { ColumnType::Float8 } else { ColumnType::Float4 };
+    let unify = |constant: Constant| {
+        // What does not fit by itself is not to fit by this.
+        constant.resolve(column)?;
+        let keeps = constant.cast == Some(Cast::Column(ColumnType::Float4));
+        Ok(if keeps { constant } else { Constant { cast: Some(Cast::Column(common)), ..constant } })
+    };
+    constants.into_iter().map(unify).collect()
+}
+
 fn parse(kind: ColumnType, text: &str) -> Result<Option<Value>, String> {
     pgtype::parse_literal(kind, text).map(Some)
 }
@@ -151,7 +169,8 @@ fn is_text(kind: ColumnType) -> bool {
     matches!(kind, ColumnType::Text | ColumnType::Varchar)
 }
 
-/// A value of one type beside a column of another, where Postgres compares the two without regard to settings.
+/// A value of one type beside a column of another, where Postgres compares the two without regard to settings and
+/// without loss: a float beside integers would make it round the integers.
 fn convert(from: ColumnType, value: Option<Value>, to: ColumnType) -> Result<Option<Value>, String> {
     let Some(value) = value else { return Ok(None) };
     let same = from == to || (is_text(from) && is_text(to)) || (is_float(from) && is_float(to));
@@ -159,18 +178,11 @@ fn convert(from: ColumnType, value: Option<Value>, to: ColumnType) -> Result<Opt
         (value, _) if same => Ok(Some(value)),
         (Value::Int(v), _) if is_integer(to) => Ok(Some(Value::Int(v))),
         (Value::Int(v), _) if is_float(to) => Ok(Some(Value::Float(v as f64))),
-        (Value::Float(v), _) if is_integer(to) => Ok(Some(whole(v))),
         (Value::Date(v), ColumnType::Timestamp) => {
             pgtype::midnight(v).map(|v| Some(Value::Timestamp(v))).ok_or_else(|| "date out of range".into())
         }
         _ => Err(format!("it is of type {from}")),
     }
-}
-
-/// A float beside an integer column: the same number as an integer where there is one.
-fn whole(v: f64) -> Value {
-    const TWO_63: f64 = 9_223_372_036_854_775_808.0;
-    if v.fract() == 0.0 && (-TWO_63..TWO_63).contains(&v) { Value::Int(v as i64) } else { Value::Float(v) }
 }
 
 /// A number without a type: `numeric` in Postgres, which integers are compared with exactly, and floats as

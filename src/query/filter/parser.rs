@@ -3,7 +3,7 @@
 use crate::model::{ColumnType, Comparison, Filter, FilterColumn};
 use serde_json::Value as Json;
 
-use super::constant::{Cast, Constant, Raw};
+use super::constant::{Cast, Constant, Raw, unify_list};
 use super::lexer::{Placed, Token};
 use super::truth::{always, is_false, is_true, is_unknown, never, not, size};
 use super::{FilterError, MAX_DEPTH, MAX_NODES};
@@ -195,7 +195,11 @@ impl<'a> Parser<'a> {
         self.at += 1;
         self.expect(&Token::Open, "(")?;
         self.refuse_subselect()?;
-        let constants = self.constants(&Token::Close)?;
+        let mut constants = self.constants(&Token::Close)?;
+        if let Term::Column(column, _) = left {
+            self.check_operator(column, Comparison::Eq).map_err(|error| error.at(position))?;
+            constants = unify_list(constants, &self.columns[column])?;
+        }
         self.membership(left, &constants, position)
     }
 
