@@ -22,8 +22,16 @@ use crate::model::Metric;
 /// Rows are padded with zeros to a multiple of this many floats: one cache line, one AVX-512 register.
 pub const LINE: usize = 16;
 
-/// Rows fetched ahead of the one being computed. One row of some hundred dimensions fills a core's miss buffers already.
-const AHEAD: usize = 3;
+/// Bytes of rows fetched ahead of the one being computed. They go to the second-level cache, which has more misses in
+/// flight than the first: measured on Zen 4 with rows of 1,536 bytes, a whole search is half again as fast as with
+/// fetches to the first level, and 8 to 12 rows ahead beat 4.
+const AHEAD_BYTES: usize = 16 << 10;
+
+/// The same in rows of `len` floats.
+#[inline(always)]
+fn rows_ahead(len: usize) -> usize {
+    (AHEAD_BYTES / (4 * len.max(1))).clamp(2, 32)
+}
 
 /// What the CPU offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,13 +98,14 @@ macro_rules! pair {
         $(#[$feature])?
         unsafe fn $many(query: &[f32], table: *const f32, slots: &[u32], out: *mut f32) {
             let len = query.len();
+            let ahead = rows_ahead(len);
             // SAFETY: by contract `slot` names a row of `len` floats inside the table.
             let row = |slot: u32| unsafe { std::slice::from_raw_parts(table.add(slot as usize * len), len) };
-            for &slot in &slots[..slots.len().min(AHEAD)] {
+            for &slot in &slots[..slots.len().min(ahead)] {
                 prefetch(row(slot));
             }
             for (i, &slot) in slots.iter().enumerate() {
-                if let Some(&next) = slots.get(i + AHEAD) {
+                if let Some(&next) = slots.get(i + ahead) {
                     prefetch(row(next));
                 }
                 let $sum = $raw(query, row(slot));
@@ -108,7 +117,7 @@ macro_rules! pair {
 }
 
 mod simsimd {
-    use super::{AHEAD, prefetch, scalar};
+    use super::{prefetch, rows_ahead, scalar};
     pair!(cosine, cosines, scalar::simsimd_dot, |dot| 1.0 - dot);
     pair!(ip, ips, scalar::simsimd_dot, |dot| -dot);
     pair!(l2, l2s, scalar::simsimd_l2, |sum| sum);
@@ -117,7 +126,7 @@ mod simsimd {
 }
 
 mod plain {
-    use super::{AHEAD, prefetch, scalar};
+    use super::{prefetch, rows_ahead, scalar};
     pair!(cosine, cosines, scalar::dot, |dot| 1.0 - dot);
     pair!(ip, ips, scalar::dot, |dot| -dot);
     pair!(l2, l2s, scalar::l2, |sum| sum);
@@ -127,7 +136,7 @@ mod plain {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{AHEAD, prefetch, x86::avx512 as raw};
+    use super::{prefetch, rows_ahead, x86::avx512 as raw};
     pair!(
         #[target_feature(enable = "avx512f")]
         cosine,
@@ -161,7 +170,7 @@ mod avx512 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{AHEAD, prefetch, x86::avx2 as raw};
+    use super::{prefetch, rows_ahead, x86::avx2 as raw};
     pair!(
         #[target_feature(enable = "avx2,fma")]
         cosine,
@@ -193,16 +202,16 @@ mod avx2 {
     pub(super) const PAIRS: [(super::One, super::Many); 4] = [(l2, l2s), (cosine, cosines), (ip, ips), (l1, l1s)];
 }
 
-/// Asks for every cache line of a row.
+/// Asks for every cache line of a row, into the second-level cache.
 #[inline(always)]
 pub fn prefetch<T>(row: &[T]) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         let (start, bytes) = (row.as_ptr().cast::<i8>(), size_of_val(row));
         for line in (0..bytes).step_by(64) {
             // SAFETY: a prefetch never faults, whatever the address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line)) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line)) };
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
