@@ -1,5 +1,91 @@
 //! The command line: what a person or a script types.
 
 pub mod bench_ann;
+pub mod client;
+mod doctor;
 mod npy;
+mod operate;
 pub mod private_postgres;
+mod serve;
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Vector search beside an unmodified PostgreSQL, fed by one logical replication slot.
+#[derive(Parser)]
+#[command(name = "ruvector", version, propagate_version = true, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where the configuration is.
+#[derive(clap::Args, Clone)]
+struct ConfigFile {
+    /// Configuration file; what it leaves out has the defaults shown by `ruvector config default`.
+    #[arg(long, short, env = "RUVECTOR_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Follow the source and answer searches, until stopped.
+    Serve(ConfigFile),
+    /// Show what a running service is doing.
+    Status(operate::Status),
+    /// Search a collection of a running service.
+    Search(operate::Search),
+    /// Compare a running service's collections with their tables, row by row. Exit code 1 when they differ.
+    Verify(operate::Verify),
+    /// Check the source before anything is done to it. Exit code 1 with warnings, 2 with errors.
+    Doctor(doctor::Args),
+    /// The configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Measure.
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Print the default configuration, which documents every setting.
+    Default,
+    /// Check a configuration file and the environment without touching the source.
+    Check(ConfigFile),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The HNSW graph on .npy files: build, memory, recall and speed.
+    Ann(bench_ann::Args),
+}
+
+/// Runs what the arguments say.
+pub fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("ruvector: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
+    match command {
+        Command::Serve(file) => done(serve::run(file.config.as_deref())),
+        Command::Status(args) => done(operate::status(&args)),
+        Command::Search(args) => done(operate::search(&args)),
+        Command::Verify(args) => operate::verify(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Config(ConfigCommand::Default) => {
+            print!("{}", crate::config::DEFAULTS);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Config(ConfigCommand::Check(file)) => done(serve::check(file.config.as_deref())),
+        Command::Bench(Bench::Ann(args)) => done(bench_ann::run(&args)),
+    }
+}

@@ -232,7 +232,7 @@ impl Applier {
         for index in &collection.indexes {
             for segment in index.view().segments {
                 segment.graph.build(self.shared.options.build_threads, &|linked| {
-                    progress.linked.fetch_max(linked as u64, Ordering::Relaxed);
+                    progress.linked.fetch_add(linked as u64, Ordering::Relaxed);
                 });
             }
         }

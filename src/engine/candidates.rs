@@ -135,7 +135,7 @@ pub fn estimate_passing(index: &IndexView, filter: &Filter, samples: usize) -> O
     for sample in 0..samples.min(nodes as usize) as u64 {
         // Spread by the golden ratio: a fixed step would fall in with rows that were written in a pattern.
         let spread = sample.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-        if let Some(row) = index.row((spread * nodes >> 32) as u32) {
+        if let Some(row) = index.row(((spread * nodes) >> 32) as u32) {
             live += 1;
             passing += usize::from(filter.passes(&row.filters));
         }

@@ -314,14 +314,17 @@ fn as_indexed(def: &CollectionDef, index: &IndexView, columns: &[String], candid
     let mut object = serde_json::Map::new();
     let keys = key.decode().unwrap_or_default();
     for name in columns {
-        let key = def.key.iter().position(|column| column.name == *name).and_then(|at| keys.get(at));
-        let filter = def.filters.iter().position(|column| column.name == *name);
-        let cell = filter.and_then(|at| index.row(node)?.filters.get(at));
-        let value = match (key, cell) {
-            (Some(value), _) | (None, Some(Cell::Value(value))) => pgtype::to_json(value),
-            _ => serde_json::Value::Null,
+        let key = def.key.iter().zip(&keys).find(|(column, _)| column.name == *name);
+        let key = key.map(|(column, value)| (column.kind, value));
+        let filter = || {
+            let at = def.filters.iter().position(|column| column.name == *name)?;
+            match index.row(node)?.filters.get(at)? {
+                Cell::Value(value) => Some((def.filters[at].kind, value)),
+                _ => None,
+            }
         };
-        object.insert(name.clone(), value);
+        let json = key.or_else(filter).map(|(kind, value)| pgtype::to_json_as(kind, value));
+        object.insert(name.clone(), json.unwrap_or_default());
     }
     let columns = (!columns.is_empty()).then(|| serde_json::value::to_raw_value(&object).ok());
     Hit { key, distance, version, columns: columns.flatten() }

@@ -115,9 +115,10 @@ fn write_all(
             }
         };
         let Some(queued) = next else {
-            return Ok(if unsynced.is_some() {
-                log.sync()?
-            });
+            if unsynced.is_some() {
+                log.sync()?;
+            }
+            return Ok(());
         };
         if take_frame(log, assembler, queued.frame)? {
             unsynced.get_or_insert_with(Instant::now);

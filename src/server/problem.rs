@@ -2,10 +2,12 @@
 
 use crate::consistency::frontier::NoView;
 use crate::consistency::verify::VerifyError;
+use crate::model::Lsn;
 use crate::query::QueryError;
 use crate::query::filter::FilterError;
 use crate::source::SourceError;
 use serde::Serialize;
+use serde::ser::SerializeMap;
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,10 +26,10 @@ pub struct Kind {
 
 macro_rules! kinds {
     ($($constant:ident = $code:literal, $status:literal, $sqlstate:literal, $retryable:literal, $title:literal;)+) => {
-        $(#[doc = $title] pub const $constant: Kind =
-            Kind { code: $code, status: $status, sqlstate: $sqlstate, title: $title, retryable: $retryable };)+
+        $(#[doc = $title] pub const $constant: &Kind =
+            &Kind { code: $code, status: $status, sqlstate: $sqlstate, title: $title, retryable: $retryable };)+
         /// The whole table.
-        pub const ALL: &[Kind] = &[$($constant),+];
+        pub const ALL: &[&Kind] = &[$($constant),+];
     };
 }
 
@@ -58,51 +60,48 @@ kinds! {
     INTERNAL = "RV1901", 500, "XX000", false, "Internal error";
 }
 
-/// One error as a caller sees it (RFC 9457, `application/problem+json`).
-#[derive(Debug, Clone, Serialize)]
+/// One error as a caller sees it.
+#[derive(Debug, Clone)]
 pub struct Problem {
-    /// Where the kind is explained.
-    #[serde(rename = "type")]
-    pub kind_url: String,
     /// What kind of problem.
-    pub title: &'static str,
-    /// HTTP status.
-    pub status: u16,
-    /// Stable code.
-    pub code: &'static str,
+    pub kind: &'static Kind,
     /// What is wrong with this request.
     pub detail: String,
     /// What to do.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// May the same request work later?
-    pub retryable: bool,
     /// Where in the filter, from 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub position: Option<usize>,
     /// Position of the index, where that matters.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub applied_lsn: Option<String>,
-    /// For the wire endpoint.
-    #[serde(skip)]
-    pub sqlstate: &'static str,
+    pub applied_lsn: Option<Lsn>,
+}
+
+/// The members of RFC 9457 and ours (`application/problem+json`).
+impl Serialize for Problem {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut members = serializer.serialize_map(None)?;
+        members.serialize_entry("type", &format_args!("/errors/{}", self.kind.code))?;
+        members.serialize_entry("title", self.kind.title)?;
+        members.serialize_entry("status", &self.kind.status)?;
+        members.serialize_entry("code", self.kind.code)?;
+        members.serialize_entry("detail", &self.detail)?;
+        members.serialize_entry("retryable", &self.kind.retryable)?;
+        if let Some(hint) = &self.hint {
+            members.serialize_entry("hint", hint)?;
+        }
+        if let Some(position) = self.position {
+            members.serialize_entry("position", &position)?;
+        }
+        if let Some(lsn) = self.applied_lsn {
+            members.serialize_entry("applied_lsn", &lsn)?;
+        }
+        members.end()
+    }
 }
 
 impl Problem {
     /// A problem of this kind.
-    pub fn new(kind: Kind, detail: impl Into<String>) -> Problem {
-        Problem {
-            kind_url: format!("/errors/{}", kind.code),
-            title: kind.title,
-            status: kind.status,
-            code: kind.code,
-            detail: detail.into(),
-            hint: None,
-            retryable: kind.retryable,
-            position: None,
-            applied_lsn: None,
-            sqlstate: kind.sqlstate,
-        }
+    pub fn new(kind: &'static Kind, detail: impl Into<String>) -> Problem {
+        Problem { kind, detail: detail.into(), hint: None, position: None, applied_lsn: None }
     }
 
     /// With what to do.
@@ -119,7 +118,7 @@ impl From<NoView> for Problem {
             NoView::NotLoaded => Problem::new(NOT_LOADED, detail).hint("see GET /readyz for what it is doing"),
             NoView::TimedOut { applied, .. } => {
                 let hint = "raise consistency.timeout_ms, or see GET /v1/status for what is behind";
-                Problem { applied_lsn: Some(applied.to_string()), ..Problem::new(TIMED_OUT, detail).hint(hint) }
+                Problem { applied_lsn: Some(applied), ..Problem::new(TIMED_OUT, detail).hint(hint) }
             }
         }
     }

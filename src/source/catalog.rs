@@ -150,11 +150,12 @@ pub fn define(id: CollectionId, spec: &CollectionSpec, table: &Table) -> Result<
             )
         })?;
         let from_type = usize::try_from(column.typmod).ok().filter(|_| kind == ColumnType::Vector);
-        if let (Some(wanted), Some(typed)) = (wanted.dimensions, from_type) {
-            if wanted != typed {
-                let problem = format!("column {} has {typed} dimensions, configured are {wanted}", column.type_name);
-                return Err(SourceError::refused(problem, "correct collections.vectors.dimensions"));
-            }
+        if let (Some(ours), Some(theirs)) = (wanted.dimensions, from_type)
+            && ours != theirs
+        {
+            let problem =
+                format!("column {} has {theirs} dimensions, configured are {ours}", quote_ident(&column.name));
+            return Err(SourceError::refused(problem, "correct collections.vectors.dimensions"));
         }
         Ok(VectorColumn {
             name: column.name.clone(),

@@ -464,7 +464,7 @@ mod tests {
             std::fs::write(&path, bytes).expect("write");
             let log = ChangeLog::open(dir.path()).expect(&what);
             let found = drain(&mut log.reader(start_of(dir.path()).expect("start")));
-            assert!(found.len() % 3 == 0 && all.starts_with(&found), "{what}");
+            assert!(found.len().is_multiple_of(3) && all.starts_with(&found), "{what}");
         };
         for end in HEADER as usize..good.len() {
             check(&good[..end], format!("cut at {end}"));

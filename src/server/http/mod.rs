@@ -69,14 +69,14 @@ type Shared = State<Arc<App>>;
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = StatusCode::from_u16(self.kind.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
-        if self.retryable {
+        if self.kind.retryable {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if status.is_server_error() {
-            tracing::warn!(code = self.code, detail = self.detail, "request failed");
+            tracing::warn!(code = self.kind.code, detail = self.detail, "request failed");
         }
         response
     }

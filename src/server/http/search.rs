@@ -102,7 +102,7 @@ pub async fn search(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let result = answer(&app, name.clone(), body).await;
-    let code = result.as_ref().err().map_or("ok", |problem| problem.code);
+    let code = result.as_ref().err().map_or("ok", |problem| problem.kind.code);
     // Only names that exist become label values: anybody can ask for any name.
     let known = code != problem::UNKNOWN_COLLECTION.code;
     let collection = if known { name } else { "unknown".into() };
@@ -191,10 +191,9 @@ pub fn parse_id(def: &CollectionDef, id: &Json) -> Result<RowKey, Problem> {
         value.ok_or_else(|| bad(format!("`{}` is null", column.name)))
     });
     let values = values.collect::<Result<Vec<_>, _>>()?;
-    if let Json::Object(fields) = id {
-        if let Some(name) = fields.keys().find(|name| def.key.iter().all(|column| column.name != **name)) {
-            return Err(bad(format!("`{name}` is no key column")));
-        }
+    let unknown = |name: &&String| def.key.iter().all(|column| column.name != **name);
+    if let Some(name) = id.as_object().and_then(|fields| fields.keys().find(unknown)) {
+        return Err(bad(format!("`{name}` is no key column")));
     }
     RowKey::encode(&values).ok_or_else(|| bad("not a key".into()))
 }
@@ -211,10 +210,12 @@ fn id_hint(def: &CollectionDef) -> String {
 pub fn render_id(def: &CollectionDef, key: &RowKey) -> Json {
     let values = key.decode().unwrap_or_default();
     match (&def.key[..], &values[..]) {
-        ([_], [value]) => pgtype::to_json(value),
+        ([column], [value]) => pgtype::to_json_as(column.kind, value),
         (columns, values) => {
-            let fields =
-                columns.iter().zip(values).map(|(column, value)| (column.name.clone(), pgtype::to_json(value)));
+            let fields = columns
+                .iter()
+                .zip(values)
+                .map(|(column, value)| (column.name.clone(), pgtype::to_json_as(column.kind, value)));
             Json::Object(fields.collect())
         }
     }

@@ -1,0 +1,230 @@
+//! `ruvector status`, `search` and `verify`: talking to a running service.
+
+use crate::cli::client::{Client, Target, segment};
+use anyhow::{Context, anyhow, bail};
+use serde_json::{Value as Json, json};
+use std::process::ExitCode;
+
+/// Arguments of `status`.
+#[derive(clap::Args)]
+pub struct Status {
+    #[command(flatten)]
+    target: Target,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `search`.
+#[derive(clap::Args)]
+pub struct Search {
+    #[command(flatten)]
+    target: Target,
+    /// The collection.
+    collection: String,
+    /// The query vector as a JSON array, or `-` to read it from standard input.
+    #[arg(long, conflicts_with = "id", required_unless_present = "id", allow_hyphen_values = true)]
+    vector: Option<String>,
+    /// Search by the vector of the row with this key: a JSON value, or an object for a key of several columns.
+    #[arg(long)]
+    id: Option<String>,
+    /// Vector column; the first one when absent.
+    #[arg(long)]
+    using: Option<String>,
+    /// Rows wanted.
+    #[arg(long, short = 'n', default_value_t = 10)]
+    limit: usize,
+    /// Only rows that pass, in SQL: `section = 'net' AND price < $1`.
+    #[arg(long)]
+    filter: Option<String>,
+    /// A value for `$1`, `$2`, ... as JSON; text that is no JSON is taken as a string.
+    #[arg(long = "param")]
+    params: Vec<String>,
+    /// Columns to show, comma separated.
+    #[arg(long, value_delimiter = ',')]
+    columns: Vec<String>,
+    /// How sure: none, exists or exact.
+    #[arg(long, default_value = "exists")]
+    recheck: String,
+    /// Search width.
+    #[arg(long)]
+    ef: Option<usize>,
+    /// Compare with every row.
+    #[arg(long)]
+    exact: bool,
+    /// Only answer when everything up to this LSN is applied.
+    #[arg(long)]
+    at_least: Option<String>,
+    /// Print the answer as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `verify`.
+#[derive(clap::Args)]
+pub struct Verify {
+    #[command(flatten)]
+    target: Target,
+    /// The collections; all of them when none is named.
+    collections: Vec<String>,
+    /// Print one JSON object per collection and line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows what the service is doing.
+pub fn status(args: &Status) -> anyhow::Result<()> {
+    let client = Client::new(&args.target.url);
+    let status = client.get("/v1/status")?;
+    if args.json {
+        println!("{status}");
+        return Ok(());
+    }
+    let text = |json: &Json| json.as_str().map_or_else(|| json.to_string(), str::to_owned);
+    println!("source       {}  slot {}", text(&status["source"]), text(&status["slot"]));
+    println!("replication  {}", describe(&status["replication"]));
+    if let Some(reason) = status["not_ready"].as_str() {
+        println!("not ready    {reason}");
+    }
+    let positions = &status["positions"];
+    for name in ["source", "received", "durable", "confirmed", "applied"] {
+        println!("{name:<12} {}", text(&positions[name]));
+    }
+    match positions["staleness_ms"].as_f64() {
+        Some(ms) => println!("staleness    at most {ms:.0} ms"),
+        None => println!("staleness    unknown"),
+    }
+    for collection in client.get("/v1/collections")?["collections"].as_array().into_iter().flatten() {
+        println!(
+            "collection   {}: {}, {} rows, {} dead letters{}",
+            text(&collection["name"]),
+            text(&collection["state"]),
+            collection["rows"],
+            collection["dead_letters"],
+            copy_progress(collection).unwrap_or_default()
+        );
+        for vector in collection["vectors"].as_array().into_iter().flatten() {
+            println!(
+                "  {} {} {}: {} vectors, {} of {} nodes linked, {} segments, {} MB",
+                text(&vector["name"]),
+                text(&vector["metric"]),
+                vector["dimensions"],
+                vector["vectors"],
+                vector["linked"],
+                vector["nodes"],
+                vector["segments"],
+                vector["memory_bytes"].as_u64().unwrap_or(0) / 1_000_000
+            );
+        }
+    }
+    Ok(())
+}
+
+fn describe(phase: &Json) -> String {
+    let name = phase["phase"].as_str().unwrap_or("unknown");
+    match phase["error"].as_str().or(phase["reason"].as_str()) {
+        Some(why) => format!("{name}: {why}"),
+        None => name.to_owned(),
+    }
+}
+
+fn copy_progress(collection: &Json) -> Option<String> {
+    let copy = collection.get("copy")?;
+    let share = copy["share_read"].as_f64()? * 100.0;
+    Some(format!(", {share:.0} % read, {} rows loaded, {} linked", copy["rows_loaded"], copy["rows_linked"]))
+}
+
+fn body(args: &Search) -> anyhow::Result<Json> {
+    let mut query = match (&args.vector, &args.id) {
+        (Some(vector), _) => {
+            let text = if vector == "-" { std::io::read_to_string(std::io::stdin())? } else { vector.clone() };
+            let vector: Json = serde_json::from_str(&text).context("--vector is not a JSON array")?;
+            json!({ "vector": vector })
+        }
+        (None, Some(id)) => json!({ "id": json_or_text(id) }),
+        (None, None) => bail!("one of --vector and --id is needed"),
+    };
+    if let Some(using) = &args.using {
+        query["using"] = json!(using);
+    }
+    let mut body = json!({
+        "query": query,
+        "limit": args.limit,
+        "columns": args.columns,
+        "recheck": args.recheck,
+        "search": { "exact": args.exact },
+    });
+    if let Some(ef) = args.ef {
+        body["search"]["ef"] = json!(ef);
+    }
+    if let Some(filter) = &args.filter {
+        body["filter"] = json!(filter);
+        body["params"] = args.params.iter().map(|param| json_or_text(param)).collect();
+    }
+    if let Some(lsn) = &args.at_least {
+        body["consistency"] = json!({ "at_least": lsn });
+    }
+    Ok(body)
+}
+
+fn json_or_text(text: &str) -> Json {
+    serde_json::from_str(text).unwrap_or_else(|_| Json::String(text.to_owned()))
+}
+
+/// Searches and prints.
+pub fn search(args: &Search) -> anyhow::Result<()> {
+    let client = Client::new(&args.target.url);
+    let answer = client.post(&format!("/v1/collections/{}/search", segment(&args.collection)), &body(args)?)?;
+    if args.json {
+        println!("{answer}");
+        return Ok(());
+    }
+    for hit in answer["hits"].as_array().into_iter().flatten() {
+        let distance = hit["distance"].as_f64().map_or("undefined".into(), |distance| format!("{distance:.4}"));
+        let columns = hit.get("columns").map(Json::to_string).unwrap_or_default();
+        println!("{distance:>9}  {}  {columns}", hit["id"]);
+    }
+    let complete = if answer["complete"] == true { "complete" } else { "MAY BE SHORT" };
+    let stats = &answer["stats"];
+    println!(
+        "-- {complete}; as of {}; {} us, plan {} ({})",
+        answer["applied_lsn"].as_str().unwrap_or("?"),
+        stats["took_us"],
+        stats["plan"].as_str().unwrap_or("?"),
+        stats["reason"].as_str().unwrap_or("?")
+    );
+    Ok(())
+}
+
+/// Verifies and prints; exit code 1 when anything differs.
+pub fn verify(args: &Verify) -> anyhow::Result<ExitCode> {
+    let client = Client::new(&args.target.url);
+    let mut names = args.collections.clone();
+    if names.is_empty() {
+        let all = client.get("/v1/collections")?;
+        let all = all["collections"].as_array().ok_or_else(|| anyhow!("the service lists no collections"))?;
+        names = all.iter().filter_map(|collection| collection["name"].as_str().map(str::to_owned)).collect();
+    }
+    let mut clean = true;
+    for name in names {
+        let report = client.post(&format!("/v1/admin/collections/{}/verify", segment(&name)), &json!({}))?;
+        let same = report["mismatch_count"] == 0 && report["source_checksum"] == report["index_checksum"];
+        clean &= same;
+        if args.json {
+            println!("{report}");
+            continue;
+        }
+        let verdict = if same { "same" } else { "DIFFERENT" };
+        println!(
+            "{name}: {verdict}; {} rows in the source, {} here, as of {}",
+            report["source_rows"],
+            report["index_rows"],
+            report["at"].as_str().unwrap_or("?")
+        );
+        println!("  source {}\n  here   {}", report["source_checksum"], report["index_checksum"]);
+        for mismatch in report["mismatches"].as_array().into_iter().flatten() {
+            println!("  {}: {}", mismatch["kind"].as_str().unwrap_or("?"), mismatch["key"].as_str().unwrap_or("?"));
+        }
+    }
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
