@@ -22,7 +22,9 @@ pub struct Setup<'a> {
 /// The statements, in order. Each can be run again.
 pub fn statements(setup: &Setup<'_>) -> Vec<String> {
     let role = quote_ident(setup.role);
-    let exists = |what: &str, create: &str| format!("DO $ruvector$ BEGIN IF NOT EXISTS ({what}) THEN {create}; END IF; END $ruvector$");
+    let exists = |what: &str, create: &str| {
+        format!("DO $ruvector$ BEGIN IF NOT EXISTS ({what}) THEN {create}; END IF; END $ruvector$")
+    };
     let tables: Vec<_> =
         setup.tables.iter().map(|(schema, table)| format!("{}.{}", quote_ident(schema), quote_ident(table))).collect();
     let list = tables.join(", ");

@@ -48,6 +48,8 @@ pub struct App {
     /// The settings.
     pub options: Options,
     turns: Semaphore,
+    /// A verification holds all rows' keys in memory: one at a time.
+    verifying: tokio::sync::Mutex<()>,
     started: Instant,
 }
 
@@ -61,7 +63,8 @@ impl App {
         options: Options,
     ) -> App {
         let turns = Semaphore::new(options.max_concurrent);
-        App { query, dsn, pool, metrics, options, turns, started: Instant::now() }
+        let verifying = tokio::sync::Mutex::new(());
+        App { query, dsn, pool, metrics, options, turns, verifying, started: Instant::now() }
     }
 }
 
