@@ -12,6 +12,7 @@ use crate::storage::state::{CollectionState, Identity, State};
 use crate::storage::{Result, damaged};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// One epoch at work.
 pub struct Epoch {
@@ -47,7 +48,7 @@ impl Epoch {
         let defs = records.into_iter().map(|record| record.def).collect();
         let logs = Logs { changes: log.reader(applied.position), dir: log_dir, copies: Vec::new() };
         let engine = Engine::start(&dir, state.clone(), options, logs, &[])?;
-        Ok(Epoch::joined(id, identity, defs, state, engine, log))
+        Ok(Epoch::joined(id, identity, defs, state, engine, log, true))
     }
 
     /// Makes an epoch whose rows will come through the copy logs that are returned.
@@ -79,7 +80,7 @@ impl Epoch {
         let expected: Vec<(CollectionId, u64)> = new.iter().map(|new| (new.def.id, new.expected_rows)).collect();
         let engine = Engine::start(dir, state.clone(), options, logs, &expected)?;
         let defs = new.into_iter().map(|new| new.def).collect();
-        Ok((Epoch::joined(id, identity, defs, state, engine, log), copy_tables))
+        Ok((Epoch::joined(id, identity, defs, state, engine, log, false), copy_tables))
     }
 
     fn joined(
@@ -89,8 +90,10 @@ impl Epoch {
         state: Arc<State>,
         engine: Engine,
         log: ChangeLog,
+        kept: bool,
     ) -> Epoch {
-        let serving = Serving { engine: Arc::new(engine), log: log.tail(), slot: identity.slot.clone() };
+        let (engine, slot) = (Arc::new(engine), identity.slot.clone());
+        let serving = Serving { engine, log: log.tail(), slot, kept: AtomicBool::new(kept) };
         Epoch { id, identity, defs, state, serving: Arc::new(serving), log: Some(log) }
     }
 

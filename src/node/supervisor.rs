@@ -16,6 +16,7 @@ use crate::storage::state::Identity;
 use crate::telemetry::names;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
@@ -322,6 +323,7 @@ impl Supervisor {
     async fn promote(&mut self) -> Result<(), NodeError> {
         let Some(Making { epoch, .. }) = self.making.take() else { return Ok(()) };
         self.data.make_current(epoch.id)?;
+        epoch.serving.kept.store(true, Ordering::Relaxed);
         epoch.remove_copy_logs(&self.data.epoch_dir(epoch.id));
         self.frontier.serve(Some(epoch.serving.clone()));
         self.progress.set_stale(None);

@@ -11,6 +11,7 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use std::sync::atomic::Ordering;
 
 /// `GET /livez`: the event loop answers. Never depends on Postgres.
 pub async fn livez() -> &'static str {
@@ -33,6 +34,9 @@ fn not_ready(app: &App) -> Option<String> {
             CollectionState::Copying => return Some(format!("collection {name} is being copied")),
             CollectionState::Paused { reason } => return Some(format!("collection {name} is paused: {reason}")),
         }
+    }
+    if !serving.kept.load(Ordering::Relaxed) {
+        return Some("the copy is being completed".into());
     }
     if let Some(reason) = frontier.progress.stale() {
         return Some(format!("stale: {reason}"));
