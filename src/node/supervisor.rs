@@ -115,19 +115,30 @@ impl Supervisor {
         }
         let mut wal = PgWalSource::connect(&self.options.dsn).await?;
         let system = wal.identify()?;
-        if self.making.is_none() {
-            let facts = self.source_facts(&client, &mut wal, &system).await?;
-            let checkpoint = self.current.as_ref().map(Epoch::checkpoint);
-            let mut decision = decide(checkpoint.as_ref(), &facts);
-            let tables = self.resolve(&client).await?;
-            if matches!(decision, Decision::Stream { .. }) {
-                if let Some(reason) = self.definitions_changed(&tables) {
-                    decision = Decision::Resync { reason };
-                }
-            } else if self.current.is_none() && self.data.current()?.is_some() && facts.slot.is_some() {
+        let facts = self.source_facts(&client, &mut wal, &system).await?;
+        let checkpoint = self.newest().map(|epoch| epoch.checkpoint());
+        let mut decision = decide(checkpoint.as_ref(), &facts);
+        if self.making.is_some() {
+            if !matches!(decision, Decision::Stream { .. }) {
+                self.discard_making().await;
+                let why = format!("the copy under way cannot be continued, a new one is made: {decision:?}");
+                return Err(ReplicationError::Transport(why).into());
+            }
+        } else {
+            if self.current.is_none() && self.data.current()?.is_some() && facts.slot.is_some() {
                 // Damaged data: the slot is ours, but what belongs to it is gone.
                 decision = Decision::Resync { reason: "the data directory is damaged".into() };
             }
+            if let Decision::Stop { reason } = decision {
+                // Before anything is changed at what may be somebody else's.
+                return Err(NodeError::Stopped(reason));
+            }
+            let streams = matches!(decision, Decision::Stream { .. });
+            let tables = self.resolve(&client, streams).await?;
+            if streams && let Some(reason) = self.definitions_changed(&tables) {
+                decision = Decision::Resync { reason };
+            }
+            let tables = tables.into_iter().filter_map(|(def, table)| Some((def, table?))).collect();
             match decision {
                 Decision::Stop { reason } => return Err(NodeError::Stopped(reason)),
                 Decision::Stream { from } => tracing::info!(%from, "going on from our checkpoint"),
@@ -154,11 +165,15 @@ impl Supervisor {
         wal: &mut PgWalSource,
         system: &SystemFacts,
     ) -> Result<SourceFacts, NodeError> {
-        let ours = self.current.as_ref();
-        let name = ours.map_or(&self.options.slot, |epoch| &epoch.identity.slot);
-        let slot = catalog::slot(client, name).await.map_err(ReplicationError::from)?;
+        let ours = self.making.as_ref().map(|making| &making.epoch).or(self.current.as_ref());
+        let name = match ours {
+            Some(epoch) => epoch.identity.slot.clone(),
+            None => self.slot_without_data(client).await?,
+        };
+        let slot = catalog::slot(client, &name).await.map_err(ReplicationError::from)?;
         let database = client_database(client).await?;
         let slot = slot.map(|slot| SlotFacts {
+            name,
             usable: slot.is_usable()
                 && slot.plugin.as_deref() == Some("pgoutput")
                 && slot.database.as_deref() == Some(&database),
@@ -172,14 +187,44 @@ impl Supervisor {
         Ok(SourceFacts { system_id: system.system_id.clone(), timeline: system.timeline, forked_at, current, slot })
     }
 
-    /// The configured collections against the catalog, and the publication that must send them.
-    async fn resolve(&self, client: &Client) -> Result<Vec<(CollectionDef, Table)>, NodeError> {
+    /// The slot that is ours where no readable data says so: the configured one, or where the data was copied again
+    /// before it was damaged, the one that copy made.
+    async fn slot_without_data(&self, client: &Client) -> Result<String, NodeError> {
+        if let Some(id) = self.data.current()? {
+            let numbered = self.numbered_slot(id);
+            if catalog::slot(client, &numbered).await.map_err(ReplicationError::from)?.is_some() {
+                return Ok(numbered);
+            }
+        }
+        Ok(self.options.slot.clone())
+    }
+
+    fn numbered_slot(&self, epoch: EpochId) -> String {
+        format!("{}_{}", self.options.slot, epoch.0)
+    }
+
+    /// The configured collections against the catalog, and the publication that must send them. With `going_on` a table
+    /// that fits no more keeps its stored definition: the stream pauses its collection, and the others follow theirs.
+    async fn resolve(&self, client: &Client, going_on: bool) -> Result<Vec<(CollectionDef, Option<Table>)>, NodeError> {
+        let stored = |name: &str| {
+            let current = self.current.as_ref().filter(|_| going_on)?;
+            current.defs.iter().find(|def| def.name == name).cloned()
+        };
         let mut tables = Vec::new();
         for (number, spec) in self.options.collections.iter().enumerate() {
-            let resolved = catalog::resolve(client, CollectionId(number as u32), spec).await;
-            tables.push(resolved.map_err(ReplicationError::from)?);
+            match catalog::resolve(client, CollectionId(number as u32), spec).await {
+                Ok((def, table)) => tables.push((def, Some(table))),
+                Err(error @ SourceError::Refused { .. }) => match stored(spec.name()) {
+                    Some(def) => {
+                        tracing::warn!(collection = spec.name(), %error, "the table no longer fits the collection");
+                        tables.push((def, None));
+                    }
+                    None => return Err(ReplicationError::from(error).into()),
+                },
+                Err(error) => return Err(ReplicationError::from(error).into()),
+            }
         }
-        let defs: Vec<_> = tables.iter().map(|(def, _)| def.clone()).collect();
+        let defs: Vec<_> = tables.iter().filter(|(_, table)| table.is_some()).map(|(def, _)| def.clone()).collect();
         let ensured =
             publication::ensure(client, &self.options.publication, &defs, self.options.create_publication).await;
         ensured.map_err(ReplicationError::from)?;
@@ -187,7 +232,7 @@ impl Supervisor {
     }
 
     /// Why what we have does not serve what is configured now, if so.
-    fn definitions_changed(&self, tables: &[(CollectionDef, Table)]) -> Option<String> {
+    fn definitions_changed(&self, tables: &[(CollectionDef, Option<Table>)]) -> Option<String> {
         let current = self.current.as_ref()?;
         for (def, _) in tables {
             match current.defs.iter().find(|stored| stored.name == def.name) {
@@ -208,19 +253,22 @@ impl Supervisor {
         client: &Client,
         wal: &mut PgWalSource,
         system: &SystemFacts,
-        tables: Vec<(CollectionDef, Table)>,
+        mut tables: Vec<(CollectionDef, Table)>,
         reason: Option<String>,
     ) -> Result<(), NodeError> {
+        for (def, _) in &mut tables {
+            catalog::learn_dimensions(client, def).await.map_err(ReplicationError::from)?;
+        }
         let before = self.data.current()?;
         let id = before.map_or(EpochId(1), EpochId::next);
         let slot = match reason {
             None => self.options.slot.clone(),
-            Some(_) => format!("{}_{}", self.options.slot, id.0),
+            Some(_) => self.numbered_slot(id),
         };
         let old_slot = match &self.current {
             Some(epoch) => Some(epoch.identity.slot.clone()),
-            // Damaged data does not tell its slot; ours has the configured name or a numbered one.
-            None => before.map(|_| self.options.slot.clone()),
+            None if before.is_some() => Some(self.slot_without_data(client).await?),
+            None => None,
         };
         let dir = self.data.prepare_epoch(id)?;
         self.data.set_pending(Some(&Pending {
@@ -357,6 +405,9 @@ impl Supervisor {
         let leftover = if finished { pending.old_slot.clone() } else { Some(pending.slot.clone()) };
         if let Some(name) = leftover {
             drop_slot(client, &name).await?;
+        }
+        if finished {
+            self.data.remove_other_epochs(pending.epoch)?;
         }
         if !finished {
             self.data.prepare_epoch(pending.epoch)?;

@@ -104,21 +104,26 @@ pub async fn resolve(client: &Client, id: CollectionId, spec: &CollectionSpec) -
             "check collections.table; names are taken literally, without quotes or case folding",
         )
     })?;
-    let mut def = define(id, spec, &table)?;
-    for column in &mut def.vectors {
-        if column.dimensions.is_none() && column.kind != ColumnType::Vector {
-            column.dimensions = first_length(client, schema, name, &column.name).await?;
-        }
-    }
-    Ok((def, table))
+    Ok((define(id, spec, &table)?, table))
 }
 
-async fn first_length(client: &Client, schema: &str, table: &str, column: &str) -> Result<Option<usize>> {
+/// Learns the dimensions that neither type nor configuration tell from the rows that are there: for a copy that starts.
+pub async fn learn_dimensions(client: &Client, def: &mut CollectionDef) -> Result<()> {
+    let table = def.quoted_table();
+    for column in &mut def.vectors {
+        if column.dimensions.is_none() && column.kind != ColumnType::Vector {
+            column.dimensions = usual_length(client, &table, &column.name).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The commonest length among the first rows: a single one may be the very row that does not fit.
+async fn usual_length(client: &Client, table: &str, column: &str) -> Result<Option<usize>> {
     let column = quote_ident(column);
     let sql = format!(
-        "SELECT cardinality({column}) FROM {}.{} WHERE cardinality({column}) > 0 LIMIT 1",
-        quote_ident(schema),
-        quote_ident(table)
+        "SELECT n FROM (SELECT cardinality({column}) n FROM {table} WHERE array_ndims({column}) = 1 LIMIT 1000) first \
+          GROUP BY n ORDER BY count(*) DESC, n LIMIT 1"
     );
     let row = client.query_opt(&sql, &[]).await?;
     Ok(row.map(|row| row.get::<_, i32>(0) as usize))

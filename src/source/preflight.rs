@@ -198,7 +198,12 @@ pub async fn run(dsn: &Dsn, slot: &str, publication: &str, specs: &[CollectionSp
     }
     let mut defs = Vec::new();
     for (number, spec) in specs.iter().enumerate() {
-        let resolved = catalog::resolve(&client, CollectionId(number as u32), spec).await;
+        let resolved = async {
+            let (mut def, table) = catalog::resolve(&client, CollectionId(number as u32), spec).await?;
+            catalog::learn_dimensions(&client, &mut def).await?;
+            Ok((def, table))
+        };
+        let resolved = resolved.await;
         let observed = resolved.map(|(def, table)| {
             let key: Vec<_> = def.key.iter().map(|column| column.name.as_str()).collect();
             let dimensions = def.vectors.iter().map(|v| v.dimensions.map_or("?".into(), |d| d.to_string()));

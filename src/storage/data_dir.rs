@@ -107,13 +107,13 @@ impl DataDir {
         }
     }
 
-    /// From now on this epoch answers; all others are removed.
+    /// From now on this epoch answers.
     pub fn make_current(&self, epoch: EpochId) -> Result<()> {
-        write_atomically(&self.current_file(), format!("epoch {}\n", epoch.0).as_bytes())?;
-        self.remove_other_epochs(epoch)
+        write_atomically(&self.current_file(), format!("epoch {}\n", epoch.0).as_bytes())
     }
 
-    fn remove_other_epochs(&self, keep: EpochId) -> Result<()> {
+    /// Removes what no engine works on any more.
+    pub fn remove_other_epochs(&self, keep: EpochId) -> Result<()> {
         for entry in std::fs::read_dir(&self.root).context("read", &self.root)? {
             let name = entry.context("read", &self.root)?.file_name();
             let number = name.to_str().and_then(|name| name.strip_prefix("epoch-")?.parse().ok());
@@ -147,6 +147,8 @@ mod tests {
         let second = dir.prepare_epoch(EpochId(2)).expect("prepare");
         assert!(first.exists() && second.exists());
         dir.make_current(EpochId(2)).expect("current");
+        assert!(first.exists() && second.exists());
+        dir.remove_other_epochs(EpochId(2)).expect("remove");
         assert!(!first.exists() && second.exists());
         assert_eq!(dir.current().expect("read"), Some(EpochId(2)));
         drop(dir);
