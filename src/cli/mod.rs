@@ -1,6 +1,7 @@
 //! The command line: what a person or a script types.
 
 pub mod bench_ann;
+pub mod bench_apply;
 pub mod client;
 mod doctor;
 mod init;
@@ -63,6 +64,8 @@ enum ConfigCommand {
 enum Bench {
     /// The HNSW graph on .npy files: build, memory, recall and speed.
     Ann(bench_ann::Args),
+    /// The way from a COMMIT to the index, on a private PostgreSQL, beside pg_recvlogical.
+    Apply(bench_apply::Args),
 }
 
 /// Runs what the arguments say.
@@ -91,5 +94,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Config(ConfigCommand::Check(file)) => done(serve::check(file.config.as_deref())),
         Command::Bench(Bench::Ann(args)) => done(bench_ann::run(&args)),
+        Command::Bench(Bench::Apply(args)) => done(bench_apply::run(&args)),
     }
 }

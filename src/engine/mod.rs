@@ -241,7 +241,7 @@ impl Engine {
             match worked {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    if matches!(error, StorageError::Damaged { .. }) {
+                    if error.is_damage() {
                         remember_damage(&epoch, &error);
                     }
                     shared.fail(&error);

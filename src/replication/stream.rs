@@ -1,6 +1,6 @@
 //! The WAL transport: socket -> frames. Status flows on its own timer even while intake is shut.
 
-use crate::model::{Lsn, quote_ident, quote_literal};
+use crate::model::{Lsn, quote_ident};
 use crate::replication::ReplicationError;
 use crate::replication::frame::Frame;
 use crate::replication::progress::Progress;
@@ -118,11 +118,6 @@ impl WalSource for PgWalSource {
     async fn send_status(&mut self, received: Lsn, flushed: Lsn, reply: bool) -> Result<(), ReplicationError> {
         Ok(self.connection.send_standby_status_update(received.0, flushed.0, flushed.0, reply).await?)
     }
-}
-
-/// The SQL to drop a slot of ours, for people.
-pub fn drop_slot_sql(name: &str) -> String {
-    format!("SELECT pg_drop_replication_slot({})", quote_literal(name))
 }
 
 /// Settings of the intake.

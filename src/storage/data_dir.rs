@@ -111,15 +111,14 @@ impl DataDir {
         }
     }
 
-    /// From now on this epoch answers; all others are removed.
+    /// From now on this epoch answers.
     pub fn make_current(&self, epoch: EpochId, slot: &str) -> Result<()> {
         crate::storage::sync_dir(&self.epoch_dir(epoch))?;
         let current = Current { epoch, slot: slot.to_owned() };
-        write_atomically(&self.current_file(), &serde_json::to_vec(&current).expect("plain data"))?;
-        self.remove_other_epochs(epoch)
+        write_atomically(&self.current_file(), &serde_json::to_vec(&current).expect("plain data"))
     }
 
-    /// Removes every epoch but this one: what a crash left behind.
+    /// Removes what no engine works on any more: every epoch but this one.
     pub fn remove_other_epochs(&self, keep: EpochId) -> Result<()> {
         for entry in std::fs::read_dir(&self.root).context("read", &self.root)? {
             let name = entry.context("read", &self.root)?.file_name();
@@ -154,6 +153,8 @@ mod tests {
         let second = dir.prepare_epoch(EpochId(2)).expect("prepare");
         assert!(first.exists() && second.exists());
         dir.make_current(EpochId(2), "s_2").expect("current");
+        assert!(first.exists() && second.exists());
+        dir.remove_other_epochs(EpochId(2)).expect("remove");
         assert!(!first.exists() && second.exists());
         assert_eq!(dir.current().expect("read"), Some(Current { epoch: EpochId(2), slot: "s_2".into() }));
         drop(dir);

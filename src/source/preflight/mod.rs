@@ -75,7 +75,12 @@ pub async fn run(dsn: &Dsn, slot: &str, name: &str, create: bool, specs: &[Colle
         if let Ok(Some(table)) = catalog::table(&client, schema, table).await {
             findings.extend(rights(spec, &table));
         }
-        let resolved = catalog::resolve(&client, CollectionId(number as u32), spec).await;
+        let resolved = async {
+            let (mut def, table) = catalog::resolve(&client, CollectionId(number as u32), spec).await?;
+            catalog::learn_dimensions(&client, &mut def).await?;
+            Ok((def, table))
+        };
+        let resolved = resolved.await;
         findings.push(from_result(
             "D07",
             &format!("table {}", spec.table),
