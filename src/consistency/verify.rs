@@ -98,6 +98,7 @@ pub async fn verify(
         source.insert(key, (hash, Version::default()));
     });
     scanned.await?;
+    client.batch_execute("COMMIT").await.map_err(SourceError::from)?;
     // Everything the snapshot shows ended at or before this.
     let mut at = catalog::current_lsn(&client).await?;
     drop(client);
