@@ -12,9 +12,9 @@ RUN apt-get update \
 COPY --from=build /src/target/release/ruvector /usr/local/bin/ruvector
 USER ruvector
 ENV RUVECTOR__STORAGE__DIR=/var/lib/ruvector \
-    RUVECTOR__HTTP__LISTEN=0.0.0.0:8080
+    RUVECTOR__HTTP__LISTEN=0.0.0.0:8480
 VOLUME /var/lib/ruvector
-EXPOSE 8080
+EXPOSE 8480
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["ruvector", "status"]
 ENTRYPOINT ["ruvector"]
 CMD ["serve", "--config", "/etc/ruvector/ruvector.toml"]

@@ -4,6 +4,7 @@ pub mod bench_ann;
 pub mod bench_apply;
 pub mod client;
 mod doctor;
+mod init;
 mod npy;
 mod operate;
 pub mod private_postgres;
@@ -41,6 +42,8 @@ enum Command {
     Verify(operate::Verify),
     /// Check the source before anything is done to it. Exit code 1 with warnings, 2 with errors.
     Doctor(doctor::Args),
+    /// Print the SQL that prepares a source (role, grants, publication); run it with --run.
+    Init(init::Args),
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -84,6 +87,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Search(args) => done(operate::search(&args)),
         Command::Verify(args) => operate::verify(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Init(args) => done(init::run(&args)),
         Command::Config(ConfigCommand::Default) => {
             print!("{}", crate::config::DEFAULTS);
             Ok(ExitCode::SUCCESS)

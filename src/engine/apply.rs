@@ -215,7 +215,11 @@ impl Applier {
             })?;
         }
         self.link_copied(number);
-        self.seal_full()?;
+        // What was copied is linked once, not again after every crash.
+        self.seal(|segment| !segment.graph.is_empty())?;
+        for index in &mut self.collections[number].indexes {
+            index.set_segment_rows(self.shared.options.segment_rows);
+        }
         self.collections[number].set_state(CollectionState::Live);
         // A copy sees everything up to its consistent point.
         self.applied.lsn = self.applied.lsn.max(self.collections[number].copied_at());
@@ -238,17 +242,13 @@ impl Applier {
         }
     }
 
-    /// Gives every linked segment that will not grow its file.
-    fn seal_full(&mut self) -> Result<()> {
-        self.seal(|segment| segment.is_full())
-    }
-
     /// On a graceful stop the growing segments get files too, so that the next start need not link them again.
     fn seal_all(&mut self) -> Result<()> {
         let least = self.shared.options.seal_rows_on_stop;
         self.seal(|segment| segment.graph.len() as usize >= least)
     }
 
+    /// Gives the linked segments that are chosen their files; they grow no more.
     fn seal(&mut self, choose: impl Fn(&crate::engine::segment::Segment) -> bool) -> Result<()> {
         for collection in &mut self.collections {
             for index in &mut collection.indexes {

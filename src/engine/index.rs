@@ -97,9 +97,9 @@ impl IndexWriter {
         self.dir.join(Segment::file_name(self.collection.0, self.number, id))
     }
 
-    /// Makes the next segment at least this large, so that a copy becomes one graph.
-    pub fn expect_rows(&mut self, rows: u64) {
-        self.segment_rows = self.segment_rows.max(rows.min(1 << 22) as usize);
+    /// How many nodes the next segment takes.
+    pub fn set_segment_rows(&mut self, rows: usize) {
+        self.segment_rows = rows;
     }
 
     fn growing_segment(&mut self, dimensions: usize, node: u32) -> &Arc<Segment> {

@@ -47,6 +47,9 @@ impl Default for Options {
     }
 }
 
+/// A copy of fewer rows becomes one graph.
+const LARGEST_COPY_SEGMENT: u64 = 1 << 22;
+
 /// How far a copy has come in the engine.
 #[derive(Debug, Default)]
 pub struct CopyProgress {
@@ -179,7 +182,7 @@ impl Engine {
             for index in &mut collection.indexes {
                 index.remove_orphans()?;
                 if let Some((_, rows)) = expected.iter().find(|(new, _)| *new == id) {
-                    index.expect_rows(*rows);
+                    index.set_segment_rows(options.segment_rows.max((*rows).min(LARGEST_COPY_SEGMENT) as usize));
                 }
             }
             collections.push(collection);

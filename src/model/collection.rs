@@ -3,11 +3,8 @@
 use crate::model::change::CollectionId;
 use crate::model::key::KeyColumn;
 use crate::model::metric::Metric;
-use crate::model::value::ColumnType;
+use crate::model::value::{ColumnType, MAX_DIMENSIONS};
 use serde::{Deserialize, Serialize};
-
-/// Largest number of dimensions of a vector column, pgvector's own limit for storage.
-pub const MAX_DIMENSIONS: usize = 16_000;
 
 /// A vector column.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

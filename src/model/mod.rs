@@ -14,7 +14,7 @@ mod spec;
 mod value;
 
 pub use change::{Change, CollectionId, LogRecord, Op, RowImage, TransactionHead};
-pub use collection::{CollectionDef, FilterColumn, MAX_DIMENSIONS, VectorColumn, quote_ident, quote_literal};
+pub use collection::{CollectionDef, FilterColumn, VectorColumn, quote_ident, quote_literal};
 pub use filter::{Comparison, Filter};
 pub use key::{KeyColumn, RowKey};
 pub use lsn::{BadLsn, CommitLsn, Lsn, Version};
@@ -25,4 +25,4 @@ pub use search::{
     SearchStats,
 };
 pub use spec::{CollectionSpec, VectorSpec};
-pub use value::{Cell, ColumnType, Value};
+pub use value::{Cell, ColumnType, MAX_DIMENSIONS, Value};

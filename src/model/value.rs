@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 
+/// Largest number of dimensions of a vector, pgvector's own limit for storage.
+pub const MAX_DIMENSIONS: usize = 16_000;
+
 /// The column types this service replicates. Everything else is refused by name at start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -370,16 +370,17 @@ impl Supervisor {
     /// The new epoch is whole: from now on it answers.
     async fn promote(&mut self) -> Result<(), NodeError> {
         let Some(Making { epoch, .. }) = self.making.take() else { return Ok(()) };
+        self.frontier.serve(Some(epoch.serving.clone()));
+        if let Some(old) = self.current.take() {
+            tokio::task::block_in_place(|| old.serving.engine.stop());
+        }
+        // The old epoch's files go with its slot: nothing works on them any more.
         self.data.make_current(epoch.id)?;
         epoch.serving.kept.store(true, Ordering::Relaxed);
         epoch.remove_copy_logs(&self.data.epoch_dir(epoch.id));
-        self.frontier.serve(Some(epoch.serving.clone()));
         self.progress.set_stale(None);
         tracing::info!(epoch = epoch.id.0, slot = epoch.identity.slot, "the copy is whole and answers");
-        let old = self.current.replace(epoch);
-        if let Some(old) = old {
-            old.serving.engine.stop();
-        }
+        self.current = Some(epoch);
         match self.options.dsn.connect().await {
             Ok(client) => self.clear_pending(&client).await,
             // PENDING stays and is looked at again at the next connection.
@@ -394,7 +395,7 @@ impl Supervisor {
             if self.current.is_none() {
                 self.frontier.serve(None);
             }
-            epoch.serving.engine.stop();
+            tokio::task::block_in_place(|| epoch.serving.engine.stop());
         }
     }
 

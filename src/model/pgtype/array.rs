@@ -1,6 +1,6 @@
 //! Embeddings on the wire: pgvector's `vector`, `real[]` and `double precision[]`, in both forms.
 
-use crate::model::collection::MAX_DIMENSIONS;
+use crate::model::value::MAX_DIMENSIONS;
 use crate::model::value::Value;
 
 use super::{Parsed, parse_f32};
