@@ -1,7 +1,7 @@
 //! Opening and making epochs: one slot, one change log, one engine that belong together.
 
 use crate::consistency::frontier::Serving;
-use crate::engine::{self, Engine, Logs, NewCollection};
+use crate::engine::{self, Engine, Logs, NewCollection, damage_mark};
 use crate::model::{CollectionDef, CollectionId, Lsn};
 use crate::replication::copy::CopyTable;
 use crate::replication::start::Checkpoint;
@@ -34,6 +34,9 @@ impl Epoch {
     /// Opens an epoch after any kind of end. Damage is an error: everything can be copied again.
     pub fn open(data: &DataDir, id: EpochId, options: engine::Options) -> Result<Epoch> {
         let dir = data.epoch_dir(id);
+        if let Ok(what) = std::fs::read_to_string(damage_mark(&dir)) {
+            return Err(damaged(&dir, what));
+        }
         let state = Arc::new(State::open(&dir.join("state.redb"))?);
         let (identity, applied) = (state.identity()?, state.applied()?);
         let log_dir = dir.join("log");
@@ -116,7 +119,9 @@ impl Epoch {
     pub fn remove_copy_logs(&self, dir: &Path) {
         for def in &self.defs {
             let copy = dir.join(format!("copy-{}", def.id.0));
-            if let Err(error) = std::fs::remove_dir_all(&copy) {
+            if let Err(error) = std::fs::remove_dir_all(&copy)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
                 tracing::warn!(dir = %copy.display(), %error, "cannot remove a copy log");
             }
         }

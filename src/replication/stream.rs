@@ -213,8 +213,8 @@ pub async fn receive<S: WalSource>(
         last_heard = Instant::now();
         match &frame {
             Frame::Keepalive { wal_end, reply_requested, .. } => {
+                // What was sent, not what there is: a sender that is behind says so in no keepalive.
                 received = received.max(*wal_end);
-                progress.hear(*wal_end, last_heard);
                 if *reply_requested {
                     next_status = last_heard;
                 }

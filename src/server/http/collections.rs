@@ -132,6 +132,7 @@ pub async fn dead_letters(State(app): Shared, Name(name): Name) -> Result<Json<s
 /// `POST /v1/admin/collections/{name}/verify`
 pub async fn verify(State(app): Shared, Name(name): Name) -> Result<Json<verify::Report>, Problem> {
     let def = app.query.definition(&name)?;
+    let _turn = app.verifying.lock().await;
     let report = verify::verify(&app.query.frontier, &app.dsn, &app.pool, &def.name).await?;
     report.map(Json).ok_or_else(|| QueryError::Copying(name).into())
 }

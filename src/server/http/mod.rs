@@ -50,6 +50,8 @@ pub struct App {
     /// The settings.
     pub options: Options,
     turns: Semaphore,
+    /// A verification holds all rows' keys in memory: one at a time.
+    verifying: tokio::sync::Mutex<()>,
     started: Instant,
 }
 
@@ -63,7 +65,8 @@ impl App {
         options: Options,
     ) -> App {
         let turns = Semaphore::new(options.max_concurrent);
-        App { query, dsn, pool, metrics, options, turns, started: Instant::now() }
+        let verifying = tokio::sync::Mutex::new(());
+        App { query, dsn, pool, metrics, options, turns, verifying, started: Instant::now() }
     }
 }
 

@@ -107,21 +107,22 @@ pub async fn search(
     let result = answer(&app, name.clone(), body).await;
     let code = result.as_ref().err().map_or("ok", |problem| problem.kind.code);
     // Only names that exist become label values: anybody can ask for any name.
-    let known = code != problem::UNKNOWN_COLLECTION.code;
-    let collection = if known { name } else { "unknown".into() };
+    let collection = if app.query.definition(&name).is_ok() { name } else { "unknown".into() };
     metrics::counter!(names::SEARCHES, "collection" => collection, "code" => code).increment(1);
     result
 }
 
 async fn answer(app: &App, name: String, body: Result<Bytes, BytesRejection>) -> Result<Response, Problem> {
     let body = body.map_err(too_large)?;
+    let def = app.query.definition(&name)?;
+    let request = parse(&def, name, &body)?;
+    // Waiting for a position takes nobody's turn.
+    app.query.frontier.view(&request.consistency).await?;
     let turn = tokio::time::timeout(app.options.max_queue, app.turns.acquire()).await;
     let _turn = turn.map_err(|_| {
         let detail = format!("waited {:?} for a turn", app.options.max_queue);
         Problem::new(problem::OVERLOADED, detail).hint("slow down, or raise http.max_concurrent")
     })?;
-    let def = app.query.definition(&name)?;
-    let request = parse(&def, name, &body)?;
     let answer = app.query.search(&request).await?;
     Ok(render(&def, answer))
 }

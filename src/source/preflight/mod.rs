@@ -154,7 +154,7 @@ fn identity(def: &CollectionDef, table: &Table) -> Option<Finding> {
 async fn published(client: &Client, name: &str, create: bool, defs: &[CollectionDef]) -> Finding {
     let check = format!("publication {}", quote_ident(name));
     let published = publication::ensure(client, name, defs, false).await;
-    let mut finding = from_result("D09", &check, published.map(|()| "has every table and column".into()));
+    let mut finding = from_result("D09", &check, published.map(|_| "has every table and column".into()));
     if create && finding.severity == Severity::Error {
         // The service makes it itself; where it may not after all, this is the SQL.
         finding.severity = Severity::Warning;
