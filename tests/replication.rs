@@ -775,7 +775,7 @@ fn a_publication_of_the_dba_with_a_table_missing_is_refused_with_the_sql() {
     let why = service.refusal();
     let name = &database.name;
     let create = format!(
-        "CREATE PUBLICATION \"{name}\" FOR TABLE \"public\".\"docs\" WITH (publish_via_partition_root = true);"
+        "CREATE PUBLICATION \"{name}\" FOR TABLE ONLY \"public\".\"docs\" WITH (publish_via_partition_root = true);"
     );
     assert!(why.contains(&create), "{why}");
     database.sql.run(&create);
