@@ -781,7 +781,7 @@ fn a_publication_of_the_dba_with_a_table_missing_is_refused_with_the_sql() {
     database.sql.run(&create);
     service.configure(&database.dsn, "create_publication = false", &format!("{DOCS}{}", over("other")));
     let why = service.refusal();
-    let add = format!("ALTER PUBLICATION \"{name}\" ADD TABLE \"public\".\"other\";");
+    let add = format!("ALTER PUBLICATION \"{name}\" ADD TABLE ONLY \"public\".\"other\";");
     assert!(why.contains(&add), "{why}");
     database.sql.run(&add);
     service.start();
