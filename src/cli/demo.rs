@@ -67,8 +67,9 @@ metric = "cosine"
 pub fn run(args: &Args) -> Result<ExitCode> {
     let mut report = Report::new(args.json);
     let data = Data::load(args.docs)?;
-    // A slot that may keep WAL without limit is what `doctor` warns of.
-    let postgres = PrivatePostgres::start(Settings::default().with("max_slot_wal_keep_size", "1GB"))?;
+    // `doctor` warns of a slot that may keep WAL without limit, and of a limit that lasts for less than four hours at the
+    // average rate, which in a cluster of seconds is the rate of a burst.
+    let postgres = PrivatePostgres::start(Settings::default().with("max_slot_wal_keep_size", "1TB"))?;
     let runtime = Runtime::new().context("cannot start the runtime")?;
     let dsn = postgres.dsn();
     let source = Source::connect(runtime.handle(), &dsn)?;
