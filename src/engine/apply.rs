@@ -248,15 +248,21 @@ impl Applier {
         self.seal(|segment| segment.graph.len() as usize >= least)
     }
 
-    /// Gives the linked segments that are chosen their files; they grow no more.
+    /// Gives the linked segments that are chosen their files; they grow no more. A node that lies before one of a file
+    /// and in no file is dead to the next start, so the first segment that gets none ends it.
     fn seal(&mut self, choose: impl Fn(&crate::engine::segment::Segment) -> bool) -> Result<()> {
         for collection in &mut self.collections {
             for index in &mut collection.indexes {
                 for segment in index.view().segments {
-                    if segment.is_linked() && !segment.is_saved() && choose(&segment) {
-                        segment.save(&index.segment_path(segment.id))?;
-                        index.sealed(segment.id);
+                    if index.has_file(segment.id) {
+                        continue;
                     }
+                    if !segment.is_linked() || !choose(&segment) {
+                        break;
+                    }
+                    // Or its file is there and the linker's word of it is still on its way.
+                    segment.save(&index.segment_path(segment.id))?;
+                    index.sealed(segment.id);
                 }
             }
         }

@@ -157,19 +157,24 @@ impl IndexWriter {
         self.growing = None;
     }
 
+    /// Is the file of this segment what the next start reads?
+    pub fn has_file(&self, id: u64) -> bool {
+        self.record.sealed.iter().any(|sealed| sealed.id == id)
+    }
+
     /// A full or finished segment has its file.
     pub fn sealed(&mut self, id: u64) {
         if let Some(growing) = self.growing.take_if(|growing| growing.id == id) {
             self.sealed.push(growing);
         }
-        if self.sealed.iter().any(|segment| segment.id == id) {
+        if self.sealed.iter().any(|segment| segment.id == id) && !self.has_file(id) {
             self.record.sealed.push(SealedRecord { id, file: Segment::file_name(self.collection.0, self.number, id) });
         }
     }
 
     /// `merged`, which has its file, takes the place of the segments `old`. False when one of them is gone meanwhile.
     pub fn replace(&mut self, old: &[u64], merged: Arc<Segment>) -> bool {
-        if !old.iter().all(|id| self.record.sealed.iter().any(|sealed| sealed.id == *id)) {
+        if !old.iter().all(|id| self.has_file(*id)) {
             return false;
         }
         self.sealed.retain(|segment| !old.contains(&segment.id));
