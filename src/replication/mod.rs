@@ -94,7 +94,9 @@ fn write(
     mut queue: mpsc::Receiver<Queued>,
 ) -> (ChangeLog, Result<(), ReplicationError>) {
     let result = write_all(&mut log, &mut assembler, &mut queue);
-    (log, result)
+    // The next connection starts at the durable end: every whole transaction comes before it, no part of another after it.
+    let cut = log.cut_unfinished().map_err(ReplicationError::from);
+    (log, result.and(cut))
 }
 
 fn write_all(

@@ -165,6 +165,20 @@ impl ChangeLog {
         Ok(())
     }
 
+    /// Drops what follows the last boundary and makes the rest durable. For a stream that ended inside a transaction: the
+    /// source sends that one again, whole.
+    pub fn cut_unfinished(&mut self) -> Result<()> {
+        self.flush()?;
+        // A file is closed at a boundary only, so the last one is in this file.
+        let end = self.boundary.position;
+        if self.written != end {
+            let cut = self.file.set_len(end.offset).context("cut the tail of", &self.path);
+            self.poison_on_error(cut)?;
+            self.written = end;
+        }
+        self.sync()
+    }
+
     /// After a failed write or sync nobody knows what is on disk (the kernel drops the dirty pages): only reopening
     /// may find out.
     fn poison_on_error(&mut self, result: Result<()>) -> Result<()> {
@@ -448,6 +462,27 @@ mod tests {
         assert_eq!(log.durable(), Lsn(15));
         let mut reader = log.reader(start_of(dir.path()).expect("start"));
         assert_eq!(drain(&mut reader), transaction(1, 1));
+    }
+
+    #[test]
+    fn an_unfinished_transaction_can_be_cut_off_and_written_again() {
+        let dir = tempfile::tempdir().expect("dir");
+        let mut log = ChangeLog::create(dir.path(), Lsn(0)).expect("create");
+        let mut reader = log.reader(start_of(dir.path()).expect("start"));
+        for synced in [false, true] {
+            transaction(1, 1).iter().chain(&transaction(2, 2)[..2]).for_each(|r| log.append(r).expect("append"));
+            if synced {
+                log.sync().expect("sync");
+            }
+            log.cut_unfinished().expect("cut");
+            assert_eq!(log.durable(), Lsn(15), "what is whole is durable");
+            assert_eq!(drain(&mut reader), transaction(1, 1));
+        }
+        transaction(2, 2).iter().for_each(|record| log.append(record).expect("append"));
+        log.sync().expect("sync");
+        assert_eq!(drain(&mut reader), transaction(2, 2));
+        drop(log);
+        assert_eq!(ChangeLog::open(dir.path()).expect("open").durable(), Lsn(25));
     }
 
     #[test]
