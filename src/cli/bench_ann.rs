@@ -129,8 +129,9 @@ fn point(args: &Args, graph: &Graph, queries: &Matrix<f32>, truth: &Matrix<i64>,
     }
     latencies.sort_by(f64::total_cmp);
     let microseconds = |share: f64| round(latencies[((count - 1) as f64 * share).round() as usize] * 1e6, 1);
+    let recall = round(hits as f64 / (count * args.k) as f64, 4);
     json!({
-        "what": "point", "ef": ef, "k": args.k, "recall": round(hits as f64 / (count * args.k) as f64, 4),
+        "what": "point", "ef": ef, "k": args.k, "recall": recall, format!("recall@{}", args.k): recall,
         "qps": (count as f64 / wall).round(), "qps_cpu": (count as f64 / cpu).round(),
         "p50_us": microseconds(0.5), "p99_us": microseconds(0.99),
         "distances": round(visited as f64 / count as f64, 1),

@@ -1,5 +1,6 @@
 //! Verification: index against source, row by row, also while both change.
 
+use crate::consistency::blocking;
 use crate::consistency::frontier::{Frontier, NoView, Serving};
 use crate::engine::view::CollectionView;
 use crate::model::{Cell, CollectionDef, Consistency, Lsn, RowKey, Value, Version};
@@ -103,7 +104,7 @@ pub async fn verify(
     drop(client);
     let (serving, view) = catch_up(frontier, at).await?;
     let Some(found) = view.collections.get(collection) else { return Ok(None) };
-    let mut index = scan_index(&serving, found)?;
+    let mut index = blocking(|| scan_index(&serving, found))?;
     let mut suspects = differing(&source, &index);
     let mut mismatches = Vec::new();
     for round in 0..ROUNDS {
@@ -178,7 +179,7 @@ async fn look_again(
     drop(client);
     let (serving, view) = catch_up(frontier, at).await?;
     let now = match view.collections.get(&def.name) {
-        Some(found) => scan_index(&serving, found)?,
+        Some(found) => blocking(|| scan_index(&serving, found))?,
         None => Rows::new(),
     };
     for key in suspects.keys() {

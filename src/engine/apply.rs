@@ -68,6 +68,7 @@ impl Applier {
                 self.checkpoint()?;
             }
         }
+        self.take_background()?;
         self.seal_all()?;
         self.checkpoint()
     }
@@ -248,19 +249,15 @@ impl Applier {
         self.seal(|segment| segment.graph.len() as usize >= least)
     }
 
-    /// Gives the linked segments that are chosen their files; they grow no more. A node that lies before one of a file
-    /// and in no file is dead to the next start, so the first segment that gets none ends it.
+    /// Gives the linked segments that are chosen their files; they grow no more.
     fn seal(&mut self, choose: impl Fn(&crate::engine::segment::Segment) -> bool) -> Result<()> {
         for collection in &mut self.collections {
             for index in &mut collection.indexes {
-                for segment in index.view().segments {
-                    if index.has_file(segment.id) {
-                        continue;
-                    }
+                // In the order of their nodes: a restart links again what lies behind the last sealed one.
+                for segment in index.unsealed() {
                     if !segment.is_linked() || !choose(&segment) {
                         break;
                     }
-                    // Or its file is there and the linker's word of it is still on its way.
                     segment.save(&index.segment_path(segment.id))?;
                     index.sealed(segment.id);
                 }

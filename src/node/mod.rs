@@ -8,18 +8,24 @@ use crate::consistency::frontier::Frontier;
 use crate::consistency::recheck::SourceHeap;
 use crate::node::supervisor::Supervisor;
 use crate::query::QueryService;
-use crate::replication::ReplicationError;
 use crate::replication::progress::{Phase, Progress};
+use crate::replication::{ReplicationError, watch_source};
 use crate::server::http::{self, App};
 use crate::storage::StorageError;
 use crate::storage::data_dir::DataDir;
 use crate::telemetry;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use options::Options;
+
+/// How often the metrics registry folds its samples.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// How long a stop waits for requests under way.
+const LAST_REQUESTS: Duration = Duration::from_secs(10);
 
 /// Why a node ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -55,14 +61,30 @@ pub async fn run(
     let metrics = telemetry::metrics();
     let data = DataDir::open(&options.data_dir)?;
     let progress = Arc::new(Progress::default());
+    let progress_of_watch = progress.clone();
     let frontier = Arc::new(Frontier::new(progress.clone(), options.wait));
     let pool = options.dsn.pool(options.recheck_connections, options.recheck_timeout);
-    let query = QueryService::new(frontier.clone(), SourceHeap(pool.clone()), options.query);
+    let query = QueryService::new(
+        frontier.clone(),
+        SourceHeap { pool: pool.clone(), timeout: options.recheck_timeout },
+        options.query,
+    );
     let app = Arc::new(App::new(query, options.dsn.clone(), pool, metrics, options.http));
     let listen = |error| NodeError::Listen { address: options.listen, error };
     let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
     listening(listener.local_addr().map_err(listen)?);
     let server = tokio::spawn(http::serve(listener, app, stop.clone().cancelled_owned()));
+    let upkeep = tokio::spawn(async move {
+        // Without scrapes the registry would keep every sample.
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            metrics.run_upkeep();
+        }
+    });
+    let watch = {
+        let (dsn, interval, stop) = (options.dsn.clone(), options.intake.status_interval, stop.clone());
+        tokio::spawn(async move { watch_source(&dsn, interval, &progress_of_watch, &stop).await })
+    };
     let mut supervisor = Supervisor::new(options, data, frontier.clone(), stop.clone());
     let result = supervisor.run().await;
     if let Err(error) = &result {
@@ -71,7 +93,11 @@ pub async fn run(
     }
     // Readers first, then the engine: a request under way finds what it needs.
     stop.cancel();
-    let _ = server.await;
+    if tokio::time::timeout(LAST_REQUESTS, server).await.is_err() {
+        tracing::warn!("requests are still open; not waiting for them any longer");
+    }
+    upkeep.abort();
+    let _ = watch.await;
     frontier.serve(None);
     supervisor.close().await;
     result

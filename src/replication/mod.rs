@@ -15,7 +15,8 @@ use crate::replication::frame::Frame;
 use crate::replication::pgoutput::Message;
 use crate::replication::progress::Progress;
 use crate::replication::stream::{Intake, Queued, WalSource};
-use crate::source::SourceError;
+use crate::source::connect::Dsn;
+use crate::source::{SourceError, catalog};
 use crate::storage::StorageError;
 use crate::storage::changelog::ChangeLog;
 use crate::telemetry::names;
@@ -60,6 +61,30 @@ impl ReplicationError {
     }
 }
 
+/// Asks the source again and again where its WAL ends, until stopped. Keepalives cannot tell: they carry what was sent,
+/// and a sender that is an hour behind would make us believe that we are not.
+pub async fn watch_source(dsn: &Dsn, interval: Duration, progress: &Progress, stop: &CancellationToken) {
+    while !stop.is_cancelled() {
+        let watched = async {
+            let client = dsn.connect().await?;
+            loop {
+                let asked = Instant::now();
+                progress.hear(catalog::current_lsn(&client).await?, asked);
+                tokio::time::sleep(interval).await;
+            }
+        };
+        let ended: Result<(), SourceError> = tokio::select! {
+            ended = watched => ended,
+            () = stop.cancelled() => return,
+        };
+        tracing::debug!(error = ?ended.err(), "cannot ask the source for its position");
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
 /// Unsynced time after which the log is synced although more is waiting: bounds how old a searchable row can be.
 const SYNC_AFTER: Duration = Duration::from_millis(20);
 
@@ -69,10 +94,14 @@ pub async fn follow<S: WalSource>(
     source: S,
     intake: Intake,
     collections: &[CollectionDef],
-    log: ChangeLog,
+    mut log: ChangeLog,
     progress: &Progress,
     stop: &CancellationToken,
 ) -> (ChangeLog, ReplicationError) {
+    // The last connection may have broken in the middle of a transaction that now comes again.
+    if let Err(error) = log.cut_to_durable() {
+        return (log, error.into());
+    }
     let tail = log.tail();
     let (sender, receiver) = stream::queue();
     let assembler = Assembler::new(collections, log.durable());
@@ -94,9 +123,7 @@ fn write(
     mut queue: mpsc::Receiver<Queued>,
 ) -> (ChangeLog, Result<(), ReplicationError>) {
     let result = write_all(&mut log, &mut assembler, &mut queue);
-    // The next connection starts at the durable end: every whole transaction comes before it, no part of another after it.
-    let cut = log.cut_unfinished().map_err(ReplicationError::from);
-    (log, result.and(cut))
+    (log, result)
 }
 
 fn write_all(

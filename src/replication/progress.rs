@@ -48,7 +48,7 @@ impl CopyStatus {
     }
 }
 
-/// A time at which the source's sent position was known.
+/// A time at which the end of the source's WAL was known.
 #[derive(Debug, Clone, Copy)]
 struct Heard {
     wal_end: Lsn,
@@ -112,7 +112,7 @@ impl Progress {
         self.confirmed.store(lsn.0, Ordering::Relaxed);
     }
 
-    /// The source's sent position as last heard.
+    /// The end of the source's WAL as last heard.
     pub fn source_end(&self) -> Lsn {
         Lsn(self.source_end.load(Ordering::Relaxed))
     }
@@ -142,8 +142,8 @@ impl Progress {
         self.copies.lock().entry(collection).or_default().clone()
     }
 
-    /// The source says that it has sent everything up to `wal_end`.
-    pub(crate) fn hear(&self, wal_end: Lsn, at: Instant) {
+    /// The source's WAL ended at `wal_end` at the moment `at`.
+    pub fn hear(&self, wal_end: Lsn, at: Instant) {
         self.source_end.fetch_max(wal_end.0, Ordering::Relaxed);
         let heard = &mut self.freshness.lock().heard;
         match heard.back_mut() {

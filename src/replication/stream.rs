@@ -1,6 +1,6 @@
 //! The WAL transport: socket -> frames. Status flows on its own timer even while intake is shut.
 
-use crate::model::{Lsn, quote_ident, quote_literal};
+use crate::model::{Lsn, quote_ident};
 use crate::replication::ReplicationError;
 use crate::replication::frame::Frame;
 use crate::replication::progress::Progress;
@@ -120,11 +120,6 @@ impl WalSource for PgWalSource {
     }
 }
 
-/// The SQL to drop a slot of ours, for people.
-pub fn drop_slot_sql(name: &str) -> String {
-    format!("SELECT pg_drop_replication_slot({})", quote_literal(name))
-}
-
 /// Settings of the intake.
 #[derive(Debug, Clone, Copy)]
 pub struct Intake {
@@ -218,8 +213,8 @@ pub async fn receive<S: WalSource>(
         last_heard = Instant::now();
         match &frame {
             Frame::Keepalive { wal_end, reply_requested, .. } => {
+                // What was sent, not what there is: a sender that is behind says so in no keepalive.
                 received = received.max(*wal_end);
-                progress.hear(*wal_end, last_heard);
                 if *reply_requested {
                     next_status = last_heard;
                 }

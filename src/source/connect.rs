@@ -49,7 +49,8 @@ impl Dsn {
         Ok(Dsn { text: text.to_owned(), config })
     }
 
-    fn host(&self) -> String {
+    /// The first host, or the directory of its socket.
+    pub fn host(&self) -> String {
         match self.config.get_hosts().first() {
             Some(Host::Tcp(host)) => host.clone(),
             Some(Host::Unix(path)) => path.display().to_string(),

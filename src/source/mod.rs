@@ -5,6 +5,7 @@ pub mod connect;
 pub mod preflight;
 pub mod publication;
 pub mod rows;
+pub mod setup;
 
 use tokio_postgres::error::SqlState;
 

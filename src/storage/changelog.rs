@@ -156,6 +156,17 @@ impl ChangeLog {
         if at_boundary && self.written.offset >= ROLL_BYTES { self.roll() } else { Ok(()) }
     }
 
+    /// Takes back what was appended behind the durable end: half a transaction whose connection broke. The source sends it
+    /// again from its beginning.
+    pub fn cut_to_durable(&mut self) -> Result<()> {
+        self.refuse_if_poisoned()?;
+        self.boundary = self.tail.durable();
+        self.written = self.boundary.position;
+        self.buffer.clear();
+        let cut = self.file.set_len(self.written.offset).context("cut the tail of", &self.path);
+        self.poison_on_error(cut)
+    }
+
     fn flush(&mut self) -> Result<()> {
         self.refuse_if_poisoned()?;
         let written = self.file.write_all_at(&self.buffer, self.written.offset).context("write", &self.path);
@@ -163,20 +174,6 @@ impl ChangeLog {
         self.written.offset += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
-    }
-
-    /// Drops what follows the last boundary and makes the rest durable. For a stream that ended inside a transaction: the
-    /// source sends that one again, whole.
-    pub fn cut_unfinished(&mut self) -> Result<()> {
-        self.flush()?;
-        // A file is closed at a boundary only, so the last one is in this file.
-        let end = self.boundary.position;
-        if self.written != end {
-            let cut = self.file.set_len(end.offset).context("cut the tail of", &self.path);
-            self.poison_on_error(cut)?;
-            self.written = end;
-        }
-        self.sync()
     }
 
     /// After a failed write or sync nobody knows what is on disk (the kernel drops the dirty pages): only reopening
@@ -465,22 +462,21 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_transaction_can_be_cut_off_and_written_again() {
+    fn half_a_transaction_is_taken_back_before_it_comes_again() {
         let dir = tempfile::tempdir().expect("dir");
         let mut log = ChangeLog::create(dir.path(), Lsn(0)).expect("create");
         let mut reader = log.reader(start_of(dir.path()).expect("start"));
-        for synced in [false, true] {
-            transaction(1, 1).iter().chain(&transaction(2, 2)[..2]).for_each(|r| log.append(r).expect("append"));
+        let all: Vec<_> = transaction(1, 2).into_iter().chain(transaction(2, 3)).collect();
+        for synced in [true, false] {
+            all[..5].iter().for_each(|record| log.append(record).expect("append"));
             if synced {
                 log.sync().expect("sync");
             }
-            log.cut_unfinished().expect("cut");
-            assert_eq!(log.durable(), Lsn(15), "what is whole is durable");
-            assert_eq!(drain(&mut reader), transaction(1, 1));
+            log.cut_to_durable().expect("cut");
         }
-        transaction(2, 2).iter().for_each(|record| log.append(record).expect("append"));
+        all[3..].iter().for_each(|record| log.append(record).expect("append"));
         log.sync().expect("sync");
-        assert_eq!(drain(&mut reader), transaction(2, 2));
+        assert_eq!(drain(&mut reader), all);
         drop(log);
         assert_eq!(ChangeLog::open(dir.path()).expect("open").durable(), Lsn(25));
     }

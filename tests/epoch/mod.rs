@@ -82,7 +82,7 @@ impl Epoch {
 
     fn joined(state: Arc<State>, engine: Engine, log: ChangeLog) -> Epoch {
         let engine = Arc::new(engine);
-        let serving = Serving { engine: engine.clone(), log: log.tail(), slot: "ruvector".into() };
+        let serving = Serving { engine: engine.clone(), log: log.tail(), slot: "ruvector".into(), kept: true.into() };
         Epoch { state, engine, log: Some(log), serving: Arc::new(serving) }
     }
 

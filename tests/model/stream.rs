@@ -181,6 +181,7 @@ fn definitions() -> Vec<CollectionDef> {
         schema: "public".into(),
         table: name.into(),
         oid: 100 + id,
+        partitioned: false,
         key: vec![KeyColumn { name: "id".into(), kind: ColumnType::Int8 }],
         vectors,
         filters: vec![
