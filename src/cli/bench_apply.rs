@@ -170,7 +170,7 @@ impl<'a> Bench<'a> {
             self.args.dim
         );
         std::fs::write(&file, text)?;
-        let options = Config::load(Some(&file))?.node_options()?;
+        let options = node::Options::try_from(&Config::load(Some(&file))?)?;
         let (listening, address) = mpsc::channel();
         let stop = CancellationToken::new();
         let (handle, token) = (self.runtime.handle().clone(), stop.clone());
