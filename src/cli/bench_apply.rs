@@ -364,10 +364,8 @@ fn watch(client: &Client, committed: &mpsc::Receiver<(Lsn, Instant)>) -> anyhow:
                 }
             }
         }
-        while waiting.front().is_some_and(|(lsn, _)| *lsn <= applied) {
-            let Some((_, at)) = waiting.pop_front() else { break };
-            times.push(now.saturating_duration_since(at));
-        }
+        let reached = waiting.partition_point(|(lsn, _)| *lsn <= applied);
+        times.extend(waiting.drain(..reached).map(|(_, at)| now.saturating_duration_since(at)));
         if waiting.front().is_some_and(|(_, at)| at.elapsed() > DEADLINE) {
             bail!("a commit did not become searchable within {DEADLINE:?}");
         }

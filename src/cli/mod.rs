@@ -3,6 +3,7 @@
 pub mod bench_ann;
 pub mod bench_apply;
 pub mod client;
+mod demo;
 mod doctor;
 mod init;
 mod npy;
@@ -32,6 +33,8 @@ struct ConfigFile {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show it all on a private PostgreSQL with real texts, each line with the figure it proves. Exit code 1 on any FAIL.
+    Demo(demo::Args),
     /// Follow the source and answer searches, until stopped.
     Serve(ConfigFile),
     /// Show what a running service is doing.
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
     match command {
+        Command::Demo(args) => demo::run(&args),
         Command::Serve(file) => done(serve::run(file.config.as_deref())),
         Command::Status(args) => done(operate::status(&args)),
         Command::Search(args) => done(operate::search(&args)),

@@ -61,7 +61,6 @@ pub async fn run(
     let metrics = telemetry::metrics();
     let data = DataDir::open(&options.data_dir)?;
     let progress = Arc::new(Progress::default());
-    let progress_of_watch = progress.clone();
     let frontier = Arc::new(Frontier::new(progress.clone(), options.wait));
     let pool = options.dsn.pool(options.recheck_connections, options.recheck_timeout);
     let query = QueryService::new(
@@ -83,7 +82,11 @@ pub async fn run(
     });
     let watch = {
         let (dsn, interval, stop) = (options.dsn.clone(), options.intake.status_interval, stop.clone());
-        tokio::spawn(async move { watch_source(&dsn, interval, &progress_of_watch, &stop).await })
+        let frontier = frontier.clone();
+        tokio::spawn(async move {
+            let slot = || frontier.serving().map(|serving| serving.slot.clone());
+            watch_source(&dsn, interval, slot, &frontier.progress, &stop).await;
+        })
     };
     let mut supervisor = Supervisor::new(options, data, frontier.clone(), stop.clone());
     let result = supervisor.run().await;

@@ -9,7 +9,7 @@ pub mod progress;
 pub mod start;
 pub mod stream;
 
-use crate::model::{CollectionDef, LogRecord};
+use crate::model::{CollectionDef, LogRecord, Lsn};
 use crate::replication::assemble::{AssembleError, Assembler};
 use crate::replication::frame::Frame;
 use crate::replication::pgoutput::Message;
@@ -63,13 +63,30 @@ impl ReplicationError {
 
 /// Asks the source again and again where its WAL ends, until stopped. Keepalives cannot tell: they carry what was sent,
 /// and a sender that is an hour behind would make us believe that we are not.
-pub async fn watch_source(dsn: &Dsn, interval: Duration, progress: &Progress, stop: &CancellationToken) {
+///
+/// `slot` tells the slot that is followed now.
+pub async fn watch_source(
+    dsn: &Dsn,
+    interval: Duration,
+    slot: impl Fn() -> Option<String>,
+    progress: &Progress,
+    stop: &CancellationToken,
+) {
     while !stop.is_cancelled() {
         let watched = async {
             let client = dsn.connect().await?;
+            let mut before: Option<(Lsn, Instant)> = None;
             loop {
                 let asked = Instant::now();
-                progress.hear(catalog::current_lsn(&client).await?, asked);
+                let facts = catalog::sender(&client, &slot().unwrap_or_default()).await?;
+                progress.hear(facts.flushed, asked);
+                // Waiting at the same position twice: it was not only about to be woken for what came before the first.
+                if let (Some(now), Some((earlier, at))) = (facts.waiting_at, before)
+                    && now == earlier
+                {
+                    progress.hear_caught_up(now, at);
+                }
+                before = facts.waiting_at.map(|sent| (sent, asked));
                 tokio::time::sleep(interval).await;
             }
         };

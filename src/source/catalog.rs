@@ -318,11 +318,47 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>> {
     }))
 }
 
-/// Where the source's durable WAL ends now.
-pub async fn current_lsn(client: &Client) -> Result<Lsn> {
-    let sql = "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text";
+/// Where the source's WAL ends, and how far its sender for a slot is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SenderFacts {
+    /// End of the flushed WAL.
+    pub flushed: Lsn,
+    /// When the slot's sender waits for more WAL: the position up to which it has sent everything.
+    pub waiting_at: Option<Lsn>,
+}
+
+/// Asks, without writing anything. Wait events are named so since version 10; capitals changed in 17.
+pub async fn sender(client: &Client, slot: &str) -> Result<SenderFacts> {
+    let sql = "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text,
+                      (SELECT r.sent_lsn::text FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid
+                         JOIN pg_stat_activity a ON a.pid = s.active_pid
+                        WHERE s.slot_name = $1 AND lower(a.wait_event) = 'walsenderwaitforwal')";
+    let row = client.query_one(sql, &[&slot]).await?;
+    let flushed =
+        lsn(&row, 0).ok_or_else(|| SourceError::Unavailable("the source does not tell its WAL position".into()))?;
+    Ok(SenderFacts { flushed, waiting_at: lsn(&row, 1) })
+}
+
+/// A position at or behind the end of everything visible now, and one that the source comes to send by itself.
+///
+/// The end of the WAL alone is not: a flush may stop at a page's end in the middle of a record (of a vacuum, of a pruned
+/// page, of a transaction still open), and the walsender does not pass that record until somebody commits. So we do, with
+/// a message that nobody subscribes to. Where that is refused (a standby, a role without the right), the flushed end
+/// has to do. Not inside a transaction.
+pub async fn reachable_lsn(client: &Client) -> Result<Lsn> {
+    let sql = "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text,
+                      (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END)::text,
+                      pg_is_in_recovery()";
     let row = client.query_one(sql, &[]).await?;
-    lsn(&row, 0).ok_or_else(|| SourceError::Unavailable("the source does not tell its WAL position".into()))
+    let standby: bool = row.get(2);
+    // Flushed by us here, whatever the role's default is, and not waiting for other servers.
+    let message =
+        "SELECT set_config('synchronous_commit', 'local', true), pg_logical_emit_message(true, 'ruvector', '')";
+    let column = match !standby && client.query_one(message, &[]).await.is_ok() {
+        true => 1,
+        false => 0,
+    };
+    lsn(&row, column).ok_or_else(|| SourceError::Unavailable("the source does not tell its WAL position".into()))
 }
 
 /// Version number of the server, `150004` for 15.4.

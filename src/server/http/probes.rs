@@ -1,7 +1,6 @@
 //! Is it alive, is it ready, what are its figures.
 
 use crate::model::Lsn;
-use crate::replication::progress::Phase;
 use crate::server::http::{App, Name, Shared};
 use crate::server::problem::{self, Problem};
 use crate::storage::state::CollectionState;
@@ -118,8 +117,7 @@ fn gauges(app: &App) {
         metrics::gauge!(names::LAG_BYTES, "stage" => stage).set(positions.source.bytes_since(lsn) as f64);
     }
     if let Some(ms) = positions.staleness_ms {
-        let caught_up = positions.applied >= positions.source && frontier.progress.phase() == Phase::Streaming;
-        metrics::gauge!(names::STALENESS).set(if caught_up { 0.0 } else { ms / 1000.0 });
+        metrics::gauge!(names::STALENESS).set(ms / 1000.0);
     }
     let Some(serving) = frontier.serving() else { return };
     for (name, found) in &serving.engine.view().collections {
