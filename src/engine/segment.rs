@@ -145,6 +145,11 @@ impl Segment {
         }
     }
 
+    /// The newest node; `None` when there is none.
+    pub fn last_node(&self) -> Option<u32> {
+        Some(self.node(self.graph.len().checked_sub(1)?))
+    }
+
     /// The slot that holds a node, if it is here.
     pub fn slot(&self, node: u32) -> Option<u32> {
         match &self.nodes {
