@@ -3,9 +3,9 @@
 
 use crate::model::{Candidate, Cell, CollectionDef, Hit, Metric, Recheck, RowKey, Value};
 use crate::source::SourceError;
+use crate::source::connect::Pool;
 use crate::source::rows::{Ask, HeapRow};
 use crate::telemetry::names;
-use deadpool_postgres::Pool;
 use std::collections::HashMap;
 use std::time::Instant;
 

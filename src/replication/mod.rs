@@ -8,6 +8,7 @@ pub mod pgoutput;
 pub mod progress;
 pub mod start;
 pub mod stream;
+pub mod transport;
 
 use crate::model::{CollectionDef, LogRecord};
 use crate::replication::assemble::{AssembleError, Assembler};
@@ -16,6 +17,7 @@ use crate::replication::pgoutput::Message;
 use crate::replication::progress::Progress;
 use crate::replication::stream::{Intake, Queued, WalSource};
 use crate::source::SourceError;
+use crate::source::policy::Policy;
 use crate::storage::StorageError;
 use crate::storage::changelog::ChangeLog;
 use crate::telemetry::names;
@@ -50,12 +52,26 @@ impl From<AssembleError> for ReplicationError {
 }
 
 impl ReplicationError {
+    /// What follows it.
+    pub fn policy(&self) -> Policy {
+        match self {
+            ReplicationError::Transport(_) | ReplicationError::Protocol(_) => Policy::Retry,
+            ReplicationError::Source(error) => error.policy(),
+            ReplicationError::Storage(_) => Policy::Refuse { remedy: "see the error of the disk" },
+            ReplicationError::Stopped => Policy::Refuse { remedy: "start the service again" },
+        }
+    }
+
     /// May connecting again help without anybody's doing?
     pub fn is_transient(&self) -> bool {
+        self.policy().is_transient()
+    }
+
+    /// The server's code, where it was the server that answered.
+    pub fn sqlstate(&self) -> Option<&str> {
         match self {
-            ReplicationError::Transport(_) | ReplicationError::Protocol(_) => true,
-            ReplicationError::Source(error) => error.is_transient(),
-            ReplicationError::Storage(_) | ReplicationError::Stopped => false,
+            ReplicationError::Source(error) => error.sqlstate(),
+            _ => None,
         }
     }
 }

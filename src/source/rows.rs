@@ -1,8 +1,8 @@
 //! Rows of the heap by key, as the source shows them now: the recheck's one round trip, and the verification's scan.
 
 use crate::model::{Cell, CollectionDef, ColumnType, RowKey, pgtype, quote_ident};
+use crate::source::connect::Pool;
 use crate::source::{Result, SourceError};
-use deadpool_postgres::Pool;
 use futures_util::{StreamExt, pin_mut};
 use serde_json::value::RawValue;
 use tokio_postgres::types::{FromSql, ToSql, Type};
@@ -60,7 +60,7 @@ fn key_of(def: &CollectionDef, row: &tokio_postgres::Row) -> Option<RowKey> {
 
 /// Asks the source which of these rows it shows now. One statement, one round trip; in no order.
 pub async fn fetch(pool: &Pool, def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Vec<HeapRow>> {
-    let client = pool.get().await.map_err(|error| SourceError::Unavailable(super::chain(&error)))?;
+    let client = pool.get().await?;
     let (mut sql, key_columns) = statement(def, keys, ask)?;
     let mut params: Vec<&(dyn ToSql + Sync)> = Vec::new();
     if let Some((condition, values)) = ask.condition {
