@@ -28,7 +28,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let source = &config.source;
-    let findings = runtime.block_on(preflight::run(&dsn, &source.slot, &source.publication, &config.collections));
+    let findings = runtime.block_on(preflight::run(
+        &dsn,
+        &source.slot,
+        &source.publication,
+        source.create_publication,
+        &config.collections,
+    ));
     if args.json {
         println!("{}", serde_json::to_string_pretty(&findings)?);
     } else {

@@ -1,8 +1,11 @@
 //! The command line: what a person or a script types.
 
 pub mod bench_ann;
+pub mod bench_apply;
 pub mod client;
+mod demo;
 mod doctor;
+mod init;
 mod npy;
 mod operate;
 pub mod private_postgres;
@@ -30,6 +33,8 @@ struct ConfigFile {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show it all on a private PostgreSQL with real texts, each line with the figure it proves. Exit code 1 on any FAIL.
+    Demo(demo::Args),
     /// Follow the source and answer searches, until stopped.
     Serve(ConfigFile),
     /// Show what a running service is doing.
@@ -40,6 +45,8 @@ enum Command {
     Verify(operate::Verify),
     /// Check the source before anything is done to it. Exit code 1 with warnings, 2 with errors.
     Doctor(doctor::Args),
+    /// Print the SQL that prepares a source (role, grants, publication); run it with --run.
+    Init(init::Args),
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -60,6 +67,8 @@ enum ConfigCommand {
 enum Bench {
     /// The HNSW graph on .npy files: build, memory, recall and speed.
     Ann(bench_ann::Args),
+    /// The way from a COMMIT to the index, on a private PostgreSQL, beside pg_recvlogical.
+    Apply(bench_apply::Args),
 }
 
 /// Runs what the arguments say.
@@ -76,16 +85,19 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
     match command {
+        Command::Demo(args) => demo::run(&args),
         Command::Serve(file) => done(serve::run(file.config.as_deref())),
         Command::Status(args) => done(operate::status(&args)),
         Command::Search(args) => done(operate::search(&args)),
         Command::Verify(args) => operate::verify(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Init(args) => done(init::run(&args)),
         Command::Config(ConfigCommand::Default) => {
             print!("{}", crate::config::DEFAULTS);
             Ok(ExitCode::SUCCESS)
         }
         Command::Config(ConfigCommand::Check(file)) => done(serve::check(file.config.as_deref())),
         Command::Bench(Bench::Ann(args)) => done(bench_ann::run(&args)),
+        Command::Bench(Bench::Apply(args)) => done(bench_apply::run(&args)),
     }
 }

@@ -35,25 +35,37 @@ struct Raw<'a> {
 
 /// Reads vectors, widening f16.
 pub fn read_f32(path: &Path) -> Result<Matrix<f32>> {
-    read(path, |raw| match raw.kind {
-        "<f4" => values(raw, |b: [u8; 4]| f32::from_le_bytes(b)),
-        "<f2" => values(raw, |b: [u8; 2]| f16::from_le_bytes(b).to_f32()),
-        other => bail!("element type {other}: vectors are <f2 or <f4"),
-    })
+    read(path, f32_from)
 }
 
 /// Reads ids.
 pub fn read_ids(path: &Path) -> Result<Matrix<i64>> {
-    read(path, |raw| match raw.kind {
+    read(path, ids_from)
+}
+
+/// Vectors from a file's bytes, widening f16.
+pub fn f32_from(bytes: &[u8]) -> Result<Matrix<f32>> {
+    let raw = &parse(bytes)?;
+    match raw.kind {
+        "<f4" => values(raw, |b: [u8; 4]| f32::from_le_bytes(b)),
+        "<f2" => values(raw, |b: [u8; 2]| f16::from_le_bytes(b).to_f32()),
+        other => bail!("element type {other}: vectors are <f2 or <f4"),
+    }
+}
+
+/// Ids from a file's bytes.
+pub fn ids_from(bytes: &[u8]) -> Result<Matrix<i64>> {
+    let raw = &parse(bytes)?;
+    match raw.kind {
         "<i4" => values(raw, |b: [u8; 4]| i64::from(i32::from_le_bytes(b))),
         "<i8" => values(raw, |b: [u8; 8]| i64::from_le_bytes(b)),
         other => bail!("element type {other}: ids are <i4 or <i8"),
-    })
+    }
 }
 
-fn read<T>(path: &Path, decode: impl Fn(&Raw<'_>) -> Result<Matrix<T>>) -> Result<Matrix<T>> {
+fn read<T>(path: &Path, decode: impl Fn(&[u8]) -> Result<Matrix<T>>) -> Result<Matrix<T>> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    parse(&bytes).and_then(|raw| decode(&raw)).with_context(|| format!("{} is not usable", path.display()))
+    decode(&bytes).with_context(|| format!("{} is not usable", path.display()))
 }
 
 fn values<T, const N: usize>(raw: &Raw<'_>, decode: impl Fn([u8; N]) -> T) -> Result<Matrix<T>> {

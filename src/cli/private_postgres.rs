@@ -38,7 +38,7 @@ const LONGEST_PARENT: usize = 60;
 ///
 /// Where the owner just died the server may need a moment, and removing files under its feet would fill logs with alarms;
 /// whoever still makes files after that (a copy under way) makes the removal fail, so it is tried again.
-const JANITOR: &str = r#"
+pub(super) const JANITOR: &str = r#"
 trap '' PIPE
 root=$(mktemp -d "$1") || exit 1
 echo "$root"
@@ -298,8 +298,7 @@ impl Keeper {
     }
 
     fn signal(&mut self, name: &str) -> Result<()> {
-        let pipe = self.shell.pipe.as_mut().expect("the pipe is closed at the end only");
-        Ok(writeln!(pipe, "{name}")?)
+        self.shell.tell(name)
     }
 
     /// Whether the server ended within the time.
@@ -318,7 +317,7 @@ impl Drop for Keeper {
 
 /// A shell process that does its duty when its standard input ends.
 #[derive(Debug)]
-struct Shell {
+pub(super) struct Shell {
     child: Child,
     /// None once it was told to end.
     pipe: Option<ChildStdin>,
@@ -326,7 +325,7 @@ struct Shell {
 
 impl Shell {
     /// Starts it and waits for the first line it has to say, empty where it ended without one.
-    fn start(mut command: Command) -> Result<(Self, String)> {
+    pub(super) fn start(mut command: Command) -> Result<(Self, String)> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         // Ctrl-C is for the foreground group: the owner decides what it means, not the server.
         command.process_group(0);
@@ -337,8 +336,14 @@ impl Shell {
         Ok((Self { child, pipe }, line.trim_end().to_owned()))
     }
 
+    /// Says a line to it.
+    pub(super) fn tell(&mut self, line: &str) -> Result<()> {
+        let pipe = self.pipe.as_mut().expect("the pipe is closed at the end only");
+        Ok(writeln!(pipe, "{line}")?)
+    }
+
     /// Whether it ended within the time.
-    fn wait(&mut self, limit: Duration) -> bool {
+    pub(super) fn wait(&mut self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         loop {
             match self.child.try_wait() {
@@ -350,7 +355,8 @@ impl Shell {
         }
     }
 
-    fn end(&mut self, limit: Duration) -> bool {
+    /// Lets it do its duty. Whether it ended within the time.
+    pub(super) fn end(&mut self, limit: Duration) -> bool {
         self.pipe = None;
         self.wait(limit)
     }
@@ -662,7 +668,7 @@ fn log_tail(root: &Path, n: usize) -> String {
     last_lines(&log_since(root, 0), n)
 }
 
-fn last_lines(text: &str, n: usize) -> String {
+pub(super) fn last_lines(text: &str, n: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(n)..].join("\n")
 }

@@ -8,6 +8,7 @@ use crate::storage::changelog::LogTail;
 use crate::telemetry::names;
 use arc_swap::ArcSwapOption;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// The engine that answers and the log it drains.
@@ -18,6 +19,8 @@ pub struct Serving {
     pub log: Arc<LogTail>,
     /// Slot it follows.
     pub slot: String,
+    /// Its copy is whole and a restart finds it. Until then a restart copies again.
+    pub kept: AtomicBool,
 }
 
 /// Why there is no view to answer from.

@@ -1,5 +1,6 @@
 //! Paging: the same search is continued until k rows are visible, the candidates are dry, or the budget is spent.
 
+use crate::consistency::blocking;
 use crate::consistency::recheck::{Checking, Visibility, check};
 use crate::engine::candidates::Candidates;
 use crate::model::{Candidate, CollectionDef, Hit, RecheckReport};
@@ -9,6 +10,9 @@ use crate::source::SourceError;
 const MAX_PAGES: usize = 16;
 /// A refill asks for at least so many, so that a run of invisible rows costs few round trips.
 const MIN_REFILL: usize = 16;
+
+/// Keys one round trip may carry.
+const MAX_PAGE: usize = 10_000;
 
 /// What came of it.
 pub struct Filled {
@@ -28,7 +32,7 @@ pub trait Pages: Send {
 
 impl Pages for Candidates<'_> {
     fn next_page(&mut self, want: usize) -> Vec<Candidate> {
-        Candidates::next_page(self, want)
+        blocking(|| Candidates::next_page(self, want))
     }
 }
 
@@ -44,7 +48,8 @@ pub async fn fill<V: Visibility>(
     filled.report.mode = checking.level;
     for page_number in 0..MAX_PAGES {
         let missing = limit - filled.hits.len();
-        let want = if page_number == 0 { missing } else { missing.max(MIN_REFILL).max(filled.report.checked) };
+        let want =
+            if page_number == 0 { missing } else { missing.max(MIN_REFILL).max(filled.report.checked).min(MAX_PAGE) };
         let page = candidates.next_page(want);
         let (asked, dry) = (page.len(), page.len() < want);
         if asked > 0 {
@@ -110,6 +115,7 @@ mod tests {
             schema: "s".into(),
             table: "t".into(),
             oid: 1,
+            partitioned: false,
             key: vec![],
             vectors: vec![],
             filters: vec![],

@@ -4,10 +4,11 @@
 use crate::model::{Candidate, Cell, CollectionDef, Hit, Metric, Recheck, RowKey, Value};
 use crate::source::SourceError;
 use crate::source::connect::Pool;
-use crate::source::rows::{Ask, HeapRow};
+use crate::source::rows::{self, Ask, HeapRow};
 use crate::telemetry::names;
+use deadpool::managed::Object;
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Who can say which rows are visible. The second implementation is the tests'.
 pub trait Visibility: Send + Sync {
@@ -20,12 +21,25 @@ pub trait Visibility: Send + Sync {
     ) -> impl Future<Output = Result<Vec<HeapRow>, SourceError>> + Send;
 }
 
-/// The source's heap.
-pub struct SourceHeap(pub Pool);
+/// The source's heap, asked over pooled connections.
+pub struct SourceHeap {
+    /// The connections.
+    pub pool: Pool,
+    /// Longest wait for a connection, and then for the answer.
+    pub timeout: Duration,
+}
 
 impl Visibility for SourceHeap {
     async fn visible(&self, def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Vec<HeapRow>, SourceError> {
-        crate::source::rows::fetch(&self.0, def, keys, ask).await
+        let client = self.pool.get().await.map_err(SourceError::from)?;
+        match tokio::time::timeout(self.timeout, rows::fetch(&client, def, keys, ask)).await {
+            Ok(rows) => rows,
+            Err(_) => {
+                // Nobody knows when this connection answers: it does not go back to the pool.
+                drop(Object::take(client));
+                Err(SourceError::Unavailable(format!("the source did not answer within {:?}", self.timeout)))
+            }
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Verification: index against source, row by row, also while both change.
 
+use crate::consistency::blocking;
 use crate::consistency::frontier::{Frontier, NoView, Serving};
 use crate::engine::view::CollectionView;
 use crate::model::{Cell, CollectionDef, Consistency, Lsn, RowKey, Value, Version};
@@ -77,7 +78,10 @@ pub enum VerifyError {
 type Rows = HashMap<RowKey, (u128, Version)>;
 
 /// Rounds in which rows that changed while they were compared are looked at again.
-const ROUNDS: usize = 10;
+const ROUNDS: usize = 30;
+/// Rounds a row must stay different without being written here, with growing pauses: about three seconds in all.
+const SAME_ROUNDS: u32 = 8;
+const PAUSE: Duration = Duration::from_millis(100);
 const CATCH_UP: Duration = Duration::from_secs(30);
 
 /// Compares a collection with its table.
@@ -97,26 +101,30 @@ pub async fn verify(
         source.insert(key, (hash, Version::default()));
     });
     scanned.await?;
+    client.batch_execute("COMMIT").await.map_err(SourceError::from)?;
     // Everything the snapshot shows ended at or before this.
-    let mut at = catalog::current_lsn(&client).await?;
+    let mut at = catalog::reachable_lsn(&client).await?;
     drop(client);
     let (serving, view) = catch_up(frontier, at).await?;
     let Some(found) = view.collections.get(collection) else { return Ok(None) };
-    let mut index = scan_index(&serving, found)?;
+    let mut index = blocking(|| scan_index(&serving, found))?;
     let mut suspects = differing(&source, &index);
-    let mut mismatches = Vec::new();
+    let (mut mismatches, mut same) = (Vec::new(), 0);
     for round in 0..ROUNDS {
         if suspects.is_empty() {
             break;
         }
         at = look_again(frontier, pool, &def, &suspects, &mut source, &mut index).await?;
         let still = differing_of(&source, &index, &suspects);
-        // What differs twice in a row without having been written in between is not in flight.
-        if round + 1 == ROUNDS || still == suspects {
+        // A row that was not written in between is not in flight here. It may be there: a commit is streamed before other
+        // sessions see it, and how long before is up to the source's scheduler. So it has to stay different for a while.
+        same = if still == suspects { same + 1 } else { 0 };
+        if same == SAME_ROUNDS || round + 1 == ROUNDS {
             mismatches = still.into_keys().collect();
             break;
         }
         suspects = still;
+        tokio::time::sleep(PAUSE * same).await;
     }
     mismatches.sort();
     metrics::counter!(names::VERIFY_MISMATCHES).increment(mismatches.len() as u64);
@@ -173,11 +181,11 @@ async fn look_again(
             (key, hash)
         })
         .collect();
-    let at = catalog::current_lsn(&client).await?;
+    let at = catalog::reachable_lsn(&client).await?;
     drop(client);
     let (serving, view) = catch_up(frontier, at).await?;
     let now = match view.collections.get(&def.name) {
-        Some(found) => scan_index(&serving, found)?,
+        Some(found) => blocking(|| scan_index(&serving, found))?,
         None => Rows::new(),
     };
     for key in suspects.keys() {

@@ -68,6 +68,7 @@ impl Applier {
                 self.checkpoint()?;
             }
         }
+        self.take_background()?;
         self.seal_all()?;
         self.checkpoint()
     }
@@ -252,11 +253,15 @@ impl Applier {
     fn seal(&mut self, choose: impl Fn(&crate::engine::segment::Segment) -> bool) -> Result<()> {
         for collection in &mut self.collections {
             for index in &mut collection.indexes {
-                for segment in index.view().segments {
-                    if segment.is_linked() && !segment.is_saved() && choose(&segment) {
-                        segment.save(&index.segment_path(segment.id))?;
-                        index.sealed(segment.id);
+                // In the order of their nodes: a restart links again what lies behind the last sealed one.
+                for segment in index.unsealed() {
+                    if !segment.is_linked() || !choose(&segment) {
+                        break;
                     }
+                    if !segment.is_saved() {
+                        segment.save(&index.segment_path(segment.id))?;
+                    }
+                    index.sealed(segment.id);
                 }
             }
         }

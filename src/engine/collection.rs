@@ -47,6 +47,9 @@ impl CollectionWriter {
             }
             Ok(())
         })?;
+        for index in &mut collection.indexes {
+            index.cover_holes()?;
+        }
         Ok(collection)
     }
 

@@ -167,6 +167,38 @@ impl IndexWriter {
         }
     }
 
+    /// The segments whose files no record names yet, in the order of their nodes.
+    pub fn unsealed(&self) -> Vec<Arc<Segment>> {
+        let named = |segment: &&Arc<Segment>| self.record.sealed.iter().any(|sealed| sealed.id == segment.id);
+        let all = self.sealed.iter().chain(&self.growing).filter(|segment| !segment.graph.is_empty());
+        let mut unsealed: Vec<_> = all.filter(|segment| !named(segment)).cloned().collect();
+        unsealed.sort_by_key(|segment| segment.node(0));
+        unsealed
+    }
+
+    /// Puts live nodes that no segment holds into one that is linked in the background. There are none unless something
+    /// went wrong; a row that is counted and cannot be found would be the worst of answers.
+    pub fn cover_holes(&mut self) -> Result<()> {
+        let segments: Vec<_> = self.sealed.iter().chain(&self.growing).collect();
+        let held = |node: u32| segments.iter().any(|segment| segment.slot(node).is_some());
+        let live = self.rows.iter().enumerate().filter(|(_, row)| row.is_some()).map(|(node, _)| node as u32);
+        let missing: Vec<u32> = live.filter(|node| !held(*node)).collect();
+        let (Some(originals), Some(dimensions), false) = (&self.originals, self.column.dimensions, missing.is_empty())
+        else {
+            return Ok(());
+        };
+        tracing::warn!(count = missing.len(), column = self.column.name, "nodes were in no segment; linking them");
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        let (mut scratch, mut vector) = (Vec::new(), vec![0.0; dimensions]);
+        let read = |node: u32| {
+            originals.read_into(node, &mut scratch, &mut vector)?;
+            Ok(vector.clone())
+        };
+        let segment = Segment::of_nodes(id, &self.column, dimensions, missing, read)?;
+        self.sealed.push(Arc::new(segment));
+        Ok(())
+    }
+
     /// `merged`, which has its file, takes the place of the segments `old`. False when one of them is gone meanwhile.
     pub fn replace(&mut self, old: &[u64], merged: Arc<Segment>) -> bool {
         if !old.iter().all(|id| self.record.sealed.iter().any(|sealed| sealed.id == *id)) {

@@ -18,15 +18,16 @@ use crate::engine::view::{CollectionView, View};
 use crate::model::{CollectionDef, CollectionId, Lsn, RowKey};
 use crate::storage::changelog::LogReader;
 use crate::storage::state::{CollectionRecord, CollectionState, DeadLetter, IndexRecord, State, StoredRow};
-use crate::storage::{Result, originals::Originals};
+use crate::storage::{Result, StorageError, originals::Originals};
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Settings of the engine.
@@ -45,6 +46,22 @@ impl Default for Options {
         let build_threads = std::thread::available_parallelism().map_or(2, usize::from);
         Options { segment_rows: 65_536, build_threads, seal_rows_on_stop: 1_000 }
     }
+}
+
+/// Longest wait for the engine's threads to end.
+const STOP_WAIT: Duration = Duration::from_secs(20);
+
+/// Marks an epoch so that the next start copies again instead of failing at the same place.
+fn remember_damage(epoch: &Path, error: &StorageError) {
+    let mark = damage_mark(epoch);
+    if let Err(failed) = std::fs::write(&mark, error.to_string()) {
+        tracing::warn!(file = %mark.display(), error = %failed, "cannot write down that the data is damaged");
+    }
+}
+
+/// The file that says that an epoch is damaged.
+pub fn damage_mark(epoch: &Path) -> PathBuf {
+    epoch.join("DAMAGED")
 }
 
 /// A copy of fewer rows becomes one graph.
@@ -220,12 +237,20 @@ impl Engine {
     fn spawn(&self, name: &str, work: impl FnOnce(&Shared, &Path) -> Result<()> + Send + 'static) -> Result<()> {
         let (shared, epoch) = (self.shared.clone(), self.epoch.clone());
         let run = move || {
-            if let Err(error) = work(&shared, &epoch) {
-                shared.fail(&error);
+            let worked = std::panic::catch_unwind(AssertUnwindSafe(|| work(&shared, &epoch)));
+            match worked {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    if error.is_damage() {
+                        remember_damage(&epoch, &error);
+                    }
+                    shared.fail(&error);
+                }
+                Err(_) => shared.fail(&"an engine thread panicked; see the log"),
             }
         };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
-        let thread = thread.map_err(|source| crate::storage::StorageError::Io {
+        let thread = thread.map_err(|source| StorageError::Io {
             action: "start a thread for",
             path: self.epoch.clone(),
             source,
@@ -303,12 +328,14 @@ impl Engine {
         self.state.dead_letters(collection, limit)
     }
 
-    /// Stops the threads, after what is applied is durable.
+    /// Stops the threads, after what is applied is durable. One that is in the middle of building a graph is not waited
+    /// for longer than [`STOP_WAIT`]: nothing it does is needed, and it only writes files that no record names.
     pub fn stop(&self) {
         self.shared.stop();
+        let deadline = Instant::now() + STOP_WAIT;
         for thread in self.threads.lock().drain(..) {
-            if thread.join().is_err() {
-                self.shared.fail(&"an engine thread panicked");
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
             }
         }
     }

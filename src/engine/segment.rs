@@ -61,6 +61,22 @@ impl Segment {
         Segment { id, graph, capacity: nodes.len(), nodes: Nodes::Listed(nodes), saved: AtomicBool::new(false) }
     }
 
+    /// A full segment over these nodes, ascending, not linked yet.
+    pub fn of_nodes(
+        id: u64,
+        column: &VectorColumn,
+        dimensions: usize,
+        nodes: Vec<u32>,
+        mut vector: impl FnMut(u32) -> Result<Vec<f32>>,
+    ) -> Result<Segment> {
+        let graph = Graph::new(column.metric, dimensions, nodes.len().max(1), params(column, id));
+        for &node in &nodes {
+            graph.push(&vector(node)?);
+        }
+        let capacity = nodes.len();
+        Ok(Segment { id, graph, capacity, nodes: Nodes::Listed(nodes.into()), saved: AtomicBool::new(false) })
+    }
+
     /// Reads a sealed segment; the vectors come from the originals.
     pub fn open(
         path: &Path,

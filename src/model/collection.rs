@@ -59,6 +59,8 @@ pub struct CollectionDef {
     pub table: String,
     /// OID of the table when it was resolved.
     pub oid: u32,
+    /// Is it a partitioned table, whose rows are in its partitions?
+    pub partitioned: bool,
     /// The replica identity, in the order of the index.
     pub key: Vec<KeyColumn>,
     /// At least one.
@@ -71,6 +73,12 @@ impl CollectionDef {
     /// The table's name, quoted for SQL.
     pub fn quoted_table(&self) -> String {
         format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.table))
+    }
+
+    /// What to select from: a partitioned table with its partitions, any other without tables that inherit from it (their
+    /// rows are not in the stream under this table's name).
+    pub fn from_clause(&self) -> String {
+        format!("{}{}", if self.partitioned { "" } else { "ONLY " }, self.quoted_table())
     }
 
     /// The vector column with this name, or the first one when none is named.

@@ -1,7 +1,7 @@
 //! Opening and making epochs: one slot, one change log, one engine that belong together.
 
 use crate::consistency::frontier::Serving;
-use crate::engine::{self, Engine, Logs, NewCollection};
+use crate::engine::{self, Engine, Logs, NewCollection, damage_mark};
 use crate::model::{CollectionDef, CollectionId, Lsn};
 use crate::replication::copy::CopyTable;
 use crate::replication::start::Checkpoint;
@@ -12,6 +12,7 @@ use crate::storage::state::{CollectionState, Identity, State};
 use crate::storage::{Result, damaged};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// One epoch at work.
 pub struct Epoch {
@@ -33,6 +34,9 @@ impl Epoch {
     /// Opens an epoch after any kind of end. Damage is an error: everything can be copied again.
     pub fn open(data: &DataDir, id: EpochId, options: engine::Options) -> Result<Epoch> {
         let dir = data.epoch_dir(id);
+        if let Ok(what) = std::fs::read_to_string(damage_mark(&dir)) {
+            return Err(damaged(&dir, what));
+        }
         let state = Arc::new(State::open(&dir.join("state.redb"))?);
         let (identity, applied) = (state.identity()?, state.applied()?);
         let log_dir = dir.join("log");
@@ -47,7 +51,7 @@ impl Epoch {
         let defs = records.into_iter().map(|record| record.def).collect();
         let logs = Logs { changes: log.reader(applied.position), dir: log_dir, copies: Vec::new() };
         let engine = Engine::start(&dir, state.clone(), options, logs, &[])?;
-        Ok(Epoch::joined(id, identity, defs, state, engine, log))
+        Ok(Epoch::joined(id, identity, defs, state, engine, log, true))
     }
 
     /// Makes an epoch whose rows will come through the copy logs that are returned.
@@ -79,7 +83,7 @@ impl Epoch {
         let expected: Vec<(CollectionId, u64)> = new.iter().map(|new| (new.def.id, new.expected_rows)).collect();
         let engine = Engine::start(dir, state.clone(), options, logs, &expected)?;
         let defs = new.into_iter().map(|new| new.def).collect();
-        Ok((Epoch::joined(id, identity, defs, state, engine, log), copy_tables))
+        Ok((Epoch::joined(id, identity, defs, state, engine, log, false), copy_tables))
     }
 
     fn joined(
@@ -89,8 +93,10 @@ impl Epoch {
         state: Arc<State>,
         engine: Engine,
         log: ChangeLog,
+        kept: bool,
     ) -> Epoch {
-        let serving = Serving { engine: Arc::new(engine), log: log.tail(), slot: identity.slot.clone() };
+        let (engine, slot) = (Arc::new(engine), identity.slot.clone());
+        let serving = Serving { engine, log: log.tail(), slot, kept: AtomicBool::new(kept) };
         Epoch { id, identity, defs, state, serving: Arc::new(serving), log: Some(log) }
     }
 
@@ -113,7 +119,9 @@ impl Epoch {
     pub fn remove_copy_logs(&self, dir: &Path) {
         for def in &self.defs {
             let copy = dir.join(format!("copy-{}", def.id.0));
-            if let Err(error) = std::fs::remove_dir_all(&copy) {
+            if let Err(error) = std::fs::remove_dir_all(&copy)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
                 tracing::warn!(dir = %copy.display(), %error, "cannot remove a copy log");
             }
         }

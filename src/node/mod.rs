@@ -9,9 +9,9 @@ use crate::engine;
 use crate::model::CollectionSpec;
 use crate::node::supervisor::Supervisor;
 use crate::query::{self, QueryService};
-use crate::replication::ReplicationError;
 use crate::replication::progress::{Phase, Progress};
 use crate::replication::stream::Intake;
+use crate::replication::{ReplicationError, watch_source};
 use crate::server::http::{self, App};
 use crate::source::connect::Dsn;
 use crate::storage::StorageError;
@@ -61,6 +61,11 @@ pub struct Options {
     pub collections: Vec<CollectionSpec>,
 }
 
+/// How often the metrics registry folds its samples.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// How long a stop waits for requests under way.
+const LAST_REQUESTS: Duration = Duration::from_secs(10);
+
 /// Why a node ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
@@ -97,12 +102,31 @@ pub async fn run(
     let progress = Arc::new(Progress::default());
     let frontier = Arc::new(Frontier::new(progress.clone(), options.wait));
     let pool = options.dsn.pool(options.recheck_connections, options.recheck_timeout);
-    let query = QueryService::new(frontier.clone(), SourceHeap(pool.clone()), options.query);
+    let query = QueryService::new(
+        frontier.clone(),
+        SourceHeap { pool: pool.clone(), timeout: options.recheck_timeout },
+        options.query,
+    );
     let app = Arc::new(App::new(query, options.dsn.clone(), pool, metrics, options.http));
     let listen = |error| NodeError::Listen { address: options.listen, error };
     let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
     listening(listener.local_addr().map_err(listen)?);
     let server = tokio::spawn(http::serve(listener, app, stop.clone().cancelled_owned()));
+    let upkeep = tokio::spawn(async move {
+        // Without scrapes the registry would keep every sample.
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            metrics.run_upkeep();
+        }
+    });
+    let watch = {
+        let (dsn, interval, stop) = (options.dsn.clone(), options.intake.status_interval, stop.clone());
+        let frontier = frontier.clone();
+        tokio::spawn(async move {
+            let slot = || frontier.serving().map(|serving| serving.slot.clone());
+            watch_source(&dsn, interval, slot, &frontier.progress, &stop).await;
+        })
+    };
     let mut supervisor = Supervisor::new(options, data, frontier.clone(), stop.clone());
     let result = supervisor.run().await;
     if let Err(error) = &result {
@@ -111,7 +135,11 @@ pub async fn run(
     }
     // Readers first, then the engine: a request under way finds what it needs.
     stop.cancel();
-    let _ = server.await;
+    if tokio::time::timeout(LAST_REQUESTS, server).await.is_err() {
+        tracing::warn!("requests are still open; not waiting for them any longer");
+    }
+    upkeep.abort();
+    let _ = watch.await;
     frontier.serve(None);
     supervisor.close().await;
     result

@@ -11,12 +11,12 @@ use crate::replication::{ReplicationError, copy, follow};
 use crate::source::catalog::{self, Table};
 use crate::source::policy::Backoff;
 use crate::source::{SourceError, publication};
-use crate::storage::StorageError;
 use crate::storage::data_dir::{DataDir, EpochId, Pending};
 use crate::storage::state::Identity;
 use crate::telemetry::names;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
@@ -28,8 +28,12 @@ const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 /// An epoch whose copy is under way.
 struct Making {
     epoch: Epoch,
-    copy: JoinHandle<Result<(), ReplicationError>>,
+    /// Until its result was taken.
+    copy: Option<JoinHandle<Result<(), ReplicationError>>>,
 }
+
+/// Definitions, with their tables where those still fit.
+type Resolved = Vec<(CollectionDef, Option<Table>)>;
 
 /// Owns the epochs.
 pub struct Supervisor {
@@ -60,6 +64,7 @@ impl Supervisor {
             let started = std::time::Instant::now();
             let Err(error) = self.follow_once().await else { return Ok(()) };
             let error = match error {
+                NodeError::Replication(ReplicationError::Stopped) if self.stop.is_cancelled() => return Ok(()),
                 NodeError::Replication(ReplicationError::Stopped) => continue,
                 NodeError::Replication(error) if self.may_go_on(&error, connected_once) => error,
                 fatal => return Err(fatal),
@@ -88,15 +93,18 @@ impl Supervisor {
 
     /// Opens what is there, so that it answers before the source does. Damage means copying again, not failing.
     fn open_current(&mut self) -> Result<(), NodeError> {
-        let Some(id) = self.data.current()? else { return Ok(()) };
+        let Some(id) = self.data.current()?.map(|current| current.epoch) else { return Ok(()) };
         match Epoch::open(&self.data, id, self.options.engine.clone()) {
             Ok(epoch) => {
                 tracing::info!(epoch = id.0, at = %epoch.checkpoint().durable, "opened the data directory");
+                // Nobody knows yet whether the source can be followed from here.
+                self.progress.set_stale(Some("not compared with the source since the start".into()));
+                epoch.remove_copy_logs(&self.data.epoch_dir(id));
                 self.frontier.serve(Some(epoch.serving.clone()));
                 self.current = Some(epoch);
                 Ok(())
             }
-            Err(error @ (StorageError::Damaged { .. } | StorageError::State(_))) => {
+            Err(error) if error.is_damage() => {
                 tracing::error!(%error, epoch = id.0, "the data is damaged; everything is copied again");
                 Ok(())
             }
@@ -106,6 +114,17 @@ impl Supervisor {
 
     /// Connects, decides and follows until something ends it. `Ok` when told to stop.
     async fn follow_once(&mut self) -> Result<(), NodeError> {
+        let stop = self.stop.clone();
+        // Whatever the preparation had begun is found and undone at the next start.
+        let (wal, system) = tokio::select! {
+            prepared = self.prepare() => prepared?,
+            () = stop.cancelled() => return Ok(()),
+        };
+        self.stream(wal, &system).await
+    }
+
+    /// Connects and decides; starts a copy where that was decided.
+    async fn prepare(&mut self) -> Result<(PgWalSource, SystemFacts), NodeError> {
         if self.making.is_none() {
             self.progress.set_phase(Phase::Starting);
         }
@@ -115,19 +134,34 @@ impl Supervisor {
         }
         let mut wal = PgWalSource::connect(&self.options.dsn).await?;
         let system = wal.identify().await?;
-        if self.making.is_none() {
-            let facts = self.source_facts(&client, &mut wal, &system).await?;
-            let checkpoint = self.current.as_ref().map(Epoch::checkpoint);
-            let mut decision = decide(checkpoint.as_ref(), &facts);
-            let tables = self.resolve(&client).await?;
-            if matches!(decision, Decision::Stream { .. }) {
-                if let Some(reason) = self.definitions_changed(&tables) {
-                    decision = Decision::Resync { reason };
-                }
-            } else if self.current.is_none() && self.data.current()?.is_some() && facts.slot.is_some() {
+        let facts = self.source_facts(&client, &mut wal, &system).await?;
+        let checkpoint = self.newest().map(|epoch| epoch.checkpoint());
+        let mut decision = decide(checkpoint.as_ref(), &facts);
+        if self.making.is_some() {
+            if !matches!(decision, Decision::Stream { .. }) {
+                self.discard_making().await;
+                let why = format!("the copy under way cannot be continued, a new one is made: {decision:?}");
+                return Err(ReplicationError::Transport(why).into());
+            }
+        } else {
+            if self.current.is_none() && self.data.current()?.is_some() && facts.slot.is_some() {
                 // Damaged data: the slot is ours, but what belongs to it is gone.
                 decision = Decision::Resync { reason: "the data directory is damaged".into() };
             }
+            if let Decision::Stop { reason } = decision {
+                // Before anything is changed at what may be somebody else's.
+                return Err(NodeError::Stopped(reason));
+            }
+            let streams = matches!(decision, Decision::Stream { .. });
+            let (tables, published) = self.resolve(&client, streams).await?;
+            if streams && let Some(reason) = self.definitions_changed(&tables) {
+                decision = Decision::Resync { reason };
+            } else if streams && published {
+                // What was written while it was missing was never sent.
+                let reason = "the publication, or a table of it, was missing".into();
+                decision = Decision::Resync { reason };
+            }
+            let tables = tables.into_iter().filter_map(|(def, table)| Some((def, table?))).collect();
             match decision {
                 Decision::Stop { reason } => return Err(NodeError::Stopped(reason)),
                 Decision::Stream { from } => tracing::info!(%from, "going on from our checkpoint"),
@@ -144,8 +178,7 @@ impl Supervisor {
                 wal = PgWalSource::connect(&self.options.dsn).await?;
             }
         }
-        drop(client);
-        self.stream(wal, &system).await
+        Ok((wal, system))
     }
 
     async fn source_facts(
@@ -154,40 +187,76 @@ impl Supervisor {
         wal: &mut PgWalSource,
         system: &SystemFacts,
     ) -> Result<SourceFacts, NodeError> {
-        let ours = self.current.as_ref();
-        let name = ours.map_or(&self.options.slot, |epoch| &epoch.identity.slot);
-        let slot = catalog::slot(client, name).await.map_err(ReplicationError::from)?;
+        let ours = self.making.as_ref().map(|making| &making.epoch).or(self.current.as_ref());
+        let name = match ours {
+            Some(epoch) => epoch.identity.slot.clone(),
+            None => self.slot_without_data()?,
+        };
+        let slot = catalog::slot(client, &name).await.map_err(ReplicationError::from)?;
         let database = client_database(client).await?;
         let slot = slot.map(|slot| SlotFacts {
+            name,
             usable: slot.is_usable()
                 && slot.plugin.as_deref() == Some("pgoutput")
                 && slot.database.as_deref() == Some(&database),
             confirmed: slot.confirmed.unwrap_or_default(),
         });
         let forked_at = match ours.map(|epoch| epoch.identity.timeline) {
-            Some(timeline) if timeline != system.timeline => wal.forked_at(timeline, system.timeline).await?,
+            Some(timeline) if timeline < system.timeline => wal.forked_at(timeline, system.timeline).await?,
+            // The same, or an earlier one: that has no history of ours.
             _ => None,
         };
         let current = system.current;
         Ok(SourceFacts { system_id: system.system_id.clone(), timeline: system.timeline, forked_at, current, slot })
     }
 
-    /// The configured collections against the catalog, and the publication that must send them.
-    async fn resolve(&self, client: &Client) -> Result<Vec<(CollectionDef, Table)>, NodeError> {
+    /// The slot that is ours where no readable data says so: the one of the epoch that was current, or the configured one.
+    fn slot_without_data(&self) -> Result<String, NodeError> {
+        Ok(self.data.current()?.map_or_else(|| self.options.slot.clone(), |current| current.slot))
+    }
+
+    /// A name for the slot of a later copy that nobody has: slots are the whole cluster's.
+    async fn free_slot(&self, client: &Client, epoch: EpochId) -> Result<String, NodeError> {
+        let mut number = epoch.0;
+        loop {
+            let name = format!("{}_{number}", self.options.slot);
+            if catalog::slot(client, &name).await.map_err(ReplicationError::from)?.is_none() {
+                return Ok(name);
+            }
+            number += 1;
+        }
+    }
+
+    /// The configured collections against the catalog, and the publication that must send them. With `going_on` a table
+    /// that fits no more keeps its stored definition: the stream pauses its collection, and the others follow theirs. True
+    /// when something was missing in the publication.
+    async fn resolve(&self, client: &Client, going_on: bool) -> Result<(Resolved, bool), NodeError> {
+        let stored = |name: &str| {
+            let current = self.current.as_ref().filter(|_| going_on)?;
+            current.defs.iter().find(|def| def.name == name).cloned()
+        };
         let mut tables = Vec::new();
         for (number, spec) in self.options.collections.iter().enumerate() {
-            let resolved = catalog::resolve(client, CollectionId(number as u32), spec).await;
-            tables.push(resolved.map_err(ReplicationError::from)?);
+            match catalog::resolve(client, CollectionId(number as u32), spec).await {
+                Ok((def, table)) => tables.push((def, Some(table))),
+                Err(error @ SourceError::Refused { .. }) => match stored(spec.name()) {
+                    Some(def) => {
+                        tracing::warn!(collection = spec.name(), %error, "the table no longer fits the collection");
+                        tables.push((def, None));
+                    }
+                    None => return Err(ReplicationError::from(error).into()),
+                },
+                Err(error) => return Err(ReplicationError::from(error).into()),
+            }
         }
-        let defs: Vec<_> = tables.iter().map(|(def, _)| def.clone()).collect();
+        let defs: Vec<_> = tables.iter().filter(|(_, table)| table.is_some()).map(|(def, _)| def.clone()).collect();
         let ensured =
             publication::ensure(client, &self.options.publication, &defs, self.options.create_publication).await;
-        ensured.map_err(ReplicationError::from)?;
-        Ok(tables)
+        Ok((tables, ensured.map_err(ReplicationError::from)?))
     }
 
     /// Why what we have does not serve what is configured now, if so.
-    fn definitions_changed(&self, tables: &[(CollectionDef, Table)]) -> Option<String> {
+    fn definitions_changed(&self, tables: &Resolved) -> Option<String> {
         let current = self.current.as_ref()?;
         for (def, _) in tables {
             match current.defs.iter().find(|stored| stored.name == def.name) {
@@ -208,20 +277,19 @@ impl Supervisor {
         client: &Client,
         wal: &mut PgWalSource,
         system: &SystemFacts,
-        tables: Vec<(CollectionDef, Table)>,
+        mut tables: Vec<(CollectionDef, Table)>,
         reason: Option<String>,
     ) -> Result<(), NodeError> {
+        for (def, _) in &mut tables {
+            catalog::learn_dimensions(client, def).await.map_err(ReplicationError::from)?;
+        }
         let before = self.data.current()?;
-        let id = before.map_or(EpochId(1), EpochId::next);
+        let id = before.as_ref().map_or(EpochId(1), |current| current.epoch.next());
         let slot = match reason {
             None => self.options.slot.clone(),
-            Some(_) => format!("{}_{}", self.options.slot, id.0),
+            Some(_) => self.free_slot(client, id).await?,
         };
-        let old_slot = match &self.current {
-            Some(epoch) => Some(epoch.identity.slot.clone()),
-            // Damaged data does not tell its slot; ours has the configured name or a numbered one.
-            None => before.map(|_| self.options.slot.clone()),
-        };
+        let old_slot = before.map(|current| current.slot);
         let dir = self.data.prepare_epoch(id)?;
         self.data.set_pending(Some(&Pending {
             epoch: id,
@@ -233,7 +301,8 @@ impl Supervisor {
         tracing::info!(slot, "making a replication slot; this waits for open transactions");
         let lock_timeout = self.options.slot_lock_timeout;
         let new = wal.create_slot(&slot, version, lock_timeout).await?;
-        let sessions = copy::open_sessions(&self.options.dsn, &new.snapshot, self.options.copy_connections).await?;
+        let sessions =
+            copy::open_sessions(&self.options.dsn, &new.snapshot, &tables, self.options.copy_connections).await?;
         let identity = Identity {
             system_id: system.system_id.clone(),
             timeline: system.timeline,
@@ -250,7 +319,7 @@ impl Supervisor {
         let progress = self.progress.clone();
         let at = new.consistent_point;
         let copy = tokio::spawn(async move { copy::run(sessions, copy_tables, at, &progress).await });
-        self.making = Some(Making { epoch, copy });
+        self.making = Some(Making { epoch, copy: Some(copy) });
         Ok(())
     }
 
@@ -278,6 +347,8 @@ impl Supervisor {
         tracing::info!(%from, "streaming");
         let defs = self.newest().map(|epoch| epoch.defs.clone()).unwrap_or_default();
         let mut failure = self.newest().map(|epoch| epoch.serving.engine.failure());
+        let old = self.current.as_ref().filter(|_| self.making.is_some());
+        let mut old_failure = old.map(|epoch| epoch.serving.engine.failure());
         let stop = self.stop.child_token();
         let (intake, progress) = (self.options.intake, self.progress.clone());
         let mut following = pin!(follow(wal, intake, &defs, log, &progress, &stop));
@@ -287,14 +358,28 @@ impl Supervisor {
                 ended = &mut following => break ended,
                 made = finish(&mut self.making), if self.making.is_some() && making_failed.is_none() => {
                     match made {
-                        Ok(()) => self.promote().await?,
+                        Ok(()) => {
+                            old_failure = None;
+                            self.promote().await?;
+                        }
                         Err(error) => {
                             making_failed = Some(error);
                             stop.cancel();
                         }
                     }
                 }
-                reason = failed(&mut failure) => {
+                reason = failed(&mut failure), if making_failed.is_none() => {
+                    stop.cancel();
+                    if self.making.is_some() && self.current.is_some() {
+                        // What answers is another engine: it goes on, and the copy is tried again.
+                        let why = format!("the engine of the new copy failed: {reason}");
+                        making_failed = Some(ReplicationError::Transport(why).into());
+                        continue;
+                    }
+                    let _ = (&mut following).await;
+                    return Err(NodeError::Engine(reason));
+                }
+                reason = failed(&mut old_failure) => {
                     stop.cancel();
                     let _ = (&mut following).await;
                     return Err(NodeError::Engine(reason));
@@ -326,23 +411,27 @@ impl Supervisor {
         if let Some(old) = self.current.take() {
             tokio::task::block_in_place(|| old.serving.engine.stop());
         }
-        // Removes the old epoch's files: nothing writes to them any more.
-        self.data.make_current(epoch.id)?;
+        self.data.make_current(epoch.id, &epoch.identity.slot)?;
+        epoch.serving.kept.store(true, Ordering::Relaxed);
         epoch.remove_copy_logs(&self.data.epoch_dir(epoch.id));
         self.progress.set_stale(None);
         tracing::info!(epoch = epoch.id.0, slot = epoch.identity.slot, "the copy is whole and answers");
         self.current = Some(epoch);
-        match self.options.dsn.connect().await {
+        // What cannot be cleared now stays in PENDING and is looked at again at the next connection.
+        let cleared = match self.options.dsn.connect().await {
             Ok(client) => self.clear_pending(&client).await,
-            // PENDING stays and is looked at again at the next connection.
-            Err(_) => Ok(()),
+            Err(error) => Err(ReplicationError::from(error).into()),
+        };
+        if let Err(error) = cleared {
+            tracing::warn!(%error, "the replaced slot cannot be dropped yet");
         }
+        Ok(())
     }
 
     /// The copy failed: its engine ends, its slot and files go at the next connection.
     async fn discard_making(&mut self) {
         if let Some(Making { epoch, copy }) = self.making.take() {
-            copy.abort();
+            copy.iter().for_each(JoinHandle::abort);
             if self.current.is_none() {
                 self.frontier.serve(None);
             }
@@ -350,25 +439,34 @@ impl Supervisor {
         }
     }
 
-    /// Removes the slots that an unfinished or a finished copy left behind.
+    /// Removes what an unfinished or a finished copy left behind: its slot or the one it replaced, its files or theirs.
     async fn clear_pending(&mut self, client: &Client) -> Result<(), NodeError> {
-        let Some(pending) = self.data.pending()? else { return Ok(()) };
-        let finished = self.data.current()? == Some(pending.epoch);
-        let leftover = if finished { pending.old_slot.clone() } else { Some(pending.slot.clone()) };
-        if let Some(name) = leftover {
-            drop_slot(client, &name).await?;
-        }
-        if !finished {
+        let current = self.data.current()?.map(|current| current.epoch);
+        let Some(pending) = self.data.pending()? else {
+            if let (Some(current), true) = (current, self.current.is_some()) {
+                self.data.remove_other_epochs(current)?;
+            }
+            return Ok(());
+        };
+        if current != Some(pending.epoch) {
+            drop_slot(client, &pending.slot).await?;
             self.data.prepare_epoch(pending.epoch)?;
+            return Ok(self.data.set_pending(None)?);
         }
-        self.data.set_pending(None)?;
+        self.data.remove_other_epochs(pending.epoch)?;
+        let Some(old) = &pending.old_slot else { return Ok(self.data.set_pending(None)?) };
+        match drop_slot(client, old).await {
+            Ok(()) => self.data.set_pending(None)?,
+            // It holds WAL on the source until it goes, but following must not wait for that.
+            Err(error) => tracing::warn!(slot = old, %error, "the replaced slot cannot be dropped yet"),
+        }
         Ok(())
     }
 
     /// Ends the engines, after what they applied is durable.
     pub async fn close(&mut self) {
         if let Some(Making { epoch, copy }) = self.making.take() {
-            copy.abort();
+            copy.iter().for_each(JoinHandle::abort);
             tokio::task::block_in_place(|| epoch.serving.engine.stop());
         }
         if let Some(epoch) = self.current.take() {
@@ -380,11 +478,13 @@ impl Supervisor {
 /// Resolves when the copy is in its log and the engine has taken it in.
 async fn finish(making: &mut Option<Making>) -> Result<(), NodeError> {
     let Some(making) = making else { return std::future::pending().await };
-    if !making.copy.is_finished() {
-        match (&mut making.copy).await {
+    // Asked until it was told: a copy that fails while the stream is away must not be forgotten.
+    if let Some(copy) = &mut making.copy {
+        match copy.await {
             Ok(copied) => copied?,
             Err(panic) => return Err(NodeError::Engine(format!("the copy ended: {panic}"))),
         }
+        making.copy = None;
     }
     while !making.epoch.is_live() {
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -3,6 +3,7 @@
 pub mod filter;
 pub mod plan;
 
+use crate::consistency::blocking;
 use crate::consistency::frontier::{Frontier, NoView, Serving};
 use crate::consistency::paging::{self, Filled};
 use crate::consistency::recheck::{Checking, Visibility};
@@ -219,15 +220,6 @@ impl<V: Visibility> QueryService<V> {
             ef: request.ef.unwrap_or(self.options.default_ef),
             exact: request.exact,
         })
-    }
-}
-
-/// Long work on a thread that answers many: the runtime moves the others away.
-fn blocking<T>(work: impl FnOnce() -> T) -> T {
-    use tokio::runtime::{Handle, RuntimeFlavor};
-    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
-        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
-        _ => work(),
     }
 }
 

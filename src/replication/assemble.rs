@@ -206,7 +206,17 @@ impl Assembler {
         }
         let known = self.relations.get(&relation).ok_or(AssembleError::UnknownRelation(relation))?;
         if let Known::Ours(mapping) = known {
-            let (collection, op) = (mapping.collection, op(mapping)?);
+            let (collection, op) = match op(mapping) {
+                Ok(op) => (mapping.collection, op),
+                // Nothing of that collection can be followed any more; the others can.
+                Err(AssembleError::Key { reason, .. }) => {
+                    let op = Op::Drift { reason: format!("a row's key cannot be read: {reason}") };
+                    let collection = mapping.collection;
+                    self.relations.insert(relation, Known::NotOurs);
+                    (collection, op)
+                }
+                Err(other) => return Err(other.into()),
+            };
             self.add(collection, op);
             self.emit_full_chunk(emit)?;
         }

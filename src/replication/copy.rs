@@ -47,16 +47,32 @@ struct Range {
 }
 
 /// Connections that see the exported snapshot. They must exist before the snapshot's connection does anything else.
-pub async fn open_sessions(dsn: &Dsn, snapshot: &str, count: usize) -> Result<Vec<Client>, ReplicationError> {
+///
+/// They lock the tables against changes of their definition: a table rewritten after the snapshot would look empty to it.
+pub async fn open_sessions(
+    dsn: &Dsn,
+    snapshot: &str,
+    tables: &[(CollectionDef, Table)],
+    count: usize,
+) -> Result<Vec<Client>, ReplicationError> {
+    let names: Vec<_> = tables.iter().map(|(def, _)| def.from_clause()).collect();
     let mut sessions = Vec::new();
     for _ in 0..count {
         let client = dsn.connect().await?;
         let sql = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; SET LOCAL statement_timeout = 0; \
-             SET LOCAL idle_in_transaction_session_timeout = 0",
-            quote_literal(snapshot)
+             SET LOCAL idle_in_transaction_session_timeout = 0; LOCK TABLE {} IN ACCESS SHARE MODE",
+            quote_literal(snapshot),
+            names.join(", ")
         );
         client.batch_execute(&sql).await.map_err(SourceError::from)?;
+        for (def, table) in tables {
+            let row = client.query_one("SELECT pg_relation_filenode($1::oid)", &[&def.oid]).await;
+            if row.map_err(SourceError::from)?.get::<_, Option<u32>>(0) != table.filenode {
+                let why = format!("{} was rewritten while its copy began", def.quoted_table());
+                return Err(SourceError::Unavailable(why).into());
+            }
+        }
         sessions.push(client);
     }
     Ok(sessions)
@@ -124,10 +140,10 @@ fn statement(range: &Range) -> (String, Vec<ColumnType>) {
     let (names, kinds): (Vec<_>, Vec<_>) = key.chain(vectors).chain(filters).unzip();
     let names: Vec<_> = names.into_iter().map(|name| quote_ident(name)).collect();
     let from = match range.pages {
-        None => def.quoted_table(),
-        Some((start, None)) => format!("ONLY {} WHERE ctid >= '({start},0)'", def.quoted_table()),
+        None => def.from_clause(),
+        Some((start, None)) => format!("{} WHERE ctid >= '({start},0)'", def.from_clause()),
         Some((start, Some(end))) => {
-            format!("ONLY {} WHERE ctid >= '({start},0)' AND ctid < '({end},0)'", def.quoted_table())
+            format!("{} WHERE ctid >= '({start},0)' AND ctid < '({end},0)'", def.from_clause())
         }
     };
     (format!("COPY (SELECT {} FROM {from}) TO STDOUT (FORMAT binary)", names.join(", ")), kinds)

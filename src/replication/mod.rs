@@ -10,14 +10,15 @@ pub mod start;
 pub mod stream;
 pub mod transport;
 
-use crate::model::{CollectionDef, LogRecord};
+use crate::model::{CollectionDef, LogRecord, Lsn};
 use crate::replication::assemble::{AssembleError, Assembler};
 use crate::replication::frame::Frame;
 use crate::replication::pgoutput::Message;
 use crate::replication::progress::Progress;
 use crate::replication::stream::{Intake, Queued, WalSource};
-use crate::source::SourceError;
-use crate::source::policy::Policy;
+use crate::source::connect::Dsn;
+use crate::source::policy::{Backoff, Policy};
+use crate::source::{SourceError, catalog};
 use crate::storage::StorageError;
 use crate::storage::changelog::ChangeLog;
 use crate::telemetry::names;
@@ -76,6 +77,50 @@ impl ReplicationError {
     }
 }
 
+/// Asks the source again and again where its WAL ends, until stopped. Keepalives cannot tell: they carry what was sent,
+/// and a sender that is an hour behind would make us believe that we are not.
+///
+/// `slot` tells the slot that is followed now.
+pub async fn watch_source(
+    dsn: &Dsn,
+    interval: Duration,
+    slot: impl Fn() -> Option<String>,
+    progress: &Progress,
+    stop: &CancellationToken,
+) {
+    let mut backoff = Backoff::default();
+    while !stop.is_cancelled() {
+        let watched = async {
+            let client = dsn.connect().await?;
+            backoff.reset();
+            let mut before: Option<(Lsn, Instant)> = None;
+            loop {
+                let asked = Instant::now();
+                let facts = catalog::sender(&client, &slot().unwrap_or_default()).await?;
+                progress.hear(facts.flushed, asked);
+                // Waiting at the same position twice: it was not only about to be woken for what came before the first.
+                if let (Some(now), Some((earlier, at))) = (facts.waiting_at, before)
+                    && now == earlier
+                {
+                    progress.hear_caught_up(now, at);
+                }
+                before = facts.waiting_at.map(|sent| (sent, asked));
+                tokio::time::sleep(interval).await;
+            }
+        };
+        let ended: Result<(), SourceError> = tokio::select! {
+            ended = watched => ended,
+            () = stop.cancelled() => return,
+        };
+        let Err(error) = ended else { return };
+        tracing::debug!(%error, "cannot ask the source for its position");
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next(error.policy())) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
 /// Unsynced time after which the log is synced although more is waiting: bounds how old a searchable row can be.
 const SYNC_AFTER: Duration = Duration::from_millis(20);
 
@@ -85,10 +130,14 @@ pub async fn follow<S: WalSource>(
     source: S,
     intake: Intake,
     collections: &[CollectionDef],
-    log: ChangeLog,
+    mut log: ChangeLog,
     progress: &Progress,
     stop: &CancellationToken,
 ) -> (ChangeLog, ReplicationError) {
+    // The last connection may have broken in the middle of a transaction that now comes again.
+    if let Err(error) = log.cut_to_durable() {
+        return (log, error.into());
+    }
     let tail = log.tail();
     let (sender, receiver) = stream::queue();
     let assembler = Assembler::new(collections, log.durable());

@@ -48,7 +48,7 @@ impl CopyStatus {
     }
 }
 
-/// A time at which the source's sent position was known.
+/// A time at which the end of the source's WAL was known.
 #[derive(Debug, Clone, Copy)]
 struct Heard {
     wal_end: Lsn,
@@ -61,8 +61,10 @@ const HEARD: usize = 64;
 #[derive(Debug)]
 struct Freshness {
     heard: VecDeque<Heard>,
-    /// Everything the source had sent at this moment is applied.
+    /// Everything the source had at this moment is applied.
     proven: Option<Instant>,
+    /// The sender had sent everything there was at this moment, up to this position.
+    caught_up: Option<Heard>,
 }
 
 /// Shared by the replication's tasks (writers) and everybody who reports.
@@ -87,7 +89,7 @@ impl Default for Progress {
             phase: Mutex::new(Phase::Starting),
             stale: Mutex::new(None),
             copies: Mutex::default(),
-            freshness: Mutex::new(Freshness { heard: VecDeque::new(), proven: None }),
+            freshness: Mutex::new(Freshness { heard: VecDeque::new(), proven: None, caught_up: None }),
             nudge: Notify::new(),
         }
     }
@@ -112,7 +114,7 @@ impl Progress {
         self.confirmed.store(lsn.0, Ordering::Relaxed);
     }
 
-    /// The source's sent position as last heard.
+    /// The end of the source's WAL as last heard.
     pub fn source_end(&self) -> Lsn {
         Lsn(self.source_end.load(Ordering::Relaxed))
     }
@@ -142,8 +144,8 @@ impl Progress {
         self.copies.lock().entry(collection).or_default().clone()
     }
 
-    /// The source says that it has sent everything up to `wal_end`.
-    pub(crate) fn hear(&self, wal_end: Lsn, at: Instant) {
+    /// The source's WAL ended at `wal_end` at the moment `at`.
+    pub fn hear(&self, wal_end: Lsn, at: Instant) {
         self.source_end.fetch_max(wal_end.0, Ordering::Relaxed);
         let heard = &mut self.freshness.lock().heard;
         match heard.back_mut() {
@@ -168,7 +170,15 @@ impl Progress {
             }
             freshness.heard.pop_front();
         }
+        let caught_up = freshness.caught_up.filter(|caught_up| caught_up.wal_end <= applied);
+        freshness.proven = freshness.proven.max(caught_up.map(|caught_up| caught_up.at));
         freshness.proven
+    }
+
+    /// The source's sender had sent all there was at the moment `at`, up to `sent`. That may be before the flushed end: a
+    /// flush can stop in the middle of a record that no commit is behind, and stay there for as long as the source is idle.
+    pub fn hear_caught_up(&self, sent: Lsn, at: Instant) {
+        self.freshness.lock().caught_up = Some(Heard { wal_end: sent, at });
     }
 
     /// Somebody waits for a position: ask the source now instead of at the next tick.
@@ -201,5 +211,8 @@ mod tests {
         assert_eq!(progress.fresh_as_of(Lsn(20)), Some(at(30)), "an idle source renews the proof");
         progress.hear(Lsn(30), at(40));
         assert_eq!(progress.fresh_as_of(Lsn(20)), Some(at(30)), "behind: the proof ages");
+        progress.hear_caught_up(Lsn(21), at(50));
+        assert_eq!(progress.fresh_as_of(Lsn(20)), Some(at(30)), "what was sent is not applied yet");
+        assert_eq!(progress.fresh_as_of(Lsn(21)), Some(at(50)), "the flushed end is in the middle of a record");
     }
 }

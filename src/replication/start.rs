@@ -1,6 +1,6 @@
 //! What to do at (re)connection: a pure function of what we have and what the source says.
 
-use crate::model::Lsn;
+use crate::model::{Lsn, quote_literal};
 
 /// What we have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct Checkpoint {
 /// Where our slot stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotFacts {
+    /// Its name.
+    pub name: String,
     /// It can still be streamed from: neither lost nor invalidated, of the right kind, in the right database.
     pub usable: bool,
     /// Everything before was confirmed; never sent again.
@@ -63,12 +65,14 @@ pub enum Decision {
 pub fn decide(ours: Option<&Checkpoint>, source: &SourceFacts) -> Decision {
     let resync = |reason: String| Decision::Resync { reason };
     let Some(ours) = ours else {
-        return match source.slot {
+        return match &source.slot {
             None => Decision::Fresh,
-            Some(_) => Decision::Stop {
-                reason: "a slot with our name exists, but we have no data that belongs to it: it may be another \
-                         service's. Choose another source.slot, or drop it: SELECT pg_drop_replication_slot(...)"
-                    .into(),
+            Some(slot) => Decision::Stop {
+                reason: format!(
+                    "a slot with our name exists, but we have no data that belongs to it: it may be another service's. \
+                     Choose another source.slot, or drop it: {};",
+                    drop_slot_sql(&slot.name)
+                ),
             },
         };
     };
@@ -106,6 +110,11 @@ pub fn decide(ours: Option<&Checkpoint>, source: &SourceFacts) -> Decision {
     }
 }
 
+/// The SQL to drop a slot of ours, for people.
+fn drop_slot_sql(name: &str) -> String {
+    format!("SELECT pg_drop_replication_slot({})", quote_literal(name))
+}
+
 /// Where `timeline` ended, by the content of a later timeline's history file: lines of timeline, LSN and reason.
 pub fn fork_point(history: &str, timeline: u32) -> Option<Lsn> {
     history.lines().find_map(|line| {
@@ -125,8 +134,12 @@ mod tests {
         Checkpoint { system_id: "7".into(), timeline: 1, durable: D }
     }
 
+    fn slot(usable: bool, confirmed: Lsn) -> SlotFacts {
+        SlotFacts { name: "ours".into(), usable, confirmed }
+    }
+
     fn source() -> SourceFacts {
-        let slot = Some(SlotFacts { usable: true, confirmed: D });
+        let slot = Some(slot(true, D));
         SourceFacts { system_id: "7".into(), timeline: 1, forked_at: None, current: Lsn(2000), slot }
     }
 
@@ -173,9 +186,9 @@ mod tests {
                 "resync",
             ),
             ("slot missing", true, |s| s.slot = None, "resync"),
-            ("slot lost", true, |s| s.slot = Some(SlotFacts { usable: false, confirmed: D }), "resync"),
-            ("slot ahead of us", true, |s| s.slot = Some(SlotFacts { usable: true, confirmed: Lsn(1001) }), "resync"),
-            ("slot behind us", true, |s| s.slot = Some(SlotFacts { usable: true, confirmed: Lsn(1) }), "stream"),
+            ("slot lost", true, |s| s.slot = Some(slot(false, D)), "resync"),
+            ("slot ahead of us", true, |s| s.slot = Some(slot(true, Lsn(1001))), "resync"),
+            ("slot behind us", true, |s| s.slot = Some(slot(true, Lsn(1))), "stream"),
             ("slot where we are", true, |_| (), "stream"),
         ];
         for (what, have, change, expected) in cases {

@@ -1,6 +1,6 @@
 //! The intake: frames -> queue. Status flows on its own timer even while intake is shut.
 
-use crate::model::{Lsn, quote_literal};
+use crate::model::Lsn;
 use crate::replication::ReplicationError;
 use crate::replication::frame::Frame;
 use crate::replication::progress::Progress;
@@ -31,11 +31,6 @@ pub trait WalSource: Send {
     {
         async {}
     }
-}
-
-/// The SQL to drop a slot of ours, for people.
-pub fn drop_slot_sql(name: &str) -> String {
-    format!("SELECT pg_drop_replication_slot({})", quote_literal(name))
 }
 
 /// Settings of the intake.
@@ -146,8 +141,8 @@ async fn take_in<S: WalSource>(
         last_heard = Instant::now();
         match &frame {
             Frame::Keepalive { wal_end, reply_requested, .. } => {
+                // What was sent, not what there is: a sender that is behind says so in no keepalive.
                 received = received.max(*wal_end);
-                progress.hear(*wal_end, last_heard);
                 if *reply_requested {
                     next_status = last_heard;
                 }

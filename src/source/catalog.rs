@@ -39,6 +39,8 @@ pub struct Table {
     pub can_select: bool,
     /// The planner's estimate of its rows; -1 when never analysed.
     pub estimated_rows: i64,
+    /// Number of the file that holds its rows now; a rewrite gives it another one.
+    pub filenode: Option<u32>,
     /// Number of pages the heap has now.
     pub pages: i64,
     /// Its columns, dropped ones left out.
@@ -48,16 +50,17 @@ pub struct Table {
 const TABLE: &str = "
     SELECT c.oid, c.relkind::text, c.relreplident::text, row_security_active(c.oid),
            has_table_privilege(c.oid, 'SELECT'), c.reltuples::bigint,
+           pg_relation_filenode(c.oid),
            (CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) / current_setting('block_size')::bigint ELSE 0 END)::bigint
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
 
 // The replica identity is the index marked so, or the primary key; for FULL and NOTHING the primary key is what we
-// would key by.
+// would key by. A deferrable primary key is no replica identity: once published, the table's UPDATEs would fail.
 const COLUMNS: &str = "
     WITH identity AS (
         SELECT i.indkey::int2[] AS columns, i.indnkeyatts AS size FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
-         WHERE i.indrelid = $1::oid AND i.indisvalid
+         WHERE i.indrelid = $1::oid AND i.indisvalid AND (i.indimmediate OR c.relreplident = 'f')
            AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END)
     SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), n.nspname::text, t.typname::text, a.atttypmod,
            (SELECT array_position(columns[0:size - 1], a.attnum) FROM identity), a.attgenerated <> ''
@@ -89,7 +92,8 @@ pub async fn table(client: &Client, schema: &str, name: &str) -> Result<Option<T
         row_security_active: row.get(3),
         can_select: row.get(4),
         estimated_rows: row.get(5),
-        pages: row.get(6),
+        filenode: row.get(6),
+        pages: row.get(7),
         columns: columns.iter().map(column).collect(),
     }))
 }
@@ -104,24 +108,25 @@ pub async fn resolve(client: &Client, id: CollectionId, spec: &CollectionSpec) -
             "check collections.table; names are taken literally, without quotes or case folding",
         )
     })?;
-    let mut def = define(id, spec, &table)?;
-    for column in &mut def.vectors {
-        if column.dimensions.is_none() && column.kind != ColumnType::Vector {
-            column.dimensions = first_length(client, schema, name, &column.name).await?;
-        }
-    }
-    Ok((def, table))
+    Ok((define(id, spec, &table)?, table))
 }
 
-async fn first_length(client: &Client, schema: &str, table: &str, column: &str) -> Result<Option<usize>> {
-    let column = quote_ident(column);
-    let sql = format!(
-        "SELECT cardinality({column}) FROM {}.{} WHERE cardinality({column}) > 0 LIMIT 1",
-        quote_ident(schema),
-        quote_ident(table)
-    );
-    let row = client.query_opt(&sql, &[]).await?;
-    Ok(row.map(|row| row.get::<_, i32>(0) as usize))
+/// Learns the dimensions that neither the type nor the operator tells, from what most of a sample of rows has. Only for a
+/// new copy: one odd row must not change what an index has.
+pub async fn learn_dimensions(client: &Client, def: &mut CollectionDef) -> Result<()> {
+    let from = def.from_clause();
+    for column in &mut def.vectors {
+        if column.dimensions.is_none() && column.kind != ColumnType::Vector {
+            let name = quote_ident(&column.name);
+            let sql = format!(
+                "SELECT cardinality(e) FROM (SELECT {name} AS e FROM {from} WHERE array_ndims({name}) = 1 LIMIT 1000) s
+                  GROUP BY 1 ORDER BY count(*) DESC, 1 DESC LIMIT 1"
+            );
+            let row = client.query_opt(&sql, &[]).await?;
+            column.dimensions = row.map(|row| row.get::<_, i32>(0) as usize);
+        }
+    }
+    Ok(())
 }
 
 /// The pure part of [`resolve`].
@@ -132,6 +137,16 @@ pub fn define(id: CollectionId, spec: &CollectionSpec, table: &Table) -> Result<
     let mut key: Vec<_> = table.columns.iter().filter_map(|column| Some((column.key_place?, column))).collect();
     key.sort_by_key(|(place, _)| *place);
     let key = key.into_iter().map(|(_, column)| {
+        if column.generated {
+            let problem = format!(
+                "key column {} of {quoted} is generated, and generated columns are not in the stream",
+                quote_ident(&column.name)
+            );
+            return Err(SourceError::refused(
+                problem,
+                "choose another replica identity: ALTER TABLE ... REPLICA IDENTITY USING INDEX ...",
+            ));
+        }
         let kind = column.kind.filter(|kind| kind.is_key()).ok_or_else(|| {
             SourceError::refused(
                 format!("key column {} of {quoted} is {}", quote_ident(&column.name), column.type_name),
@@ -182,6 +197,7 @@ pub fn define(id: CollectionId, spec: &CollectionSpec, table: &Table) -> Result<
         schema: schema.to_owned(),
         table: name.to_owned(),
         oid: table.oid,
+        partitioned: table.kind == 'p',
         key: key.collect::<Result<_>>()?,
         vectors: vectors.collect::<Result<_>>()?,
         filters: filters.collect::<Result<_>>()?,
@@ -238,8 +254,8 @@ pub fn check_spec(spec: &CollectionSpec) -> std::result::Result<(), String> {
     }
     for vector in &spec.vectors {
         let column = &vector.column;
-        if !(2..=128).contains(&vector.m) {
-            return Err(format!("collection {name}, column {column}: m is {}, not 2 to 128", vector.m));
+        if !(2..=100).contains(&vector.m) {
+            return Err(format!("collection {name}, column {column}: m is {}, not 2 to 100", vector.m));
         }
         if !(4..=4000).contains(&vector.ef_construction) {
             return Err(format!(
@@ -302,11 +318,47 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>> {
     }))
 }
 
-/// Where the source's durable WAL ends now.
-pub async fn current_lsn(client: &Client) -> Result<Lsn> {
-    let sql = "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text";
+/// Where the source's WAL ends, and how far its sender for a slot is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SenderFacts {
+    /// End of the flushed WAL.
+    pub flushed: Lsn,
+    /// When the slot's sender waits for more WAL: the position up to which it has sent everything.
+    pub waiting_at: Option<Lsn>,
+}
+
+/// Asks, without writing anything. Wait events are named so since version 10; capitals changed in 17.
+pub async fn sender(client: &Client, slot: &str) -> Result<SenderFacts> {
+    let sql = "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text,
+                      (SELECT r.sent_lsn::text FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid
+                         JOIN pg_stat_activity a ON a.pid = s.active_pid
+                        WHERE s.slot_name = $1 AND lower(a.wait_event) = 'walsenderwaitforwal')";
+    let row = client.query_one(sql, &[&slot]).await?;
+    let flushed =
+        lsn(&row, 0).ok_or_else(|| SourceError::Unavailable("the source does not tell its WAL position".into()))?;
+    Ok(SenderFacts { flushed, waiting_at: lsn(&row, 1) })
+}
+
+/// A position at or behind the end of everything visible now, and one that the source comes to send by itself.
+///
+/// The end of the WAL alone is not: a flush may stop at a page's end in the middle of a record (of a vacuum, of a pruned
+/// page, of a transaction still open), and the walsender does not pass that record until somebody commits. So we do, with
+/// a message that nobody subscribes to. Where that is refused (a standby, a role without the right), the flushed end
+/// has to do. Not inside a transaction.
+pub async fn reachable_lsn(client: &Client) -> Result<Lsn> {
+    let sql = "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text,
+                      (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END)::text,
+                      pg_is_in_recovery()";
     let row = client.query_one(sql, &[]).await?;
-    lsn(&row, 0).ok_or_else(|| SourceError::Unavailable("the source does not tell its WAL position".into()))
+    let standby: bool = row.get(2);
+    // Flushed by us here, whatever the role's default is, and not waiting for other servers.
+    let message =
+        "SELECT set_config('synchronous_commit', 'local', true), pg_logical_emit_message(true, 'ruvector', '')";
+    let column = match !standby && client.query_one(message, &[]).await.is_ok() {
+        true => 1,
+        false => 0,
+    };
+    lsn(&row, column).ok_or_else(|| SourceError::Unavailable("the source does not tell its WAL position".into()))
 }
 
 /// Version number of the server, `150004` for 15.4.

@@ -44,6 +44,12 @@ impl Dsn {
         Ok(Dsn { info: Arc::new(ConnInfo::parse(text)?), command: None })
     }
 
+    /// The first host, or the directory of its socket.
+    pub fn host(&self) -> String {
+        let first = &self.info.targets[0];
+        if first.host.is_empty() { first.address.clone().unwrap_or_default() } else { first.host.clone() }
+    }
+
     /// The same with a command that prints the password, run for every connection. An empty one is none.
     pub fn with_password_command(self, command: &str) -> Result<Dsn> {
         let command = Some(command.trim()).filter(|command| !command.is_empty()).map(Arc::from);

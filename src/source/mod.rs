@@ -10,6 +10,7 @@ pub mod preflight;
 pub mod publication;
 pub mod rows;
 pub mod session;
+pub mod setup;
 mod socket;
 mod tls;
 

@@ -14,13 +14,13 @@ struct Member {
 }
 
 /// Makes sure that the publication sends what the collections need. With `create` what is missing is made, else it is
-/// an error that carries the SQL.
-pub async fn ensure(client: &Client, name: &str, collections: &[CollectionDef], create: bool) -> Result<()> {
+/// an error that carries the SQL. True when something was missing: changes made before now were not sent.
+pub async fn ensure(client: &Client, name: &str, collections: &[CollectionDef], create: bool) -> Result<bool> {
     let publication = quote_ident(name);
-    let tables: Vec<_> = collections.iter().map(CollectionDef::quoted_table).collect();
+    let tables: Vec<_> = collections.iter().map(CollectionDef::from_clause).collect();
     let head = client
         .query_opt(
-            "SELECT puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot FROM pg_publication WHERE pubname = $1",
+            "SELECT pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot FROM pg_publication WHERE pubname = $1",
             &[&name],
         )
         .await?;
@@ -29,25 +29,40 @@ pub async fn ensure(client: &Client, name: &str, collections: &[CollectionDef], 
             "CREATE PUBLICATION {publication} FOR TABLE {} WITH (publish_via_partition_root = true)",
             tables.join(", ")
         );
-        return run(client, create, format!("publication {publication} does not exist"), &sql).await;
+        run(client, create, format!("publication {publication} does not exist"), &sql).await?;
+        return Ok(true);
     };
     for (at, op) in ["insert", "update", "delete", "truncate"].iter().enumerate() {
-        if !head.get::<_, bool>(at + 1) {
+        if !head.get::<_, bool>(at) {
             let sql = format!("ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate')");
             return Err(SourceError::refused(format!("publication {publication} does not publish {op}"), sql));
         }
     }
+    if let Some(def) = collections.iter().find(|def| def.partitioned && !head.get::<_, bool>(4)) {
+        let problem =
+            format!("publication {publication} sends the partitions of {} under their own names", def.quoted_table());
+        let sql = format!("ALTER PUBLICATION {publication} SET (publish_via_partition_root = true);");
+        return Err(SourceError::refused(problem, sql));
+    }
     let members = members(client, name).await?;
+    let mut changed = false;
     for (def, table) in collections.iter().zip(&tables) {
         match members.iter().find(|member| member.schema == def.schema && member.table == def.table) {
             Some(member) => check_member(member, def, &publication)?,
             None => {
                 let sql = format!("ALTER PUBLICATION {publication} ADD TABLE {table}");
-                run(client, create, format!("publication {publication} does not have table {table}"), &sql).await?;
+                run(
+                    client,
+                    create,
+                    format!("publication {publication} does not have table {}", def.quoted_table()),
+                    &sql,
+                )
+                .await?;
+                changed = true;
             }
         }
     }
-    Ok(())
+    Ok(changed)
 }
 
 async fn run(client: &Client, create: bool, problem: String, sql: &str) -> Result<()> {

@@ -1,8 +1,8 @@
 //! Rows of the heap by key, as the source shows them now: the recheck's one round trip, and the verification's scan.
 
 use crate::model::{Cell, CollectionDef, ColumnType, RowKey, pgtype, quote_ident};
-use crate::source::connect::Pool;
 use crate::source::{Result, SourceError};
+use deadpool_postgres::ClientWrapper;
 use futures_util::{StreamExt, pin_mut};
 use serde_json::value::RawValue;
 use tokio_postgres::types::{FromSql, ToSql, Type};
@@ -28,6 +28,9 @@ pub struct Ask<'a> {
     /// A condition with its text parameters, numbered from 1; rows that fail it are not shown.
     pub condition: Option<(&'a str, &'a [String])>,
 }
+
+/// Statements kept prepared per connection.
+const PREPARED: usize = 64;
 
 /// Any value as the bytes the server sent.
 struct Raw<'a>(&'a [u8]);
@@ -59,8 +62,7 @@ fn key_of(def: &CollectionDef, row: &tokio_postgres::Row) -> Option<RowKey> {
 }
 
 /// Asks the source which of these rows it shows now. One statement, one round trip; in no order.
-pub async fn fetch(pool: &Pool, def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Vec<HeapRow>> {
-    let client = pool.get().await?;
+pub async fn fetch(client: &ClientWrapper, def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Vec<HeapRow>> {
     let (mut sql, key_columns) = statement(def, keys, ask)?;
     let mut params: Vec<&(dyn ToSql + Sync)> = Vec::new();
     if let Some((condition, values)) = ask.condition {
@@ -68,6 +70,10 @@ pub async fn fetch(pool: &Pool, def: &CollectionDef, keys: &[RowKey], ask: Ask<'
         params.extend(values.iter().map(|value| value as &(dyn ToSql + Sync)));
     }
     params.extend(key_columns.iter().map(|column| column as &(dyn ToSql + Sync)));
+    // Conditions and column lists are the callers' text: only a bounded number of shapes is kept prepared.
+    if client.statement_cache.size() > PREPARED {
+        client.statement_cache.clear();
+    }
     let statement = client.prepare_cached(&sql).await?;
     let rows = client.query(&statement, &params).await?;
     let heap_row = |row: &tokio_postgres::Row| {
@@ -94,7 +100,7 @@ fn statement(def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<(Stri
     shown.extend(ask.vector.map(|number| format!("t.{}", quote_ident(&def.vectors[number].name))));
     let first = ask.condition.map_or(0, |(_, values)| values.len());
     let (condition, columns) = by_key(def, keys, first)?;
-    Ok((format!("SELECT {} FROM {} t WHERE {condition}", shown.join(", "), def.quoted_table()), columns))
+    Ok((format!("SELECT {} FROM {} t WHERE {condition}", shown.join(", "), def.from_clause()), columns))
 }
 
 /// `key IN these`, with one text array per key column from parameter `first + 1` on.
@@ -145,7 +151,7 @@ pub async fn scan(
     def: &CollectionDef,
     mut each: impl FnMut(RowKey, Vec<Cell>, Vec<Cell>),
 ) -> Result<()> {
-    let sql = format!("SELECT {} FROM {} t", replicated_columns(def), def.quoted_table());
+    let sql = format!("SELECT {} FROM {} t", replicated_columns(def), def.from_clause());
     let rows = client.query_raw(&sql, std::iter::empty::<&str>()).await?;
     pin_mut!(rows);
     while let Some(row) = rows.next().await {
@@ -168,7 +174,7 @@ pub async fn fetch_all(
     let mut found = Vec::new();
     for keys in keys.chunks(KEYS) {
         let (condition, columns) = by_key(def, keys, 0)?;
-        let sql = format!("SELECT {} FROM {} t WHERE {condition}", replicated_columns(def), def.quoted_table());
+        let sql = format!("SELECT {} FROM {} t WHERE {condition}", replicated_columns(def), def.from_clause());
         let params: Vec<_> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
         found.extend(client.query(&sql, &params).await?.iter().filter_map(|row| replicated(def, row)));
     }

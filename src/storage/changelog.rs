@@ -156,6 +156,17 @@ impl ChangeLog {
         if at_boundary && self.written.offset >= ROLL_BYTES { self.roll() } else { Ok(()) }
     }
 
+    /// Takes back what was appended behind the durable end: half a transaction whose connection broke. The source sends it
+    /// again from its beginning.
+    pub fn cut_to_durable(&mut self) -> Result<()> {
+        self.refuse_if_poisoned()?;
+        self.boundary = self.tail.durable();
+        self.written = self.boundary.position;
+        self.buffer.clear();
+        let cut = self.file.set_len(self.written.offset).context("cut the tail of", &self.path);
+        self.poison_on_error(cut)
+    }
+
     fn flush(&mut self) -> Result<()> {
         self.refuse_if_poisoned()?;
         let written = self.file.write_all_at(&self.buffer, self.written.offset).context("write", &self.path);
@@ -448,6 +459,26 @@ mod tests {
         assert_eq!(log.durable(), Lsn(15));
         let mut reader = log.reader(start_of(dir.path()).expect("start"));
         assert_eq!(drain(&mut reader), transaction(1, 1));
+    }
+
+    #[test]
+    fn half_a_transaction_is_taken_back_before_it_comes_again() {
+        let dir = tempfile::tempdir().expect("dir");
+        let mut log = ChangeLog::create(dir.path(), Lsn(0)).expect("create");
+        let mut reader = log.reader(start_of(dir.path()).expect("start"));
+        let all: Vec<_> = transaction(1, 2).into_iter().chain(transaction(2, 3)).collect();
+        for synced in [true, false] {
+            all[..5].iter().for_each(|record| log.append(record).expect("append"));
+            if synced {
+                log.sync().expect("sync");
+            }
+            log.cut_to_durable().expect("cut");
+        }
+        all[3..].iter().for_each(|record| log.append(record).expect("append"));
+        log.sync().expect("sync");
+        assert_eq!(drain(&mut reader), all);
+        drop(log);
+        assert_eq!(ChangeLog::open(dir.path()).expect("open").durable(), Lsn(25));
     }
 
     #[test]

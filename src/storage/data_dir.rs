@@ -32,6 +32,23 @@ pub struct Pending {
     pub old_slot: Option<String>,
 }
 
+/// The epoch that answers. Its slot stands here too: when the rest is damaged, this is what there is to clean up by.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Current {
+    /// Its number.
+    pub epoch: EpochId,
+    /// Its slot.
+    pub slot: String,
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(path, error.to_string())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context("read", path),
+    }
+}
+
 impl DataDir {
     /// Creates the directory if need be and locks it against other processes. The lock goes with the process.
     pub fn open(root: &Path) -> Result<DataDir> {
@@ -55,16 +72,8 @@ impl DataDir {
     }
 
     /// The epoch that answers, if there is one.
-    pub fn current(&self) -> Result<Option<EpochId>> {
-        let path = self.current_file();
-        match std::fs::read_to_string(&path) {
-            Ok(text) => {
-                let number = text.trim_end().strip_prefix("epoch ").and_then(|number| number.parse().ok());
-                number.map(|number| Some(EpochId(number))).ok_or_else(|| damaged(&path, "does not name an epoch"))
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).context("read", &path),
-        }
+    pub fn current(&self) -> Result<Option<Current>> {
+        read_json(&self.current_file())
     }
 
     /// Where an epoch lives.
@@ -87,12 +96,7 @@ impl DataDir {
 
     /// The epoch that was being made when the service last ended, if one was.
     pub fn pending(&self) -> Result<Option<Pending>> {
-        let path = self.pending_file();
-        match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(&path, error.to_string())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).context("read", &path),
-        }
+        read_json(&self.pending_file())
     }
 
     /// Writes down that an epoch is being made, or that none is any more.
@@ -107,13 +111,15 @@ impl DataDir {
         }
     }
 
-    /// From now on this epoch answers; all others are removed.
-    pub fn make_current(&self, epoch: EpochId) -> Result<()> {
-        write_atomically(&self.current_file(), format!("epoch {}\n", epoch.0).as_bytes())?;
-        self.remove_other_epochs(epoch)
+    /// From now on this epoch answers.
+    pub fn make_current(&self, epoch: EpochId, slot: &str) -> Result<()> {
+        crate::storage::sync_dir(&self.epoch_dir(epoch))?;
+        let current = Current { epoch, slot: slot.to_owned() };
+        write_atomically(&self.current_file(), &serde_json::to_vec(&current).expect("plain data"))
     }
 
-    fn remove_other_epochs(&self, keep: EpochId) -> Result<()> {
+    /// Removes what no engine works on any more: every epoch but this one.
+    pub fn remove_other_epochs(&self, keep: EpochId) -> Result<()> {
         for entry in std::fs::read_dir(&self.root).context("read", &self.root)? {
             let name = entry.context("read", &self.root)?.file_name();
             let number = name.to_str().and_then(|name| name.strip_prefix("epoch-")?.parse().ok());
@@ -143,12 +149,14 @@ mod tests {
         assert!(matches!(DataDir::open(root.path()), Err(StorageError::Busy(_))));
         assert_eq!(dir.current().expect("read"), None);
         let first = dir.prepare_epoch(EpochId(1)).expect("prepare");
-        dir.make_current(EpochId(1)).expect("current");
+        dir.make_current(EpochId(1), "s").expect("current");
         let second = dir.prepare_epoch(EpochId(2)).expect("prepare");
         assert!(first.exists() && second.exists());
-        dir.make_current(EpochId(2)).expect("current");
+        dir.make_current(EpochId(2), "s_2").expect("current");
+        assert!(first.exists() && second.exists());
+        dir.remove_other_epochs(EpochId(2)).expect("remove");
         assert!(!first.exists() && second.exists());
-        assert_eq!(dir.current().expect("read"), Some(EpochId(2)));
+        assert_eq!(dir.current().expect("read"), Some(Current { epoch: EpochId(2), slot: "s_2".into() }));
         drop(dir);
         std::fs::write(root.path().join("CURRENT"), "epoch two").expect("write");
         assert!(matches!(DataDir::open(root.path()).expect("open").current(), Err(StorageError::Damaged { .. })));

@@ -56,6 +56,21 @@ impl<E: Into<redb::Error>> From<E> for StorageError {
     }
 }
 
+impl StorageError {
+    /// Is the data itself not what it should be, so that it has to be copied again? A disk that is full or fails is not:
+    /// copying again would fail the same way.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            StorageError::Damaged { .. } => true,
+            StorageError::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+            }
+            StorageError::State(error) => !matches!(**error, redb::Error::Io(_)),
+            StorageError::Format { .. } | StorageError::Busy(_) => false,
+        }
+    }
+}
+
 /// A result of this floor.
 pub type Result<T> = std::result::Result<T, StorageError>;
 

@@ -24,7 +24,7 @@ metric_names! {
     BUILD_INFO = Gauge "ruvector_build_info";
     /// 1 when searches are answered from a live index.
     READY = Gauge "ruvector_ready";
-    /// Age of what searches see, in seconds; 0 when caught up.
+    /// Upper bound of the age of what searches see, in seconds; about the interval of source.status_interval_ms when caught up.
     STALENESS = Gauge "ruvector_replication_staleness_seconds";
     /// WAL position received from the source, as a number.
     RECEIVED_LSN = Gauge "ruvector_replication_received_lsn_bytes";

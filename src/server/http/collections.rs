@@ -4,11 +4,11 @@ use crate::consistency::verify;
 use crate::engine::view::CollectionView;
 use crate::model::{CollectionDef, VectorColumn};
 use crate::query::QueryError;
-use crate::server::http::{App, Shared};
+use crate::server::http::{App, Name, Shared};
 use crate::server::problem::Problem;
 use crate::storage::state::{CollectionState, DeadLetter};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde::Serialize;
 use std::sync::atomic::Ordering;
 
@@ -110,7 +110,7 @@ pub async fn list(State(app): Shared) -> Result<Json<serde_json::Value>, Problem
 }
 
 /// `GET /v1/collections/{name}`
-pub async fn show(State(app): Shared, Path(name): Path<String>) -> Result<Json<Shown>, Problem> {
+pub async fn show(State(app): Shared, Name(name): Name) -> Result<Json<Shown>, Problem> {
     app.query.definition(&name)?;
     let (_, view) = app.query.frontier.view(&Default::default()).await?;
     let found = view.collections.get(&name).ok_or(QueryError::Copying(name))?;
@@ -121,7 +121,7 @@ pub async fn show(State(app): Shared, Path(name): Path<String>) -> Result<Json<S
 const LETTERS: usize = 1000;
 
 /// `GET /v1/collections/{name}/dead_letters`
-pub async fn dead_letters(State(app): Shared, Path(name): Path<String>) -> Result<Json<serde_json::Value>, Problem> {
+pub async fn dead_letters(State(app): Shared, Name(name): Name) -> Result<Json<serde_json::Value>, Problem> {
     let def = app.query.definition(&name)?;
     let (serving, view) = app.query.frontier.view(&Default::default()).await?;
     let letters: Vec<DeadLetter> = serving.engine.dead_letters(def.id, LETTERS).map_err(QueryError::Storage)?;
@@ -130,8 +130,9 @@ pub async fn dead_letters(State(app): Shared, Path(name): Path<String>) -> Resul
 }
 
 /// `POST /v1/admin/collections/{name}/verify`
-pub async fn verify(State(app): Shared, Path(name): Path<String>) -> Result<Json<verify::Report>, Problem> {
+pub async fn verify(State(app): Shared, Name(name): Name) -> Result<Json<verify::Report>, Problem> {
     let def = app.query.definition(&name)?;
+    let _turn = app.verifying.lock().await;
     let report = verify::verify(&app.query.frontier, &app.dsn, &app.pool, &def.name).await?;
     report.map(Json).ok_or_else(|| QueryError::Copying(name).into())
 }

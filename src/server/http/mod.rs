@@ -10,7 +10,9 @@ use crate::server::problem::{self, Problem};
 use crate::source::connect::{Dsn, Pool};
 use crate::telemetry::names;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -47,6 +49,8 @@ pub struct App {
     /// The settings.
     pub options: Options,
     turns: Semaphore,
+    /// A verification holds all rows' keys in memory: one at a time.
+    verifying: tokio::sync::Mutex<()>,
     started: Instant,
 }
 
@@ -60,11 +64,26 @@ impl App {
         options: Options,
     ) -> App {
         let turns = Semaphore::new(options.max_concurrent);
-        App { query, dsn, pool, metrics, options, turns, started: Instant::now() }
+        let verifying = tokio::sync::Mutex::new(());
+        App { query, dsn, pool, metrics, options, turns, verifying, started: Instant::now() }
     }
 }
 
 type Shared = State<Arc<App>>;
+
+/// The name in a path. One that is not UTF-8 is a name that nothing has.
+pub struct Name(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Name, Problem> {
+        let name = Path::<String>::from_request_parts(parts, state).await;
+        let refused = |error: PathRejection| Problem::new(problem::MALFORMED, error.body_text());
+        name.map(|Path(name)| Name(name))
+            .map_err(|error| refused(error).hint("names in paths are UTF-8, escaped with %"))
+    }
+}
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {

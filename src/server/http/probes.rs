@@ -1,16 +1,16 @@
 //! Is it alive, is it ready, what are its figures.
 
 use crate::model::Lsn;
-use crate::replication::progress::Phase;
-use crate::server::http::{App, Shared};
+use crate::server::http::{App, Name, Shared};
 use crate::server::problem::{self, Problem};
 use crate::storage::state::CollectionState;
 use crate::telemetry::names;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use std::sync::atomic::Ordering;
 
 /// `GET /livez`: the event loop answers. Never depends on Postgres.
 pub async fn livez() -> &'static str {
@@ -33,6 +33,9 @@ fn not_ready(app: &App) -> Option<String> {
             CollectionState::Copying => return Some(format!("collection {name} is being copied")),
             CollectionState::Paused { reason } => return Some(format!("collection {name} is paused: {reason}")),
         }
+    }
+    if !serving.kept.load(Ordering::Relaxed) {
+        return Some("the copy is being completed".into());
     }
     if let Some(reason) = frontier.progress.stale() {
         return Some(format!("stale: {reason}"));
@@ -79,7 +82,7 @@ pub async fn status(State(app): Shared) -> Json<serde_json::Value> {
 }
 
 /// `GET /errors/{code}`
-pub async fn error_page(Path(code): Path<String>) -> Result<Json<serde_json::Value>, Problem> {
+pub async fn error_page(Name(code): Name) -> Result<Json<serde_json::Value>, Problem> {
     let kind = problem::ALL.iter().find(|kind| kind.code == code);
     let kind = kind.ok_or_else(|| Problem::new(problem::UNKNOWN_ROUTE, format!("there is no error {code}")))?;
     Ok(Json(json!({
@@ -114,8 +117,7 @@ fn gauges(app: &App) {
         metrics::gauge!(names::LAG_BYTES, "stage" => stage).set(positions.source.bytes_since(lsn) as f64);
     }
     if let Some(ms) = positions.staleness_ms {
-        let caught_up = positions.applied >= positions.source && frontier.progress.phase() == Phase::Streaming;
-        metrics::gauge!(names::STALENESS).set(if caught_up { 0.0 } else { ms / 1000.0 });
+        metrics::gauge!(names::STALENESS).set(ms / 1000.0);
     }
     let Some(serving) = frontier.serving() else { return };
     for (name, found) in &serving.engine.view().collections {

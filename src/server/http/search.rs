@@ -4,12 +4,12 @@ use crate::model::{
     Answer, CollectionDef, Consistency, Hit, Lsn, MAX_DIMENSIONS, Recheck, RowKey, SearchBy, SearchRequest, pgtype,
 };
 use crate::query::filter;
-use crate::server::http::{App, Shared};
+use crate::server::http::{App, Name, Shared};
 use crate::server::problem::{self, Problem};
 use crate::telemetry::names;
 use axum::body::Bytes;
+use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,9 @@ struct Freshness {
 /// Longest a request may ask to wait.
 const MAX_WAIT_MS: u64 = 60_000;
 
+/// As many as a table of PostgreSQL can have; a row of the answer cannot have many more.
+const MAX_COLUMNS: usize = 1600;
+
 #[derive(Serialize)]
 struct Reply {
     hits: Vec<Found>,
@@ -98,27 +101,28 @@ struct Found {
 /// The handler.
 pub async fn search(
     State(app): Shared,
-    Path(name): Path<String>,
+    Name(name): Name,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let result = answer(&app, name.clone(), body).await;
     let code = result.as_ref().err().map_or("ok", |problem| problem.kind.code);
     // Only names that exist become label values: anybody can ask for any name.
-    let known = code != problem::UNKNOWN_COLLECTION.code;
-    let collection = if known { name } else { "unknown".into() };
+    let collection = if app.query.definition(&name).is_ok() { name } else { "unknown".into() };
     metrics::counter!(names::SEARCHES, "collection" => collection, "code" => code).increment(1);
     result
 }
 
 async fn answer(app: &App, name: String, body: Result<Bytes, BytesRejection>) -> Result<Response, Problem> {
     let body = body.map_err(too_large)?;
+    let def = app.query.definition(&name)?;
+    let request = parse(&def, name, &body)?;
+    // Waiting for a position takes nobody's turn.
+    app.query.frontier.view(&request.consistency).await?;
     let turn = tokio::time::timeout(app.options.max_queue, app.turns.acquire()).await;
     let _turn = turn.map_err(|_| {
         let detail = format!("waited {:?} for a turn", app.options.max_queue);
         Problem::new(problem::OVERLOADED, detail).hint("slow down, or raise http.max_concurrent")
     })?;
-    let def = app.query.definition(&name)?;
-    let request = parse(&def, name, &body)?;
     let answer = app.query.search(&request).await?;
     Ok(render(&def, answer))
 }
@@ -146,6 +150,7 @@ fn parse(def: &CollectionDef, collection: String, bytes: &[u8]) -> Result<Search
         (None, true) => None,
         (None, false) => return Err(Problem::new(problem::MALFORMED, "`params` without `filter`")),
     };
+    check_columns(&body.columns)?;
     let at_least = body.consistency.at_least.map(|text| text.parse()).transpose();
     let at_least = at_least.map_err(|error: crate::model::BadLsn| Problem::new(problem::BAD_LSN, error.to_string()))?;
     let timeout = body.consistency.timeout_ms;
@@ -164,6 +169,21 @@ fn parse(def: &CollectionDef, collection: String, bytes: &[u8]) -> Result<Search
         consistency: Consistency { at_least, timeout: timeout.map(Duration::from_millis) },
         recheck: body.recheck,
     })
+}
+
+/// What the source could not even be asked.
+fn check_columns(columns: &[String]) -> Result<(), Problem> {
+    if columns.len() > MAX_COLUMNS {
+        let detail = format!("{} columns; at most {MAX_COLUMNS} are shown", columns.len());
+        return Err(Problem::new(problem::MALFORMED, detail).hint("name each column once"));
+    }
+    match columns.iter().find(|name| name.is_empty() || name.contains('\0')) {
+        Some(name) => {
+            let detail = format!("there is no column {name:?}");
+            Err(Problem::new(problem::UNKNOWN_COLUMN, detail).hint("check `columns`; names are taken literally"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Serde words an unknown field in its message alone; its class is "data" like every other wrong value.

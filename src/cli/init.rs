@@ -1,0 +1,86 @@
+//! `ruvector init`: the SQL that prepares a source for the configured tables; printed first, run when asked to.
+
+use crate::config::Config;
+use crate::source::catalog;
+use crate::source::connect::Dsn;
+use crate::source::setup::{Setup, statements};
+use anyhow::{Context, bail};
+use std::path::PathBuf;
+
+/// Arguments of `init`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The source, as somebody who may create roles and publications.
+    dsn: String,
+    /// Configuration file; its collections are prepared for.
+    #[arg(long, short, env = "RUVECTOR_CONFIG")]
+    config: Option<PathBuf>,
+    /// Tables to prepare for besides the configured ones, as schema.table.
+    #[arg(long = "table")]
+    tables: Vec<String>,
+    /// Role the service will use.
+    #[arg(long, default_value = "ruvector")]
+    role: String,
+    /// Environment variable that holds the role's password; without it the role gets none.
+    #[arg(long, value_name = "VARIABLE")]
+    password_env: Option<String>,
+    /// Run the SQL, in one transaction, instead of only printing it.
+    #[arg(long)]
+    run: bool,
+}
+
+/// Prints, and runs when asked to.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(args.config.as_deref())?;
+    let split = |name: &str| match name.split_once('.') {
+        Some((schema, table)) => (schema.to_owned(), table.to_owned()),
+        None => ("public".to_owned(), name.to_owned()),
+    };
+    let named = config.collections.iter().map(|spec| &spec.table).chain(&args.tables);
+    let mut tables: Vec<_> = named.map(|name| split(name)).collect();
+    tables.sort();
+    tables.dedup();
+    if tables.is_empty() {
+        bail!("no tables: name them with --table, or give a configuration with [[collections]]");
+    }
+    let password = args.password_env.as_ref().map(|name| std::env::var(name).with_context(|| format!("${name}")));
+    let password = password.transpose()?;
+    let dsn = Dsn::parse(&args.dsn)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(async {
+        let client = dsn.connect().await?;
+        let row_security = row_security(&client, &tables).await?;
+        let rds = client.query_opt("SELECT FROM pg_roles WHERE rolname = 'rds_replication'", &[]).await?.is_some();
+        let publication = &config.source.publication;
+        let setup =
+            Setup { role: &args.role, password: password.as_deref(), publication, tables: &tables, row_security, rds };
+        let shown = Setup { password: password.as_ref().map(|_| "..."), ..setup.clone() };
+        statements(&shown).iter().for_each(|statement| println!("{statement};"));
+        if !args.run {
+            println!("-- nothing was run; add --run to run it in one transaction");
+            return Ok(());
+        }
+        let sql = format!("BEGIN; SET LOCAL lock_timeout = '10s'; {}; COMMIT", statements(&setup).join("; "));
+        client.batch_execute(&sql).await.map_err(crate::source::SourceError::from)?;
+        println!("-- done; now set source.create_publication = false and connect as {}", args.role);
+        Ok(())
+    })
+}
+
+/// Does any of the tables have row security? A missing table or identity is an error here, before anything is granted.
+async fn row_security(client: &tokio_postgres::Client, tables: &[(String, String)]) -> anyhow::Result<bool> {
+    let mut any = false;
+    for (schema, name) in tables {
+        let Some(table) = catalog::table(client, schema, name).await? else {
+            bail!("there is no table {schema}.{name}")
+        };
+        if table.replica_identity == 'n' || table.columns.iter().all(|column| column.key_place.is_none()) {
+            bail!(
+                "{schema}.{name} has no usable replica identity: publishing it would make its UPDATEs and DELETEs fail. Add a primary key first"
+            );
+        }
+        let row = client.query_one("SELECT relrowsecurity FROM pg_class WHERE oid = $1", &[&table.oid]).await?;
+        any |= row.get::<_, bool>(0);
+    }
+    Ok(any)
+}

@@ -1,0 +1,97 @@
+//! The SQL that prepares a source: role, grants, publication. Written for reading first and running second.
+
+use crate::model::{quote_ident, quote_literal};
+
+/// What to prepare for.
+#[derive(Debug, Clone)]
+pub struct Setup<'a> {
+    /// Role of the service.
+    pub role: &'a str,
+    /// Its password; without one the role gets none.
+    pub password: Option<&'a str>,
+    /// Name of the publication.
+    pub publication: &'a str,
+    /// Tables as (schema, table).
+    pub tables: &'a [(String, String)],
+    /// Those of them with row security.
+    pub row_security: bool,
+    /// On RDS and Aurora the right to replicate is a membership.
+    pub rds: bool,
+}
+
+/// The statements, in order. Each can be run again.
+pub fn statements(setup: &Setup<'_>) -> Vec<String> {
+    let role = quote_ident(setup.role);
+    let exists = |what: &str, create: &str| {
+        format!("DO $ruvector$ BEGIN IF NOT EXISTS ({what}) THEN {create}; END IF; END $ruvector$")
+    };
+    let tables: Vec<_> =
+        setup.tables.iter().map(|(schema, table)| format!("{}.{}", quote_ident(schema), quote_ident(table))).collect();
+    let list = tables.join(", ");
+    let mut schemas: Vec<_> = setup.tables.iter().map(|(schema, _)| quote_ident(schema)).collect();
+    schemas.sort();
+    schemas.dedup();
+    let publication = quote_ident(setup.publication);
+    let mut sql = vec![exists(
+        &format!("SELECT FROM pg_roles WHERE rolname = {}", quote_literal(setup.role)),
+        &format!("CREATE ROLE {role} LOGIN"),
+    )];
+    if let Some(password) = setup.password {
+        sql.push(format!("ALTER ROLE {role} PASSWORD {}", quote_literal(password)));
+    }
+    sql.push(if setup.rds {
+        format!("GRANT rds_replication TO {role}")
+    } else {
+        format!("ALTER ROLE {role} REPLICATION")
+    });
+    if setup.row_security {
+        sql.push(format!("ALTER ROLE {role} BYPASSRLS"));
+    }
+    sql.push(format!("GRANT USAGE ON SCHEMA {} TO {role}", schemas.join(", ")));
+    sql.push(format!("GRANT SELECT ON {list} TO {role}"));
+    sql.push(exists(
+        &format!("SELECT FROM pg_publication WHERE pubname = {}", quote_literal(setup.publication)),
+        &format!("CREATE PUBLICATION {publication} FOR TABLE {list} WITH (publish_via_partition_root = true)"),
+    ));
+    for table in &tables {
+        sql.push(exists(
+            &format!(
+                "SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
+                 WHERE p.pubname = {} AND r.prrelid = {}::regclass",
+                quote_literal(setup.publication),
+                quote_literal(table)
+            ),
+            &format!("ALTER PUBLICATION {publication} ADD TABLE {table}"),
+        ));
+    }
+    sql
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_quoted_and_nothing_more_than_needed_is_granted() {
+        let tables = [("public".to_owned(), "do\"cs".to_owned()), ("public".to_owned(), "x".to_owned())];
+        let setup = Setup {
+            role: "r'x",
+            password: Some("p'w"),
+            publication: "p",
+            tables: &tables,
+            row_security: false,
+            rds: false,
+        };
+        let sql = statements(&setup).join(";\n");
+        for expected in
+            ["'r''x'", "\"r'x\"", "'p''w'", "\"public\".\"do\"\"cs\", \"public\".\"x\"", "ON SCHEMA \"public\" TO"]
+        {
+            assert!(sql.contains(expected), "{expected} in {sql}");
+        }
+        for never in ["SUPERUSER", "BYPASSRLS", "FOR ALL TABLES", "TO PUBLIC", "rds_replication"] {
+            assert!(!sql.contains(never), "{never} in {sql}");
+        }
+        let rds = statements(&Setup { rds: true, row_security: true, ..setup }).join(";\n");
+        assert!(rds.contains("GRANT rds_replication") && rds.contains("BYPASSRLS"));
+    }
+}
