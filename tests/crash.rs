@@ -134,7 +134,8 @@ fn operation(random: &mut Random) -> String {
         301..=340 => docs("UPDATE notes SET body = body || '.' WHERE a = $id;"),
         341..=360 => docs("UPDATE notes SET embedding = vec($other, 8) WHERE a = $id;"),
         361..=380 => docs("INSERT INTO notes VALUES ($id, 'é''\"', '', vec($id, 8)) ON CONFLICT DO NOTHING;"),
-        _ => docs("UPDATE notes SET b = b || 'k' WHERE a = $id AND length(b) < 100;"),
+        _ => docs("UPDATE notes SET b = '$seed' || b WHERE a = $id AND length(b) < 100;")
+            .replace("$seed", &seed.to_string()),
     }
 }
 

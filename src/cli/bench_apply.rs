@@ -170,7 +170,7 @@ impl<'a> Bench<'a> {
             self.args.dim
         );
         std::fs::write(&file, text)?;
-        let options = Config::load(Some(&file))?.node_options()?;
+        let options = node::Options::try_from(&Config::load(Some(&file))?)?;
         let (listening, address) = mpsc::channel();
         let stop = CancellationToken::new();
         let (handle, token) = (self.runtime.handle().clone(), stop.clone());
@@ -364,9 +364,8 @@ fn watch(client: &Client, committed: &mpsc::Receiver<(Lsn, Instant)>) -> anyhow:
                 }
             }
         }
-        while let Some((_, at)) = waiting.pop_front_if(|(lsn, _)| *lsn <= applied) {
-            times.push(now.saturating_duration_since(at));
-        }
+        let reached = waiting.partition_point(|(lsn, _)| *lsn <= applied);
+        times.extend(waiting.drain(..reached).map(|(_, at)| now.saturating_duration_since(at)));
         if waiting.front().is_some_and(|(_, at)| at.elapsed() > DEADLINE) {
             bail!("a commit did not become searchable within {DEADLINE:?}");
         }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 /// Serves until SIGINT or SIGTERM.
 pub fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let config = Config::load(file)?;
-    let options = config.node_options()?;
+    let options = node::Options::try_from(&config)?;
     telemetry::init_logs(&config.log.level, config.log.format).map_err(anyhow::Error::msg)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
@@ -49,7 +49,7 @@ fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
 
 /// Says what would be served, or what is wrong.
 pub fn check(file: Option<&Path>) -> anyhow::Result<()> {
-    let options = Config::load(file)?.node_options()?;
+    let options = node::Options::try_from(&Config::load(file)?)?;
     println!("ok: follows {} by slot {:?} and publication {:?}", options.dsn, options.slot, options.publication);
     for spec in &options.collections {
         let vectors: Vec<_> =

@@ -1,18 +1,12 @@
-//! One file and the environment -> every module's own options. The default file is compiled in and is the documentation.
+//! One file and the environment -> one checked value; `node` makes every module's own options of it. The default file is compiled in and is the documentation.
 
-use crate::engine;
 use crate::model::CollectionSpec;
-use crate::node;
-use crate::query;
-use crate::replication::stream::Intake;
-use crate::server::http;
 use crate::source::catalog::check_spec;
 use crate::source::connect::Dsn;
 use crate::telemetry::LogFormat;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// The default file.
 pub const DEFAULTS: &str = include_str!("../../config/ruvector.toml");
@@ -187,52 +181,6 @@ impl Config {
         let dsn = Dsn::parse(&text).and_then(|dsn| dsn.with_password_command(&self.source.password_command));
         dsn.map_err(|error| ConfigError(error.to_string()))
     }
-
-    /// Everything a node needs. A service without collections has nothing to do.
-    pub fn node_options(&self) -> Result<node::Options, ConfigError> {
-        if self.collections.is_empty() {
-            return Err(ConfigError(
-                "no [[collections]]: see the example at the end of `ruvector config default`".into(),
-            ));
-        }
-        let ms = Duration::from_millis;
-        let s = Duration::from_secs;
-        let engine_defaults = engine::Options::default();
-        Ok(node::Options {
-            dsn: self.dsn()?,
-            slot: self.source.slot.clone(),
-            publication: self.source.publication.clone(),
-            create_publication: self.source.create_publication,
-            copy_connections: self.source.copy_connections,
-            slot_lock_timeout: s(self.source.slot_lock_timeout_s),
-            intake: Intake {
-                status_interval: ms(self.source.status_interval_ms),
-                silence_limit: s(self.source.silence_limit_s),
-                queue_bytes: self.source.queue_mib << 20,
-            },
-            data_dir: self.storage.dir.clone(),
-            engine: engine::Options {
-                segment_rows: self.engine.segment_rows,
-                build_threads: match self.engine.build_threads {
-                    0 => engine_defaults.build_threads,
-                    threads => threads,
-                },
-                ..engine_defaults
-            },
-            query: query::Options { default_ef: self.search.default_ef },
-            wait: ms(self.search.wait_ms),
-            recheck_connections: self.search.recheck_connections,
-            recheck_timeout: ms(self.search.recheck_timeout_ms),
-            listen: self.http.listen,
-            http: http::Options {
-                max_body_bytes: self.http.max_body_bytes,
-                max_concurrent: self.http.max_concurrent,
-                max_queue: ms(self.http.max_queue_ms),
-                ready_staleness: s(self.http.ready_staleness_s),
-            },
-            collections: self.collections.clone(),
-        })
-    }
 }
 
 /// Postgres' own rule for slot names, with room for the number of a later copy.
@@ -261,10 +209,9 @@ mod tests {
     fn the_defaults_are_a_valid_file_and_a_small_file_is_enough() {
         assert!(Config::load(None).is_ok());
         let config = load(&format!("[source]\ndsn = 'postgresql://u@h/d'\n{COLLECTION}")).expect("valid");
-        let options = config.node_options().expect("complete");
-        assert_eq!(options.collections[0].name(), "docs");
-        assert_eq!(options.collections[0].schema_and_table(), ("public", "docs"));
-        assert_eq!(options.listen.port(), 8480);
+        assert_eq!(config.collections[0].name(), "docs");
+        assert_eq!(config.collections[0].schema_and_table(), ("public", "docs"));
+        assert_eq!(config.http.listen.port(), 8480);
     }
 
     #[test]
@@ -285,8 +232,6 @@ mod tests {
             let error = load(text).expect_err(text).to_string();
             assert!(error.contains(expected), "{text:?} gave {error:?}");
         }
-        let nothing = load("").expect("valid").node_options().expect_err("no collections").to_string();
-        assert!(nothing.contains("[[collections]]"), "{nothing}");
     }
 
     #[test]

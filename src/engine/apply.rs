@@ -258,9 +258,7 @@ impl Applier {
                     if !segment.is_linked() || !choose(&segment) {
                         break;
                     }
-                    if !segment.is_saved() {
-                        segment.save(&index.segment_path(segment.id))?;
-                    }
+                    segment.save(&index.segment_path(segment.id))?;
                     index.sealed(segment.id);
                 }
             }

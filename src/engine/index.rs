@@ -157,21 +157,25 @@ impl IndexWriter {
         self.growing = None;
     }
 
+    /// Does the record name this segment's file?
+    fn is_named(&self, id: u64) -> bool {
+        self.record.sealed.iter().any(|sealed| sealed.id == id)
+    }
+
     /// A full or finished segment has its file.
     pub fn sealed(&mut self, id: u64) {
         if let Some(growing) = self.growing.take_if(|growing| growing.id == id) {
             self.sealed.push(growing);
         }
-        if self.sealed.iter().any(|segment| segment.id == id) {
+        if self.sealed.iter().any(|segment| segment.id == id) && !self.is_named(id) {
             self.record.sealed.push(SealedRecord { id, file: Segment::file_name(self.collection.0, self.number, id) });
         }
     }
 
     /// The segments whose files no record names yet, in the order of their nodes.
     pub fn unsealed(&self) -> Vec<Arc<Segment>> {
-        let named = |segment: &&Arc<Segment>| self.record.sealed.iter().any(|sealed| sealed.id == segment.id);
         let all = self.sealed.iter().chain(&self.growing).filter(|segment| !segment.graph.is_empty());
-        let mut unsealed: Vec<_> = all.filter(|segment| !named(segment)).cloned().collect();
+        let mut unsealed: Vec<_> = all.filter(|segment| !self.is_named(segment.id)).cloned().collect();
         unsealed.sort_by_key(|segment| segment.node(0));
         unsealed
     }
@@ -201,7 +205,7 @@ impl IndexWriter {
 
     /// `merged`, which has its file, takes the place of the segments `old`. False when one of them is gone meanwhile.
     pub fn replace(&mut self, old: &[u64], merged: Arc<Segment>) -> bool {
-        if !old.iter().all(|id| self.record.sealed.iter().any(|sealed| sealed.id == *id)) {
+        if !old.iter().all(|id| self.is_named(*id)) {
             return false;
         }
         self.sealed.retain(|segment| !old.contains(&segment.id));

@@ -320,7 +320,7 @@ impl Engine {
         if !path.exists() {
             return Ok(None);
         }
-        Originals::open(&path, dimensions, record.indexes[column].nodes).map(Some)
+        Originals::open_for_reading(&path, dimensions).map(Some)
     }
 
     /// The rows of a collection that could not be indexed.

@@ -4,6 +4,7 @@ use crate::engine::hnsw::{Graph, Params};
 use crate::model::VectorColumn;
 use crate::storage::originals::Originals;
 use crate::storage::{Result, StorageError, graph_file};
+use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -24,6 +25,7 @@ pub struct Segment {
     nodes: Nodes,
     capacity: usize,
     saved: AtomicBool,
+    saving: Mutex<()>,
 }
 
 fn params(column: &VectorColumn, id: u64) -> Params {
@@ -34,7 +36,14 @@ impl Segment {
     /// An empty segment that takes the nodes from `first` on, at most `capacity` of them.
     pub fn growing(id: u64, column: &VectorColumn, dimensions: usize, first: u32, capacity: usize) -> Segment {
         let graph = Graph::new(column.metric, dimensions, capacity, params(column, id));
-        Segment { id, graph, nodes: Nodes::From(first), capacity, saved: AtomicBool::new(false) }
+        Segment {
+            id,
+            graph,
+            nodes: Nodes::From(first),
+            capacity,
+            saved: AtomicBool::new(false),
+            saving: Mutex::default(),
+        }
     }
 
     /// A new segment over what is still alive in `old`, linked with `threads` threads.
@@ -58,7 +67,14 @@ impl Segment {
         }
         graph.build(threads, &|_| ());
         let nodes: Box<[u32]> = found.iter().map(|(node, ..)| *node).collect();
-        Segment { id, graph, capacity: nodes.len(), nodes: Nodes::Listed(nodes), saved: AtomicBool::new(false) }
+        Segment {
+            id,
+            graph,
+            capacity: nodes.len(),
+            nodes: Nodes::Listed(nodes),
+            saved: AtomicBool::new(false),
+            saving: Mutex::default(),
+        }
     }
 
     /// A full segment over these nodes, ascending, not linked yet.
@@ -74,7 +90,14 @@ impl Segment {
             graph.push(&vector(node)?);
         }
         let capacity = nodes.len();
-        Ok(Segment { id, graph, capacity, nodes: Nodes::Listed(nodes.into()), saved: AtomicBool::new(false) })
+        Ok(Segment {
+            id,
+            graph,
+            capacity,
+            nodes: Nodes::Listed(nodes.into()),
+            saved: AtomicBool::new(false),
+            saving: Mutex::default(),
+        })
     }
 
     /// Reads a sealed segment; the vectors come from the originals.
@@ -106,11 +129,23 @@ impl Segment {
             return Err(damage(format!("has {} nodes for {} slots", nodes.len(), graph.len())));
         }
         let nodes = Nodes::Listed(nodes.into());
-        Ok(Segment { id, capacity: graph.len() as usize, graph, nodes, saved: AtomicBool::new(true) })
+        Ok(Segment {
+            id,
+            capacity: graph.len() as usize,
+            graph,
+            nodes,
+            saved: AtomicBool::new(true),
+            saving: Mutex::default(),
+        })
     }
 
-    /// Writes the segment's file; it must be fully linked and take no more nodes.
+    /// Writes the segment's file unless it has one; it must be fully linked and take no more nodes.
     pub fn save(&self, path: &Path) -> Result<()> {
+        // The linker and a stopping applier may come together.
+        let _alone = self.saving.lock();
+        if self.is_saved() {
+            return Ok(());
+        }
         let nodes: Vec<u32> = (0..self.graph.len()).map(|slot| self.node(slot)).collect();
         let mut bytes = Vec::new();
         self.graph.save(&mut bytes).expect("writing to memory");

@@ -1,65 +1,26 @@
 //! Opens every part, joins them, shuts down in order.
 
 mod epoch;
+mod options;
 mod supervisor;
 
 use crate::consistency::frontier::Frontier;
 use crate::consistency::recheck::SourceHeap;
-use crate::engine;
-use crate::model::CollectionSpec;
 use crate::node::supervisor::Supervisor;
-use crate::query::{self, QueryService};
+use crate::query::QueryService;
 use crate::replication::progress::{Phase, Progress};
-use crate::replication::stream::Intake;
 use crate::replication::{ReplicationError, watch_source};
 use crate::server::http::{self, App};
-use crate::source::connect::Dsn;
 use crate::storage::StorageError;
 use crate::storage::data_dir::DataDir;
 use crate::telemetry;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// Everything a node needs to know.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The source.
-    pub dsn: Dsn,
-    /// Name of the slot.
-    pub slot: String,
-    /// Name of the publication.
-    pub publication: String,
-    /// May we create and extend it?
-    pub create_publication: bool,
-    /// Connections of the initial copy.
-    pub copy_connections: usize,
-    /// Longest wait for older transactions when the slot is made.
-    pub slot_lock_timeout: Duration,
-    /// The WAL intake.
-    pub intake: Intake,
-    /// Where our files are.
-    pub data_dir: PathBuf,
-    /// The engine.
-    pub engine: engine::Options,
-    /// Searches.
-    pub query: query::Options,
-    /// Default wait for a position.
-    pub wait: Duration,
-    /// Connections for rechecks.
-    pub recheck_connections: usize,
-    /// Longest recheck.
-    pub recheck_timeout: Duration,
-    /// Where to listen.
-    pub listen: SocketAddr,
-    /// The HTTP surface.
-    pub http: http::Options,
-    /// What to serve.
-    pub collections: Vec<CollectionSpec>,
-}
+pub use options::Options;
 
 /// How often the metrics registry folds its samples.
 const UPKEEP: Duration = Duration::from_secs(5);

@@ -411,6 +411,7 @@ impl Supervisor {
         if let Some(old) = self.current.take() {
             tokio::task::block_in_place(|| old.serving.engine.stop());
         }
+        // The old epoch's files go with its slot: nothing works on them any more.
         self.data.make_current(epoch.id, &epoch.identity.slot)?;
         epoch.serving.kept.store(true, Ordering::Relaxed);
         epoch.remove_copy_logs(&self.data.epoch_dir(epoch.id));

@@ -65,7 +65,13 @@ impl StorageError {
             StorageError::Io { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
             }
-            StorageError::State(error) => !matches!(**error, redb::Error::Io(_)),
+            // redb words a file that is none of its own, or cut short, as an I/O error.
+            StorageError::State(error) => match &**error {
+                redb::Error::Io(source) => {
+                    matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+                }
+                _ => true,
+            },
             StorageError::Format { .. } | StorageError::Busy(_) => false,
         }
     }

@@ -42,6 +42,13 @@ impl Originals {
         Ok(originals)
     }
 
+    /// Opens the file for reading while another handle writes: every row that a committed row names is there.
+    pub fn open_for_reading(path: &Path, dimensions: usize) -> Result<Originals> {
+        let file = File::open(path).context("open", path)?;
+        check_header(path, &file, dimensions)?;
+        Ok(Originals { path: path.to_owned(), file, dimensions, written: u32::MAX, buffer: Vec::new() })
+    }
+
     /// Rows are `dimensions` little-endian f32s and the CRC-32 of their bytes.
     fn stride(&self) -> usize {
         self.dimensions * 4 + 4
@@ -121,18 +128,6 @@ impl Originals {
         }
         vector.iter_mut().zip(floats(body)).for_each(|(to, from)| *to = from);
         Ok(())
-    }
-
-    /// A second handle for reading in another thread; sees what was flushed before.
-    pub fn reader(&self) -> Result<Originals> {
-        let file = self.file.try_clone().context("duplicate", &self.path)?;
-        Ok(Originals {
-            path: self.path.clone(),
-            file,
-            dimensions: self.dimensions,
-            written: self.written,
-            buffer: Vec::new(),
-        })
     }
 }
 

@@ -1,0 +1,112 @@
+//! Everything a node needs to know, made from the configuration: every module's own options.
+
+use crate::config::{Config, ConfigError};
+use crate::engine;
+use crate::model::CollectionSpec;
+use crate::query;
+use crate::replication::stream::Intake;
+use crate::server::http;
+use crate::source::connect::Dsn;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything a node needs to know.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The source.
+    pub dsn: Dsn,
+    /// Name of the slot.
+    pub slot: String,
+    /// Name of the publication.
+    pub publication: String,
+    /// May we create and extend it?
+    pub create_publication: bool,
+    /// Connections of the initial copy.
+    pub copy_connections: usize,
+    /// Longest wait for older transactions when the slot is made.
+    pub slot_lock_timeout: Duration,
+    /// The WAL intake.
+    pub intake: Intake,
+    /// Where our files are.
+    pub data_dir: PathBuf,
+    /// The engine.
+    pub engine: engine::Options,
+    /// Searches.
+    pub query: query::Options,
+    /// Default wait for a position.
+    pub wait: Duration,
+    /// Connections for rechecks.
+    pub recheck_connections: usize,
+    /// Longest recheck.
+    pub recheck_timeout: Duration,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// The HTTP surface.
+    pub http: http::Options,
+    /// What to serve.
+    pub collections: Vec<CollectionSpec>,
+}
+
+impl TryFrom<&Config> for Options {
+    type Error = ConfigError;
+
+    /// A service without collections has nothing to do.
+    fn try_from(config: &Config) -> Result<Options, ConfigError> {
+        if config.collections.is_empty() {
+            return Err(ConfigError(
+                "no [[collections]]: see the example at the end of `ruvector config default`".into(),
+            ));
+        }
+        let ms = Duration::from_millis;
+        let s = Duration::from_secs;
+        let engine_defaults = engine::Options::default();
+        Ok(Options {
+            dsn: config.dsn()?,
+            slot: config.source.slot.clone(),
+            publication: config.source.publication.clone(),
+            create_publication: config.source.create_publication,
+            copy_connections: config.source.copy_connections,
+            slot_lock_timeout: s(config.source.slot_lock_timeout_s),
+            intake: Intake {
+                status_interval: ms(config.source.status_interval_ms),
+                silence_limit: s(config.source.silence_limit_s),
+                queue_bytes: config.source.queue_mib << 20,
+            },
+            data_dir: config.storage.dir.clone(),
+            engine: engine::Options {
+                segment_rows: config.engine.segment_rows,
+                build_threads: match config.engine.build_threads {
+                    0 => engine_defaults.build_threads,
+                    threads => threads,
+                },
+                ..engine_defaults
+            },
+            query: query::Options { default_ef: config.search.default_ef },
+            wait: ms(config.search.wait_ms),
+            recheck_connections: config.search.recheck_connections,
+            recheck_timeout: ms(config.search.recheck_timeout_ms),
+            listen: config.http.listen,
+            http: http::Options {
+                max_body_bytes: config.http.max_body_bytes,
+                max_concurrent: config.http.max_concurrent,
+                max_queue: ms(config.http.max_queue_ms),
+                ready_staleness: s(config.http.ready_staleness_s),
+            },
+            collections: config.collections.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_without_collections_has_nothing_to_do() {
+        let mut config = Config::load(None).expect("the defaults are valid");
+        config.source.dsn = "postgresql://u@h/d".into();
+        let error = Options::try_from(&config).expect_err("no collections").to_string();
+        assert!(error.contains("[[collections]]"), "{error}");
+    }
+}
