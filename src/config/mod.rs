@@ -44,6 +44,7 @@ pub struct Config {
 pub struct Source {
     pub dsn: String,
     pub dsn_file: String,
+    pub password_command: String,
     pub slot: String,
     pub publication: String,
     pub create_publication: bool,
@@ -177,7 +178,8 @@ impl Config {
                 return Err(ConfigError(format!("source.dsn is missing: {how}")));
             }
         };
-        Dsn::parse(&text).map_err(|error| ConfigError(error.to_string()))
+        let dsn = Dsn::parse(&text).and_then(|dsn| dsn.with_password_command(&self.source.password_command));
+        dsn.map_err(|error| ConfigError(error.to_string()))
     }
 }
 

@@ -3,9 +3,10 @@
 
 use crate::model::{Candidate, Cell, CollectionDef, Hit, Metric, Recheck, RowKey, Value};
 use crate::source::SourceError;
+use crate::source::connect::Pool;
 use crate::source::rows::{self, Ask, HeapRow};
 use crate::telemetry::names;
-use deadpool_postgres::{Object, Pool};
+use deadpool::managed::Object;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,7 @@ pub struct SourceHeap {
 
 impl Visibility for SourceHeap {
     async fn visible(&self, def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Vec<HeapRow>, SourceError> {
-        let client = self.pool.get().await.map_err(|error| SourceError::Unavailable(error.to_string()))?;
+        let client = self.pool.get().await.map_err(SourceError::from)?;
         match tokio::time::timeout(self.timeout, rows::fetch(&client, def, keys, ask)).await {
             Ok(rows) => rows,
             Err(_) => {

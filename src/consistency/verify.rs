@@ -5,12 +5,11 @@ use crate::consistency::frontier::{Frontier, NoView, Serving};
 use crate::engine::view::CollectionView;
 use crate::model::{Cell, CollectionDef, Consistency, Lsn, RowKey, Value, Version};
 use crate::source::SourceError;
-use crate::source::connect::Dsn;
+use crate::source::connect::{Dsn, Pool};
 use crate::source::{catalog, rows};
 use crate::storage::StorageError;
 use crate::storage::record::put_cell;
 use crate::telemetry::names;
-use deadpool_postgres::Pool;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -173,7 +172,7 @@ async fn look_again(
     source: &mut Rows,
     index: &mut Rows,
 ) -> Result<Lsn, VerifyError> {
-    let client = pool.get().await.map_err(|error| SourceError::Unavailable(error.to_string()))?;
+    let client = pool.get().await.map_err(SourceError::from)?;
     let fresh: HashMap<RowKey, u128> = rows::fetch_all(&client, def, &suspects.keys().cloned().collect::<Vec<_>>())
         .await?
         .into_iter()

@@ -6,9 +6,10 @@ use crate::node::epoch::Epoch;
 use crate::node::{NodeError, Options};
 use crate::replication::progress::{Phase, Progress};
 use crate::replication::start::{Decision, SlotFacts, SourceFacts, decide};
-use crate::replication::stream::{PgWalSource, SystemFacts};
+use crate::replication::transport::{PgWalSource, SystemFacts};
 use crate::replication::{ReplicationError, copy, follow};
 use crate::source::catalog::{self, Table};
+use crate::source::policy::Backoff;
 use crate::source::{SourceError, publication};
 use crate::storage::data_dir::{DataDir, EpochId, Pending};
 use crate::storage::state::Identity;
@@ -21,8 +22,8 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A connection that lasted so long was a good one: pauses begin anew.
+const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 
 /// An epoch whose copy is under way.
 struct Making {
@@ -57,7 +58,7 @@ impl Supervisor {
     /// Runs until stopped (`Ok`) or until something must not go on.
     pub async fn run(&mut self) -> Result<(), NodeError> {
         self.open_current()?;
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::default();
         let mut connected_once = false;
         while !self.stop.is_cancelled() {
             let started = std::time::Instant::now();
@@ -69,17 +70,17 @@ impl Supervisor {
                 fatal => return Err(fatal),
             };
             connected_once |= self.current.is_some();
-            if started.elapsed() > LONGEST_PAUSE {
-                pause = FIRST_PAUSE;
+            if started.elapsed() > GOOD_CONNECTION {
+                backoff.reset();
             }
+            let pause = backoff.next(error.policy());
             tracing::warn!(%error, ?pause, "not following the source; trying again");
             self.progress.set_phase(Phase::Retrying { error: error.to_string() });
             metrics::counter!(names::RECONNECTS).increment(1);
             tokio::select! {
-                () = tokio::time::sleep(jittered(pause)) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = self.stop.cancelled() => {}
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Ok(())
     }
@@ -132,7 +133,7 @@ impl Supervisor {
             self.clear_pending(&client).await?;
         }
         let mut wal = PgWalSource::connect(&self.options.dsn).await?;
-        let system = wal.identify()?;
+        let system = wal.identify().await?;
         let facts = self.source_facts(&client, &mut wal, &system).await?;
         let checkpoint = self.newest().map(|epoch| epoch.checkpoint());
         let mut decision = decide(checkpoint.as_ref(), &facts);
@@ -201,7 +202,7 @@ impl Supervisor {
             confirmed: slot.confirmed.unwrap_or_default(),
         });
         let forked_at = match ours.map(|epoch| epoch.identity.timeline) {
-            Some(timeline) if timeline < system.timeline => wal.forked_at(timeline, system.timeline)?,
+            Some(timeline) if timeline < system.timeline => wal.forked_at(timeline, system.timeline).await?,
             // The same, or an earlier one: that has no history of ours.
             _ => None,
         };
@@ -299,7 +300,7 @@ impl Supervisor {
         let database = client_database(client).await?;
         tracing::info!(slot, "making a replication slot; this waits for open transactions");
         let lock_timeout = self.options.slot_lock_timeout;
-        let new = tokio::task::block_in_place(|| wal.create_slot(&slot, version, lock_timeout))?;
+        let new = wal.create_slot(&slot, version, lock_timeout).await?;
         let sessions =
             copy::open_sessions(&self.options.dsn, &new.snapshot, &tables, self.options.copy_connections).await?;
         let identity = Identity {
@@ -334,7 +335,7 @@ impl Supervisor {
             epoch.identity.timeline = system.timeline;
             epoch.state.set_identity(&epoch.identity)?;
         }
-        tokio::task::block_in_place(|| wal.start(&epoch.identity.slot, &self.options.publication, from))?;
+        wal.start(&epoch.identity.slot, &self.options.publication, from).await?;
         let log = match epoch.log.take() {
             Some(log) => log,
             None => return Err(NodeError::Stopped("the change log is in use".into())),
@@ -515,10 +516,4 @@ async fn drop_slot(client: &Client, name: &str) -> Result<(), NodeError> {
         tracing::info!(slot = name, "dropped a slot of ours that nothing uses any more");
     }
     Ok(())
-}
-
-/// Half to all of the pause, so that many services do not come back at once.
-fn jittered(pause: Duration) -> Duration {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    pause.mul_f64(0.5 + f64::from(now.subsec_nanos() % 1000) / 2000.0)
 }

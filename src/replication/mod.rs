@@ -8,6 +8,7 @@ pub mod pgoutput;
 pub mod progress;
 pub mod start;
 pub mod stream;
+pub mod transport;
 
 use crate::model::{CollectionDef, LogRecord, Lsn};
 use crate::replication::assemble::{AssembleError, Assembler};
@@ -16,6 +17,7 @@ use crate::replication::pgoutput::Message;
 use crate::replication::progress::Progress;
 use crate::replication::stream::{Intake, Queued, WalSource};
 use crate::source::connect::Dsn;
+use crate::source::policy::{Backoff, Policy};
 use crate::source::{SourceError, catalog};
 use crate::storage::StorageError;
 use crate::storage::changelog::ChangeLog;
@@ -51,12 +53,26 @@ impl From<AssembleError> for ReplicationError {
 }
 
 impl ReplicationError {
+    /// What follows it.
+    pub fn policy(&self) -> Policy {
+        match self {
+            ReplicationError::Transport(_) | ReplicationError::Protocol(_) => Policy::Retry,
+            ReplicationError::Source(error) => error.policy(),
+            ReplicationError::Storage(_) => Policy::Refuse { remedy: "see the error of the disk" },
+            ReplicationError::Stopped => Policy::Refuse { remedy: "start the service again" },
+        }
+    }
+
     /// May connecting again help without anybody's doing?
     pub fn is_transient(&self) -> bool {
+        self.policy().is_transient()
+    }
+
+    /// The server's code, where it was the server that answered.
+    pub fn sqlstate(&self) -> Option<&str> {
         match self {
-            ReplicationError::Transport(_) | ReplicationError::Protocol(_) => true,
-            ReplicationError::Source(error) => error.is_transient(),
-            ReplicationError::Storage(_) | ReplicationError::Stopped => false,
+            ReplicationError::Source(error) => error.sqlstate(),
+            _ => None,
         }
     }
 }
@@ -72,9 +88,11 @@ pub async fn watch_source(
     progress: &Progress,
     stop: &CancellationToken,
 ) {
+    let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
         let watched = async {
             let client = dsn.connect().await?;
+            backoff.reset();
             let mut before: Option<(Lsn, Instant)> = None;
             loop {
                 let asked = Instant::now();
@@ -94,9 +112,10 @@ pub async fn watch_source(
             ended = watched => ended,
             () = stop.cancelled() => return,
         };
-        tracing::debug!(error = ?ended.err(), "cannot ask the source for its position");
+        let Err(error) = ended else { return };
+        tracing::debug!(%error, "cannot ask the source for its position");
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            () = tokio::time::sleep(backoff.next(error.policy())) => {}
             () = stop.cancelled() => return,
         }
     }

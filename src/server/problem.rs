@@ -128,14 +128,16 @@ impl From<SourceError> for Problem {
     fn from(error: SourceError) -> Self {
         let detail = error.to_string();
         match error {
-            SourceError::Unavailable(_) => Problem::new(SOURCE_UNAVAILABLE, detail)
+            _ if error.is_transient() => Problem::new(SOURCE_UNAVAILABLE, detail)
                 .hint("try again, or ask with \"recheck\": \"none\" for the answer as indexed"),
             // undefined_column: only a caller's `columns` can name one we did not resolve.
             SourceError::Sql { code, .. } if code == "42703" => {
                 Problem::new(UNKNOWN_COLUMN, detail).hint("check `columns`; names are taken literally")
             }
             SourceError::Refused { problem, remedy } => Problem::new(SOURCE_REFUSED, problem).hint(remedy),
-            SourceError::Sql { .. } => Problem::new(SOURCE_REFUSED, detail).hint("see the source's log"),
+            SourceError::Sql { .. } | SourceError::Unavailable(_) => {
+                Problem::new(SOURCE_REFUSED, detail).hint("see the source's log")
+            }
         }
     }
 }

@@ -1,17 +1,27 @@
-//! Connections to the source for SQL: one by one for set-up, pooled for the recheck.
+//! Connections to the source: every host and every kind of encryption that the connection string allows, in libpq's
+//! order; one by one for set-up and replication, pooled for the recheck.
 
-use crate::source::{Result, SourceError};
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
+use crate::source::conninfo::{ChannelBinding, ConnInfo, Secret, SessionKind, SslMode, Target};
+use crate::source::password::Password;
+use crate::source::session::{Replication, Session, no_channel_binding};
+use crate::source::socket::{Address, Secured, Socket};
+use crate::source::{Result, SourceError, chain, tls};
+use deadpool::Runtime;
+use deadpool::managed::{self, Metrics, RecycleError, RecycleResult, Timeouts};
+use deadpool_postgres::ClientWrapper;
 use std::fmt;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio_postgres::config::{Host, SslMode};
-use tokio_postgres::{Client, Config, NoTls};
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+use tokio_postgres::config::{self, Config, SslNegotiation};
 
 /// Where the source is and who we are. Does not print its password.
 #[derive(Clone)]
 pub struct Dsn {
-    text: String,
-    config: Config,
+    info: Arc<ConnInfo>,
+    command: Option<Arc<str>>,
 }
 
 impl fmt::Debug for Dsn {
@@ -20,89 +30,257 @@ impl fmt::Debug for Dsn {
     }
 }
 
-/// Host, port and database: enough to know which, no secrets.
+/// Hosts, ports and database: enough to know which, no secrets.
 impl fmt::Display for Dsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let port = self.config.get_ports().first().copied().unwrap_or(5432);
-        write!(f, "{}:{port}/{}", self.host(), self.config.get_dbname().unwrap_or("?"))
+        let targets: Vec<String> = self.info.targets.iter().map(Target::to_string).collect();
+        write!(f, "{}/{}", targets.join(","), self.info.database)
     }
 }
 
 impl Dsn {
     /// Parses `postgresql://user:password@host:port/database` or libpq's `key=value` form.
     pub fn parse(text: &str) -> Result<Dsn> {
-        let remedy = "expected postgresql://user:password@host:port/database or host=... user=... dbname=...";
-        let mut config: Config = text
-            .parse()
-            .map_err(|error| SourceError::refused(format!("source.dsn: {}", super::chain(&error)), remedy))?;
-        if config.get_hosts().is_empty() {
-            return Err(SourceError::refused("source.dsn names no host", remedy));
-        }
-        if config.get_ssl_mode() == SslMode::Require {
-            let problem = "source.dsn asks for TLS (sslmode=require), which this version cannot do yet";
-            return Err(SourceError::refused(problem, "use sslmode=disable on a private network"));
-        }
-        config.ssl_mode(SslMode::Disable).application_name("ruvector");
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(Duration::from_secs(10));
-        }
-        Ok(Dsn { text: text.to_owned(), config })
+        Ok(Dsn { info: Arc::new(ConnInfo::parse(text)?), command: None })
     }
 
     /// The first host, or the directory of its socket.
     pub fn host(&self) -> String {
-        match self.config.get_hosts().first() {
-            Some(Host::Tcp(host)) => host.clone(),
-            Some(Host::Unix(path)) => path.display().to_string(),
-            None => String::new(),
-        }
+        let first = &self.info.targets[0];
+        if first.host.is_empty() { first.address.clone().unwrap_or_default() } else { first.host.clone() }
     }
 
-    /// The connection string for the WAL transport, which is another client library.
-    pub fn for_replication(&self) -> String {
-        let (text, separator) = match self.text.contains("://") {
-            true => (self.text.clone(), if self.text.contains('?') { "&" } else { "?" }),
-            false => (self.text.clone(), " "),
-        };
-        let has = |key: &str| text.contains(&format!("{key}="));
-        let mut out = text.clone();
-        let mut add = |parameter: &str| {
-            let first = out == text;
-            out.push_str(if first || separator == " " { separator } else { "&" });
-            out.push_str(parameter);
-        };
-        add("replication=database");
-        if !has("sslmode") {
-            add("sslmode=disable");
+    /// The same with a command that prints the password, run for every connection. An empty one is none.
+    pub fn with_password_command(self, command: &str) -> Result<Dsn> {
+        let command = Some(command.trim()).filter(|command| !command.is_empty()).map(Arc::from);
+        if command.is_some() && self.info.password.is_some() {
+            let problem = "both source.dsn and source.password_command give a password";
+            return Err(SourceError::refused(problem, "take the password out of source.dsn"));
         }
-        if !has("connect_timeout") {
-            add("connect_timeout=10");
-        }
-        out
+        Ok(Dsn { command, ..self })
     }
 
-    /// Opens one connection. It ends when the client is dropped.
+    /// Opens one connection for SQL. It ends when the client is dropped.
     pub async fn connect(&self) -> Result<Client> {
-        let (client, connection) = self.config.connect(NoTls).await?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to the source ended");
-            }
-        });
-        client.batch_execute(SESSION).await?;
-        Ok(client)
+        Ok(self.open(&Sql).await?.0)
     }
 
-    /// A pool of at most `size` connections for short statements.
+    /// Opens one connection for replication.
+    pub async fn connect_replication(&self) -> Result<Session> {
+        self.open(&Replication).await
+    }
+
+    /// A pool of at most `size` connections for short statements. Each is made with a password of its own.
     pub fn pool(&self, size: usize, wait: Duration) -> Pool {
-        let recycling_method = RecyclingMethod::Fast;
-        let manager = Manager::from_config(self.config.clone(), NoTls, ManagerConfig { recycling_method });
-        let hook = deadpool_postgres::Hook::async_fn(|client, _| {
-            Box::pin(async move { client.batch_execute(SESSION).await.map_err(deadpool_postgres::HookError::Backend) })
-        });
         let timeouts = Timeouts { wait: Some(wait), create: Some(wait), recycle: Some(wait) };
-        let built = Pool::builder(manager).max_size(size).timeouts(timeouts).runtime(Runtime::Tokio1).post_create(hook);
-        built.build().expect("a runtime is given for the time-outs")
+        let builder = Pool::builder(Manager(self.clone())).max_size(size).timeouts(timeouts);
+        builder.runtime(Runtime::Tokio1).build().expect("a runtime is given for the time-outs")
+    }
+
+    /// The first server that takes us and is of the kind that is wanted.
+    async fn open<P: Protocol>(&self, protocol: &P) -> Result<P::Session> {
+        let password = Password::obtain(&self.info, self.command.as_deref()).await?;
+        let mut failures = Vec::new();
+        let passes: &[SessionKind] = match self.info.session {
+            SessionKind::PreferStandby => &[SessionKind::Standby, SessionKind::Any],
+            ref wanted => std::slice::from_ref(wanted),
+        };
+        for wanted in passes {
+            failures.clear();
+            for target in &self.info.targets {
+                let attempt = Attempt { info: &self.info, target, wanted: *wanted };
+                match attempt.run(protocol, password.for_target(&self.info, target)).await {
+                    Ok(session) => return Ok(session),
+                    Err(error) if is_final(&error) => return Err(error),
+                    Err(error) => failures.push(error),
+                }
+            }
+        }
+        Err(combined(failures))
+    }
+}
+
+/// Another host would say the same: who we are is refused. As in libpq the remaining hosts are not tried.
+fn is_final(error: &SourceError) -> bool {
+    error.sqlstate().is_some_and(|code| code.starts_with("28"))
+}
+
+/// One error for many attempts: transient where any of them is.
+fn combined(mut failures: Vec<SourceError>) -> SourceError {
+    let Some(last) = failures.pop() else { return SourceError::Unavailable("no address to connect to".into()) };
+    if failures.is_empty() || !failures.iter().chain([&last]).any(SourceError::is_transient) {
+        return last;
+    }
+    let texts: Vec<String> = failures.iter().chain([&last]).map(SourceError::to_string).collect();
+    SourceError::Unavailable(texts.join("; "))
+}
+
+/// What a server said of itself while it let us in.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct ServerState {
+    standby: bool,
+    read_only: bool,
+}
+
+impl ServerState {
+    /// One of the parameters that a server reports (these since version 14).
+    pub fn learn(&mut self, name: &str, value: &str) {
+        match name {
+            "in_hot_standby" => self.standby = value == "on",
+            "default_transaction_read_only" => self.read_only = value == "on",
+            _ => {}
+        }
+    }
+
+    fn is(self, wanted: SessionKind) -> bool {
+        match wanted {
+            SessionKind::Any | SessionKind::PreferStandby => true,
+            SessionKind::ReadWrite => !self.standby && !self.read_only,
+            SessionKind::ReadOnly => self.standby || self.read_only,
+            SessionKind::Primary => !self.standby,
+            SessionKind::Standby => self.standby,
+        }
+    }
+}
+
+/// A session and what its server said of itself.
+pub(super) struct Opened<S> {
+    pub session: S,
+    pub state: ServerState,
+}
+
+/// What is spoken on a socket once it is open.
+pub(super) trait Protocol: Sync {
+    type Session: Send;
+
+    /// Start-up and authentication.
+    fn open(
+        &self,
+        socket: Socket,
+        info: &ConnInfo,
+        target: &Target,
+        password: Option<Secret>,
+    ) -> impl Future<Output = Result<Opened<Self::Session>>> + Send;
+}
+
+/// How a connection may be encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Plain,
+    /// TLS, or none where the server has none.
+    TlsIfOffered,
+    Tls,
+}
+
+/// The ways to try, in libpq's order; a further one only where the server itself refused the one before.
+fn ways(mode: SslMode, binding: ChannelBinding, is_unix: bool) -> &'static [Way] {
+    match mode {
+        // The kernel is in between, nobody else; libpq does no TLS here either.
+        _ if is_unix => &[Way::Plain],
+        SslMode::Disable => &[Way::Plain],
+        SslMode::Allow | SslMode::Prefer if binding == ChannelBinding::Require => &[Way::Tls],
+        SslMode::Allow => &[Way::Plain, Way::Tls],
+        SslMode::Prefer => &[Way::TlsIfOffered, Way::Plain],
+        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => &[Way::Tls],
+    }
+}
+
+/// Does an error leave hope that the other way is let in? TLS that cannot be agreed on, and no line in `pg_hba.conf`. A
+/// wrong password does not: it is not sent a second time, in the clear.
+fn may_differ(error: &SourceError, way: Way) -> bool {
+    match error {
+        SourceError::Sql { code, .. } => code == "28000",
+        _ => way == Way::TlsIfOffered,
+    }
+}
+
+/// One server, all its addresses.
+struct Attempt<'a> {
+    info: &'a ConnInfo,
+    target: &'a Target,
+    wanted: SessionKind,
+}
+
+impl Attempt<'_> {
+    async fn run<P: Protocol>(&self, protocol: &P, password: Option<Secret>) -> Result<P::Session> {
+        if self.info.channel_binding == ChannelBinding::Require && self.target.is_unix() {
+            return Err(no_channel_binding());
+        }
+        let mut failures = Vec::new();
+        let found = tokio::time::timeout(self.info.connect_timeout, Address::of(self.target)).await;
+        for address in found.map_err(|_| self.late())?? {
+            match self.address(protocol, &address, password.as_ref()).await {
+                Ok(session) => return Ok(session),
+                Err(error) if is_final(&error) => return Err(error),
+                Err(error) => failures.push(error),
+            }
+        }
+        Err(combined(failures))
+    }
+
+    async fn address<P: Protocol>(
+        &self,
+        protocol: &P,
+        address: &Address,
+        password: Option<&Secret>,
+    ) -> Result<P::Session> {
+        let mut last = SourceError::Unavailable(format!("no way to connect to {}", self.target));
+        for way in ways(self.info.ssl.mode, self.info.channel_binding, self.target.is_unix()) {
+            let attempt = async {
+                let socket = Socket::open(address, &self.info.tcp).await;
+                let socket = socket.map_err(|error| {
+                    let problem = format!("cannot connect to {}: {error}", self.shown(address));
+                    (SourceError::Unavailable(problem), false)
+                })?;
+                self.way(protocol, socket, *way, password).await.map_err(|error| {
+                    let another = may_differ(&error, *way);
+                    (error, another)
+                })
+            };
+            let attempted = tokio::time::timeout(self.info.connect_timeout, attempt).await;
+            match attempted.unwrap_or_else(|_| Err((self.late(), false))) {
+                Ok(session) => return Ok(session),
+                Err((error, true)) => last = error,
+                Err((error, false)) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    async fn way<P: Protocol>(
+        &self,
+        protocol: &P,
+        socket: Socket,
+        way: Way,
+        password: Option<&Secret>,
+    ) -> Result<P::Session> {
+        let socket = match way {
+            Way::Plain => socket,
+            Way::Tls | Way::TlsIfOffered => socket.secure(&self.info.ssl, self.target).await?,
+        };
+        if way == Way::Tls && !socket.is_secure() {
+            let problem = format!("{} does not do TLS, which source.dsn demands", self.target);
+            return Err(SourceError::refused(problem, "set ssl = on at the source, or a weaker sslmode"));
+        }
+        let opened = protocol.open(socket, self.info, self.target, password.cloned()).await?;
+        match opened.state.is(self.wanted) {
+            true => Ok(opened.session),
+            // Perhaps it becomes one: the next attempt may find it so.
+            false => Err(SourceError::Unavailable(format!("{} is not {:?}", self.target, self.wanted))),
+        }
+    }
+
+    fn shown(&self, address: &Address) -> String {
+        match address {
+            Address::Tcp(address) if address.to_string() != self.target.to_string() => {
+                format!("{} ({address})", self.target)
+            }
+            _ => self.target.to_string(),
+        }
+    }
+
+    fn late(&self) -> SourceError {
+        SourceError::Unavailable(format!("{} did not answer within {:?}", self.target, self.info.connect_timeout))
     }
 }
 
@@ -111,26 +289,155 @@ const SESSION: &str = "SET search_path = pg_catalog; SET TimeZone = 'UTC'; SET D
      SET IntervalStyle = 'iso_8601'; SET extra_float_digits = 1; SET bytea_output = 'hex'; \
      SET standard_conforming_strings = on; SET lock_timeout = '10s'";
 
+/// A client for statements, and the task that serves it.
+struct Sql;
+
+impl Protocol for Sql {
+    type Session = (Client, JoinHandle<()>);
+
+    async fn open(
+        &self,
+        socket: Socket,
+        info: &ConnInfo,
+        _: &Target,
+        password: Option<Secret>,
+    ) -> Result<Opened<Self::Session>> {
+        let config = client_config(info, &socket, password);
+        let connected = config.connect_raw(socket, Secured).await;
+        let (client, connection) = connected.map_err(|error| refused_or_away(error, info.channel_binding))?;
+        let mut state = ServerState::default();
+        for name in ["in_hot_standby", "default_transaction_read_only"] {
+            state.learn(name, connection.parameter(name).unwrap_or_default());
+        }
+        let serving = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = chain(&error), "a connection to the source ended");
+            }
+        });
+        client.batch_execute(SESSION).await?;
+        Ok(Opened { session: (client, serving), state })
+    }
+}
+
+fn client_config(info: &ConnInfo, socket: &Socket, password: Option<Secret>) -> Config {
+    let mut config = Config::new();
+    config.user(&info.user).dbname(&info.database).application_name(&info.application_name);
+    // Without a password the server says so, with its SQLSTATE.
+    config.password(password.as_ref().map_or("", Secret::expose));
+    if let Some(options) = &info.options {
+        config.options(options);
+    }
+    // The handshake is done: what is left of TLS is to say so.
+    config.ssl_mode(if socket.is_secure() { config::SslMode::Require } else { config::SslMode::Disable });
+    config.ssl_negotiation(SslNegotiation::Direct);
+    config.channel_binding(match info.channel_binding {
+        ChannelBinding::Disable => config::ChannelBinding::Disable,
+        ChannelBinding::Prefer => config::ChannelBinding::Prefer,
+        ChannelBinding::Require => config::ChannelBinding::Require,
+    });
+    config
+}
+
+/// Of a failed start-up: what neither the server nor the network caused is something that cannot be agreed on.
+fn refused_or_away(error: tokio_postgres::Error, binding: ChannelBinding) -> SourceError {
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    let from_network = cause.is_some_and(|cause| cause.kind() != io::ErrorKind::InvalidInput);
+    if error.as_db_error().is_some() || tls::cause(&error).is_some() || from_network || error.is_closed() {
+        return error.into();
+    }
+    match binding {
+        ChannelBinding::Require => no_channel_binding(),
+        _ => SourceError::refused(
+            format!("the authentication failed: {}", chain(&error)),
+            "give this role a line in pg_hba.conf with scram-sha-256, and check that source.dsn names the right server",
+        ),
+    }
+}
+
+/// Makes the pool's connections.
+pub struct Manager(Dsn);
+
+/// Connections for short statements.
+pub type Pool = managed::Pool<Manager>;
+
+impl managed::Manager for Manager {
+    type Type = ClientWrapper;
+    type Error = SourceError;
+
+    async fn create(&self) -> Result<ClientWrapper> {
+        let (client, serving) = self.0.open(&Sql).await?;
+        Ok(ClientWrapper::new(client, serving))
+    }
+
+    async fn recycle(&self, client: &mut ClientWrapper, _: &Metrics) -> RecycleResult<SourceError> {
+        match client.is_closed() {
+            true => Err(RecycleError::message("the connection ended")),
+            false => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_password_is_never_printed() {
-        let dsn = Dsn::parse("postgresql://me:secret@db.example:5433/app").expect("valid");
-        assert_eq!(dsn.to_string(), "db.example:5433/app");
+        let dsn = Dsn::parse("postgresql://me:secret@db.example:5433,[::1]/app").expect("valid");
+        assert_eq!(dsn.to_string(), "db.example:5433,[::1]:5432/app");
         assert!(!format!("{dsn:?}").contains("secret"));
-        assert_eq!(
-            dsn.for_replication(),
-            "postgresql://me:secret@db.example:5433/app?replication=database&sslmode=disable&connect_timeout=10"
-        );
+        let error = dsn.with_password_command("echo x").expect_err("two passwords").to_string();
+        assert!(error.contains("source.password_command") && !error.contains("secret"), "{error}");
     }
 
     #[test]
-    fn both_forms_reach_the_transport() {
-        let dsn = Dsn::parse("host=/tmp dbname=app user=me connect_timeout=3").expect("valid");
-        assert!(dsn.for_replication().ends_with("connect_timeout=3 replication=database sslmode=disable"));
-        assert!(Dsn::parse("nonsense").is_err());
-        assert!(Dsn::parse("postgresql://h/db?sslmode=require").is_err());
+    fn the_ways_of_each_mode() {
+        use ChannelBinding::{Prefer, Require};
+        let cases: &[(SslMode, ChannelBinding, bool, &[Way])] = &[
+            (SslMode::Disable, Prefer, false, &[Way::Plain]),
+            (SslMode::Allow, Prefer, false, &[Way::Plain, Way::Tls]),
+            (SslMode::Prefer, Prefer, false, &[Way::TlsIfOffered, Way::Plain]),
+            (SslMode::Require, Prefer, false, &[Way::Tls]),
+            (SslMode::VerifyCa, Prefer, false, &[Way::Tls]),
+            (SslMode::VerifyFull, Prefer, false, &[Way::Tls]),
+            (SslMode::Prefer, Require, false, &[Way::Tls]),
+            (SslMode::VerifyFull, Prefer, true, &[Way::Plain]),
+        ];
+        for (mode, binding, is_unix, expected) in cases {
+            assert_eq!(ways(*mode, *binding, *is_unix), *expected, "{mode:?} {binding:?} {is_unix}");
+        }
+        let sql = |code: &str| SourceError::Sql { code: code.into(), message: String::new() };
+        assert!(may_differ(&sql("28000"), Way::Plain));
+        assert!(!may_differ(&sql("28P01"), Way::TlsIfOffered));
+        assert!(!may_differ(&sql("3D000"), Way::Plain));
+        assert!(may_differ(&SourceError::refused("a certificate", ""), Way::TlsIfOffered));
+        assert!(!may_differ(&SourceError::refused("a certificate", ""), Way::Tls));
+    }
+
+    #[test]
+    fn the_kind_of_server() {
+        use SessionKind::{Any, Primary, ReadOnly, ReadWrite, Standby};
+        let state = |standby, read_only| ServerState { standby, read_only };
+        let cases: &[(ServerState, &[SessionKind])] = &[
+            (state(false, false), &[Any, Primary, ReadWrite]),
+            (state(false, true), &[Any, Primary, ReadOnly]),
+            (state(true, false), &[Any, Standby, ReadOnly]),
+        ];
+        for (state, fitting) in cases {
+            for kind in [Any, Primary, Standby, ReadOnly, ReadWrite] {
+                assert_eq!(state.is(kind), fitting.contains(&kind), "{state:?} {kind:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn many_failures_are_transient_if_one_is() {
+        let away = || SourceError::Unavailable("away".into());
+        let sql = |code: &str| SourceError::Sql { code: code.into(), message: "words".into() };
+        assert!(combined(vec![away(), sql("3D000")]).is_transient());
+        assert!(combined(vec![sql("3D000"), away()]).to_string().contains("away"));
+        assert_eq!(combined(vec![sql("42501"), sql("3D000")]).sqlstate(), Some("3D000"));
+        assert_eq!(combined(vec![sql("57P03")]).sqlstate(), Some("57P03"));
+        assert!(combined(Vec::new()).is_transient());
     }
 }

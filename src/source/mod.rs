@@ -1,18 +1,26 @@
 //! The customer's Postgres seen as a client: connections, catalog facts, publication, rows by key, preflight checks.
 
 pub mod catalog;
+mod certificate;
 pub mod connect;
+pub mod conninfo;
+mod password;
+pub mod policy;
 pub mod preflight;
 pub mod publication;
 pub mod rows;
+pub mod session;
 pub mod setup;
+mod socket;
+mod tls;
 
-use tokio_postgres::error::SqlState;
+use crate::source::policy::Policy;
+use deadpool::managed::PoolError;
 
 /// What can go wrong with the source, named for what must happen.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// Try again: the server is away, restarting or busy.
+    /// Try again: the server cannot be reached, or the connection broke.
     #[error("the source is not reachable: {0}")]
     Unavailable(String),
     /// An operator must change something; with the remedy.
@@ -23,8 +31,8 @@ pub enum SourceError {
         /// What to do, with SQL to paste where there is some.
         remedy: String,
     },
-    /// The server refused a statement.
-    #[error("the source answered: {message} (SQLSTATE {code})")]
+    /// The server answered with an error; its code decides what follows ([`SourceError::policy`]).
+    #[error("the source answered: {message} (SQLSTATE {code}){}", advice(code))]
     Sql {
         /// SQLSTATE.
         code: String,
@@ -33,32 +41,58 @@ pub enum SourceError {
     },
 }
 
+/// The remedy, where the code alone tells one.
+fn advice(code: &str) -> String {
+    match policy::of_sqlstate(code) {
+        Policy::Refuse { remedy } => format!(". {remedy}"),
+        _ => String::new(),
+    }
+}
+
 impl SourceError {
     /// A refusal with its remedy.
     pub fn refused(problem: impl Into<String>, remedy: impl Into<String>) -> SourceError {
         SourceError::Refused { problem: problem.into(), remedy: remedy.into() }
     }
 
+    /// What follows it.
+    pub fn policy(&self) -> Policy {
+        match self {
+            SourceError::Unavailable(_) => Policy::Retry,
+            SourceError::Refused { .. } => Policy::Refuse { remedy: "see the error" },
+            SourceError::Sql { code, .. } => policy::of_sqlstate(code),
+        }
+    }
+
     /// May the same thing work later without anybody's help?
     pub fn is_transient(&self) -> bool {
-        matches!(self, SourceError::Unavailable(_))
+        self.policy().is_transient()
     }
-}
 
-/// SQLSTATEs after which the same statement may work later: connection trouble, shutdown, start-up, too many clients,
-/// conflicts, lock time-outs. Decided by code, never by message text.
-fn is_transient(state: &SqlState) -> bool {
-    let class = &state.code()[..2];
-    matches!(class, "08" | "53" | "40")
-        || matches!(state.code(), "57P01" | "57P02" | "57P03" | "55006" | "55P03" | "57014")
+    /// The server's code, where it was the server that answered.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            SourceError::Sql { code, .. } => Some(code),
+            _ => None,
+        }
+    }
 }
 
 impl From<tokio_postgres::Error> for SourceError {
     fn from(error: tokio_postgres::Error) -> Self {
         match error.as_db_error() {
-            Some(db) if is_transient(db.code()) => SourceError::Unavailable(db.to_string()),
             Some(db) => SourceError::Sql { code: db.code().code().to_owned(), message: db.message().to_owned() },
+            None if tls::cause(&error).is_some() => tls::explain(&error, None),
             None => SourceError::Unavailable(chain(&error)),
+        }
+    }
+}
+
+impl From<PoolError<SourceError>> for SourceError {
+    fn from(error: PoolError<SourceError>) -> Self {
+        match error {
+            PoolError::Backend(error) => error,
+            other => SourceError::Unavailable(chain(&other)),
         }
     }
 }

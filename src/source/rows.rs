@@ -2,7 +2,7 @@
 
 use crate::model::{Cell, CollectionDef, ColumnType, RowKey, pgtype, quote_ident};
 use crate::source::{Result, SourceError};
-use deadpool_postgres::Client;
+use deadpool_postgres::ClientWrapper;
 use futures_util::{StreamExt, pin_mut};
 use serde_json::value::RawValue;
 use tokio_postgres::types::{FromSql, ToSql, Type};
@@ -62,7 +62,7 @@ fn key_of(def: &CollectionDef, row: &tokio_postgres::Row) -> Option<RowKey> {
 }
 
 /// Asks the source which of these rows it shows now. One statement, one round trip; in no order.
-pub async fn fetch(client: &Client, def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Vec<HeapRow>> {
+pub async fn fetch(client: &ClientWrapper, def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Vec<HeapRow>> {
     let (mut sql, key_columns) = statement(def, keys, ask)?;
     let mut params: Vec<&(dyn ToSql + Sync)> = Vec::new();
     if let Some((condition, values)) = ask.condition {

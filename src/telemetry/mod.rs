@@ -18,9 +18,7 @@ pub enum LogFormat {
 
 /// Sends logs to standard error. `level` is a tracing filter such as `info` or `ruvector=debug`.
 pub fn init_logs(level: &str, format: LogFormat) -> Result<(), String> {
-    // The transport writes a line per status update; what matters of it is in our own metrics.
-    let directives = format!("{level},pg_walstream=error");
-    let filter = EnvFilter::try_new(directives).map_err(|error| format!("log level `{level}`: {error}"))?;
+    let filter = EnvFilter::try_new(level).map_err(|error| format!("log level `{level}`: {error}"))?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let set = match format {
         LogFormat::Text => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),

@@ -58,6 +58,9 @@ fn from_result(code: &'static str, check: &str, result: Result<String>) -> Findi
 pub async fn run(dsn: &Dsn, slot: &str, name: &str, create: bool, specs: &[CollectionSpec]) -> Vec<Finding> {
     let client = match dsn.connect().await {
         Ok(client) => client,
+        Err(SourceError::Refused { problem, remedy }) => {
+            return vec![finding("D05", Severity::Error, "connection", problem, &remedy)];
+        }
         Err(error) => {
             let fix = "check source.dsn, the server's listen_addresses and pg_hba.conf, and that it is no pooler";
             return vec![finding("D05", Severity::Error, "connection", error.to_string(), fix)];
