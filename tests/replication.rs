@@ -994,3 +994,49 @@ fn partitions_are_one_collection() {
     service.catch_up(&database.sql);
     assert_eq!(service.verify_clean("docs"), 200);
 }
+
+/// Stops the service, changes the publication around a change of the table, and expects a whole new copy.
+fn a_gap_in_the_publication(around: impl Fn(&str) -> (String, String)) {
+    let database = Database::shared();
+    database.docs(300);
+    let mut service = Service::ready(&database, DOCS);
+    let old = service.slot.clone();
+    let (before, after) = around(&old);
+    service.terminate();
+    database.sql.run(&before);
+    database.sql.run("DELETE FROM docs WHERE id = 1; INSERT INTO docs VALUES (5000, 's', 'b', vec(5000, 4))");
+    database.sql.run(&after);
+    service.start();
+    service.wait_for("a new copy answers", |service| {
+        service.is_ready() && service.status()["slot"].as_str().is_some_and(|slot| slot != old)
+    });
+    service.catch_up(&database.sql);
+    assert_eq!(service.verify_clean("docs"), 300);
+    service.terminate();
+}
+
+#[test]
+fn a_publication_dropped_and_made_again_with_changes_between_means_copying_again() {
+    a_gap_in_the_publication(|name| {
+        (format!("DROP PUBLICATION \"{name}\""), format!("CREATE PUBLICATION \"{name}\" FOR TABLE docs"))
+    });
+}
+
+#[test]
+fn a_table_that_was_out_of_the_publication_means_copying_again() {
+    a_gap_in_the_publication(|name| {
+        let other = format!("CREATE TABLE other (id int PRIMARY KEY); ALTER PUBLICATION \"{name}\" SET TABLE other");
+        (other, "SELECT 1".into())
+    });
+}
+
+#[test]
+fn a_deferrable_primary_key_is_refused_before_it_makes_updates_fail() {
+    let database = Database::shared();
+    database.sql.run("CREATE TABLE docs (id int PRIMARY KEY DEFERRABLE, section text, body text, embedding real[])");
+    database.sql.run("INSERT INTO docs VALUES (1, 's', 'b', '{1,2,3,4}')");
+    let mut service = Service::configured(&database, "", DOCS);
+    let refusal = service.refusal();
+    assert!(refusal.contains("no usable replica identity"), "{refusal}");
+    database.sql.run("UPDATE docs SET body = 'c'");
+}

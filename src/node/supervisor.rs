@@ -46,13 +46,15 @@ pub struct Supervisor {
     current: Option<Epoch>,
     /// What will.
     making: Option<Making>,
+    /// Why the slot cannot be read on, although it is there.
+    unreadable: Option<String>,
 }
 
 impl Supervisor {
     /// A supervisor of an opened data directory.
     pub fn new(options: Options, data: DataDir, frontier: Arc<Frontier>, stop: CancellationToken) -> Supervisor {
         let progress = frontier.progress.clone();
-        Supervisor { options, data, frontier, progress, stop, current: None, making: None }
+        Supervisor { options, data, frontier, progress, stop, current: None, making: None, unreadable: None }
     }
 
     /// Runs until stopped (`Ok`) or until something must not go on.
@@ -155,6 +157,8 @@ impl Supervisor {
             let streams = matches!(decision, Decision::Stream { .. });
             let (tables, published) = self.resolve(&client, streams).await?;
             if streams && let Some(reason) = self.definitions_changed(&tables) {
+                decision = Decision::Resync { reason };
+            } else if streams && let Some(reason) = self.unreadable.take() {
                 decision = Decision::Resync { reason };
             } else if streams && published {
                 // What was written while it was missing was never sent.
@@ -393,6 +397,10 @@ impl Supervisor {
         }
         if let Some(epoch) = self.newest() {
             epoch.log = Some(log);
+        }
+        if ended.sqlstate() == Some("42704") {
+            // The catalog is read as of the change: a publication that was missing then is missing for ever.
+            self.unreadable = Some(format!("changes were written while the publication was missing: {ended}"));
         }
         match ended {
             ReplicationError::Stopped if self.stop.is_cancelled() => Ok(()),

@@ -185,8 +185,10 @@ fn write_all(
             }
             return Ok(());
         };
-        if take_frame(log, assembler, queued.frame)? {
-            unsynced.get_or_insert_with(Instant::now);
+        for frame in queued.frames {
+            if take_frame(log, assembler, frame)? {
+                unsynced.get_or_insert_with(Instant::now);
+            }
         }
         if unsynced.is_some_and(|since| since.elapsed() >= SYNC_AFTER) {
             log.sync()?;

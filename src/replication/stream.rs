@@ -5,6 +5,7 @@ use crate::replication::ReplicationError;
 use crate::replication::frame::Frame;
 use crate::replication::progress::Progress;
 use crate::storage::changelog::LogTail;
+use futures_util::FutureExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -44,21 +45,24 @@ pub struct Intake {
     pub queue_bytes: usize,
 }
 
-/// A frame on its way to the log, with its share of the queue's budget.
+/// Frames on their way to the log, with their share of the queue's budget.
 pub struct Queued {
-    /// The frame.
-    pub frame: Frame,
+    /// The frames, in order.
+    pub frames: Vec<Frame>,
     _budget: OwnedSemaphorePermit,
 }
 
-/// Frames that may wait, whatever their size.
-const QUEUE_FRAMES: usize = 4096;
+/// Batches that may wait, whatever their size.
+const QUEUE_BATCHES: usize = 256;
+/// Frames, and units of size, after which a batch goes off.
+const BATCH_FRAMES: usize = 512;
+const BATCH_UNITS: usize = 1024;
 /// The budget is counted in units of this many bytes.
 const UNIT: usize = 1024;
 
 /// The queue between the socket and the log.
 pub fn queue() -> (mpsc::Sender<Queued>, mpsc::Receiver<Queued>) {
-    mpsc::channel(QUEUE_FRAMES)
+    mpsc::channel(QUEUE_BATCHES)
 }
 
 /// Moves frames from the socket to the queue and status from the log to the source, until an error, until told to stop or
@@ -91,7 +95,7 @@ async fn take_in<S: WalSource>(
     let mut received = log.durable().lsn;
     let mut next_status = Instant::now();
     let mut last_heard = Instant::now();
-    let mut pending: Option<(Frame, u32)> = None;
+    let mut pending: Option<Batch> = None;
     loop {
         if stop.is_cancelled() {
             return Err(ReplicationError::Stopped);
@@ -103,26 +107,30 @@ async fn take_in<S: WalSource>(
             next_status = Instant::now() + intake.status_interval;
         }
         let wait = next_status.saturating_duration_since(Instant::now());
-        if let Some((_, size)) = &pending {
-            let permits = timeout(wait, budget.clone().acquire_many_owned(*size)).await;
+        if let Some(batch) = pending.take() {
+            let permits = timeout(wait, budget.clone().acquire_many_owned(batch.units)).await;
             // No life can be seen while we do not look.
             last_heard = Instant::now();
-            let Ok(permits) = permits else { continue };
-            let permits = permits.map_err(|_| ReplicationError::Stopped)?;
-            let Some((frame, _)) = pending.take() else { continue };
-            let sent = queue.try_send(Queued { frame, _budget: permits });
-            match sent {
-                Ok(()) => continue,
-                Err(mpsc::error::TrySendError::Closed(_)) => return Err(ReplicationError::Stopped),
-                Err(mpsc::error::TrySendError::Full(queued)) => {
-                    let size = queued._budget.num_permits() as u32;
-                    pending = Some((queued.frame, size));
-                    tokio::time::sleep(Duration::from_millis(1)).await;
+            let Ok(permits) = permits else {
+                pending = Some(batch);
+                continue;
+            };
+            let budget = permits.map_err(|_| ReplicationError::Stopped)?;
+            let Batch { frames, units, broken } = batch;
+            match timeout(wait, queue.reserve()).await {
+                Ok(Ok(place)) => place.send(Queued { frames, _budget: budget }),
+                Ok(Err(_)) => return Err(ReplicationError::Stopped),
+                Err(_) => {
+                    pending = Some(Batch { frames, units, broken });
                     continue;
                 }
             }
+            match broken {
+                Some(error) => return Err(error),
+                None => continue,
+            }
         }
-        let frame = tokio::select! {
+        let first = tokio::select! {
             frame = timeout(wait, source.next_frame()) => frame,
             () = progress.nudged() => {
                 next_status = Instant::now();
@@ -131,29 +139,65 @@ async fn take_in<S: WalSource>(
             () = queue.closed() => return Err(ReplicationError::Stopped),
             () = stop.cancelled() => return Err(ReplicationError::Stopped),
         };
-        let Ok(frame) = frame else {
+        let Ok(first) = first else {
             if last_heard.elapsed() > intake.silence_limit {
                 return Err(ReplicationError::Transport(format!("no sign of life for {:?}", intake.silence_limit)));
             }
             continue;
         };
-        let frame = frame?;
+        let batch = Batch::gather(source, first?, units);
         last_heard = Instant::now();
-        match &frame {
-            Frame::Keepalive { wal_end, reply_requested, .. } => {
+        for frame in &batch.frames {
+            match frame {
                 // What was sent, not what there is: a sender that is behind says so in no keepalive.
-                received = received.max(*wal_end);
-                if *reply_requested {
-                    next_status = last_heard;
+                Frame::Keepalive { wal_end, reply_requested, .. } => {
+                    received = received.max(*wal_end);
+                    if *reply_requested {
+                        next_status = last_heard;
+                    }
                 }
+                Frame::XLogData { start, .. } => received = received.max(*start),
             }
-            Frame::XLogData { start, .. } => received = received.max(*start),
         }
         progress.set_received(received);
-        let size = match &frame {
-            Frame::XLogData { payload, .. } => payload.len().div_ceil(UNIT).clamp(1, units),
-            Frame::Keepalive { .. } => 1,
-        };
-        pending = Some((frame, size as u32));
+        pending = Some(batch);
+    }
+}
+
+/// Frames that came together, and what ended the stream behind them.
+struct Batch {
+    frames: Vec<Frame>,
+    units: u32,
+    broken: Option<ReplicationError>,
+}
+
+impl Batch {
+    /// The first frame and all that can be had without waiting: a frame at a time would cost a timer, a permit and a
+    /// wake-up each.
+    fn gather(source: &mut impl WalSource, first: Frame, most_units: usize) -> Batch {
+        let mut units = size(&first);
+        let mut batch = Batch { frames: vec![first], units: 0, broken: None };
+        while batch.frames.len() < BATCH_FRAMES && units < BATCH_UNITS {
+            match source.next_frame().now_or_never() {
+                Some(Ok(frame)) => {
+                    units += size(&frame);
+                    batch.frames.push(frame);
+                }
+                Some(Err(error)) => {
+                    batch.broken = Some(error);
+                    break;
+                }
+                None => break,
+            }
+        }
+        batch.units = units.clamp(1, most_units) as u32;
+        batch
+    }
+}
+
+fn size(frame: &Frame) -> usize {
+    match frame {
+        Frame::XLogData { payload, .. } => payload.len().div_ceil(UNIT),
+        Frame::Keepalive { .. } => 1,
     }
 }
