@@ -117,7 +117,9 @@ pub fn merge(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
 fn choose(index: &IndexView) -> Option<Vec<Arc<Segment>>> {
     let alive =
         |segment: &Segment| (0..segment.graph.len()).filter(|&slot| index.row(segment.node(slot)).is_some()).count();
-    let saved = index.segments.iter().filter(|segment| segment.is_saved());
+    // A segment may have been filled and saved since the view was published: what the view does not know is not dead.
+    let known = |segment: &Segment| segment.last_node().is_none_or(|node| (node as usize) < index.rows.len());
+    let saved = index.segments.iter().filter(|segment| segment.is_saved() && known(segment));
     let mut counted: Vec<_> = saved.map(|segment| (alive(segment), segment)).collect();
     let worn = |(alive, segment): &&(usize, &Arc<Segment>)| {
         (*alive as f64) < f64::from(segment.graph.len()) * (1.0 - MAX_DEAD)
@@ -128,4 +130,45 @@ fn choose(index: &IndexView) -> Option<Vec<Arc<Segment>>> {
     let surplus = counted.len().checked_sub(MAX_SEGMENTS).filter(|surplus| *surplus > 0)?;
     counted.sort_unstable_by_key(|(alive, _)| *alive);
     Some(counted.into_iter().take(surplus + 1).map(|(_, segment)| segment.clone()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::paged::PagedVec;
+    use crate::engine::view::Row;
+    use crate::model::{ColumnType, Metric, RowKey, VectorColumn, Version};
+    use std::sync::atomic::AtomicU64;
+
+    #[test]
+    fn a_segment_that_is_newer_than_the_view_is_not_merged() {
+        let column = VectorColumn {
+            name: "e".into(),
+            kind: ColumnType::Vector,
+            metric: Metric::L2,
+            dimensions: Some(2),
+            m: 4,
+            ef_construction: 8,
+        };
+        let segment = Segment::growing(1, &column, 2, 0, 4);
+        for n in 0..4u8 {
+            segment.graph.push(&[n.into(), 0.0]);
+        }
+        segment.graph.link_next(4);
+        let dir = tempfile::tempdir().expect("dir");
+        segment.save(&dir.path().join("s")).expect("save");
+        let segments = vec![Arc::new(segment)];
+        let row = Arc::new(Row { key: RowKey::from_bytes(&[]), version: Version::default(), filters: Box::default() });
+        let chosen = |alive: &[bool]| {
+            let mut rows = PagedVec::default();
+            alive.iter().for_each(|alive| rows.push(alive.then(|| row.clone())));
+            let live = alive.iter().filter(|alive| **alive).count();
+            let (column, segments, ids) = (column.clone(), segments.clone(), Arc::new(AtomicU64::new(2)));
+            choose(&IndexView { column, rows, segments, live, ids }).is_some()
+        };
+        assert!(!chosen(&[true]), "three rows are not published yet");
+        assert!(!chosen(&[true, true, true]), "one row is not published yet");
+        assert!(!chosen(&[true; 4]), "nothing is worn");
+        assert!(chosen(&[true, false, false, true]), "half is dead");
+    }
 }

@@ -33,17 +33,14 @@ fn params(column: &VectorColumn, id: u64) -> Params {
 }
 
 impl Segment {
+    fn new(id: u64, graph: Graph, nodes: Nodes, capacity: usize, saved: bool) -> Segment {
+        Segment { id, graph, nodes, capacity, saved: AtomicBool::new(saved), saving: Mutex::default() }
+    }
+
     /// An empty segment that takes the nodes from `first` on, at most `capacity` of them.
     pub fn growing(id: u64, column: &VectorColumn, dimensions: usize, first: u32, capacity: usize) -> Segment {
         let graph = Graph::new(column.metric, dimensions, capacity, params(column, id));
-        Segment {
-            id,
-            graph,
-            nodes: Nodes::From(first),
-            capacity,
-            saved: AtomicBool::new(false),
-            saving: Mutex::default(),
-        }
+        Segment::new(id, graph, Nodes::From(first), capacity, false)
     }
 
     /// A new segment over what is still alive in `old`, linked with `threads` threads.
@@ -67,14 +64,8 @@ impl Segment {
         }
         graph.build(threads, &|_| ());
         let nodes: Box<[u32]> = found.iter().map(|(node, ..)| *node).collect();
-        Segment {
-            id,
-            graph,
-            capacity: nodes.len(),
-            nodes: Nodes::Listed(nodes),
-            saved: AtomicBool::new(false),
-            saving: Mutex::default(),
-        }
+        let capacity = nodes.len();
+        Segment::new(id, graph, Nodes::Listed(nodes), capacity, false)
     }
 
     /// A full segment over these nodes, ascending, not linked yet.
@@ -90,14 +81,7 @@ impl Segment {
             graph.push(&vector(node)?);
         }
         let capacity = nodes.len();
-        Ok(Segment {
-            id,
-            graph,
-            capacity,
-            nodes: Nodes::Listed(nodes.into()),
-            saved: AtomicBool::new(false),
-            saving: Mutex::default(),
-        })
+        Ok(Segment::new(id, graph, Nodes::Listed(nodes.into()), capacity, false))
     }
 
     /// Reads a sealed segment; the vectors come from the originals.
@@ -128,15 +112,8 @@ impl Segment {
         if graph.len() as usize != nodes.len() {
             return Err(damage(format!("has {} nodes for {} slots", nodes.len(), graph.len())));
         }
-        let nodes = Nodes::Listed(nodes.into());
-        Ok(Segment {
-            id,
-            capacity: graph.len() as usize,
-            graph,
-            nodes,
-            saved: AtomicBool::new(true),
-            saving: Mutex::default(),
-        })
+        let capacity = nodes.len();
+        Ok(Segment::new(id, graph, Nodes::Listed(nodes.into()), capacity, true))
     }
 
     /// Writes the segment's file unless it has one; it must be fully linked and take no more nodes.
@@ -166,6 +143,11 @@ impl Segment {
             Nodes::From(first) => first + slot,
             Nodes::Listed(nodes) => nodes[slot as usize],
         }
+    }
+
+    /// The newest node; `None` when there is none.
+    pub fn last_node(&self) -> Option<u32> {
+        Some(self.node(self.graph.len().checked_sub(1)?))
     }
 
     /// The slot that holds a node, if it is here.

@@ -1,6 +1,7 @@
 //! The engine against a naive twin: random transactions, searches at random moments, restarts and kills at random points.
 //!
-//! `RUVECTOR_TEST_SEED` repeats a run, `RUVECTOR_TEST_ROUNDS` makes it longer.
+//! `RUVECTOR_TEST_SEED` repeats the transactions and the choices of a run, not the timing of threads and kills: repeat a
+//! failing seed some times. `RUVECTOR_TEST_ROUNDS` makes it longer.
 
 #[path = "../epoch/mod.rs"]
 mod epoch;
