@@ -305,7 +305,8 @@ async fn passwords_and_channel_binding() {
     }
 }
 
-/// Of version 1, which cannot be verified, and of Ed25519, for which channel binding is not defined.
+/// Of version 1, which cannot be verified, of Ed25519, for which channel binding is not defined, and of RSA-PSS, where the
+/// hash stands in parameters.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_certificates_are_enough_where_none_is_verified() {
     let ca = Authority::new("ours");
@@ -319,17 +320,21 @@ async fn odd_certificates_are_enough_where_none_is_verified() {
         && openssl("req -new -key old.key -subj /CN=db.test -out old.csr")
         && openssl("x509 -req -in old.csr -signkey old.key -days 30 -out old.crt")
         && openssl("genpkey -algorithm ed25519 -out ed.key")
-        && openssl("req -x509 -new -key ed.key -subj /CN=db.test -days 30 -out ed.crt");
+        && openssl("req -x509 -new -key ed.key -subj /CN=db.test -days 30 -out ed.crt")
+        && openssl("req -x509 -new -key old.key -sha384 -sigopt rsa_padding_mode:pss -subj /CN=db.test -out pss.crt");
     if !made {
         println!("skipped: no openssl command");
         return;
     }
     let read = |name: &str| std::fs::read_to_string(source.files.path().join(name)).expect("a file");
     let (old, ed) = ((read("old.crt"), read("old.key")), (read("ed.crt"), read("ed.key")));
+    let pss = read("pss.crt");
     let dsn = |source: &Source, more: &str| source.dsn("scram", &format!("password=secret sslmode=require {more}"));
     source.use_certificate(&ed.0, &ed.1, &ca.pem).await;
     check(&dsn(&source, ""), TLS).await;
     check(&dsn(&source, "channel_binding=require"), Err("channel_binding=require")).await;
+    source.use_certificate(&pss, &old.1, &ca.pem).await;
+    check(&dsn(&source, "channel_binding=require"), TLS).await;
     source.use_certificate(&old.0, &old.1, &ca.pem).await;
     check(&dsn(&source, "channel_binding=require"), TLS).await;
     source.postgres.set("ssl_max_protocol_version", "TLSv1.2").expect("a setting");
@@ -379,6 +384,20 @@ async fn a_password_command_is_run_for_every_connection() {
     assert!(outcome(&failing).await.expect_err("no token").is_transient());
     let error = failing.pool(1, Duration::from_secs(10)).get().await.map(drop).expect_err("no token");
     assert!(SourceError::from(error).to_string().contains("source.password_command"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_command_that_is_slower_than_the_pool_waits_is_not_begun_anew() {
+    let source = Source::start(Settings::default()).await;
+    let calls = source.file("calls", "");
+    let command = format!("echo >> {}; sleep 1; echo secret", calls.display());
+    let dsn = Dsn::parse(&source.dsn("scram", "")).and_then(|dsn| dsn.with_password_command(&command)).expect("valid");
+    let pool = dsn.pool(1, Duration::from_millis(300));
+    let error = SourceError::from(pool.get().await.map(drop).expect_err("too early"));
+    assert!(error.is_transient(), "{error}");
+    wait_until("the connection is there", || async { pool.get().await.is_ok() }).await;
+    pool.get().await.expect("the same").query_one("SELECT 1", &[]).await.expect("a row");
+    assert_eq!(std::fs::read(&calls).expect("a file").len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

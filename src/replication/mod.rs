@@ -92,11 +92,11 @@ pub async fn watch_source(
     while !stop.is_cancelled() {
         let watched = async {
             let client = dsn.connect().await?;
-            backoff.reset();
             let mut before: Option<(Lsn, Instant)> = None;
             loop {
                 let asked = Instant::now();
                 let facts = catalog::sender(&client, &slot().unwrap_or_default()).await?;
+                backoff.reset();
                 progress.hear(facts.flushed, asked);
                 // Waiting at the same position twice: it was not only about to be woken for what came before the first.
                 if let (Some(now), Some((earlier, at))) = (facts.waiting_at, before)

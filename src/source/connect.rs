@@ -9,6 +9,7 @@ use crate::source::{Result, SourceError, chain, tls};
 use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult, Timeouts};
 use deadpool_postgres::ClientWrapper;
+use parking_lot::Mutex;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -73,7 +74,8 @@ impl Dsn {
     /// A pool of at most `size` connections for short statements. Each is made with a password of its own.
     pub fn pool(&self, size: usize, wait: Duration) -> Pool {
         let timeouts = Timeouts { wait: Some(wait), create: Some(wait), recycle: Some(wait) };
-        let builder = Pool::builder(Manager(self.clone())).max_size(size).timeouts(timeouts);
+        let builder =
+            Pool::builder(Manager { dsn: self.clone(), late: Arc::default() }).max_size(size).timeouts(timeouts);
         builder.runtime(Runtime::Tokio1).build().expect("a runtime is given for the time-outs")
     }
 
@@ -354,8 +356,53 @@ fn refused_or_away(error: tokio_postgres::Error, binding: ChannelBinding) -> Sou
     }
 }
 
+/// A connection on its way.
+type Opening = JoinHandle<Result<(Client, JoinHandle<()>)>>;
+
 /// Makes the pool's connections.
-pub struct Manager(Dsn);
+pub struct Manager {
+    dsn: Dsn,
+    /// Those whose caller no longer waited: the next one gets them. A credential command may well take longer than a search
+    /// waits, and begun anew each time it would never come to an end.
+    late: Arc<Mutex<Vec<Opening>>>,
+}
+
+impl Manager {
+    fn open(&self) -> Awaited {
+        let waiting = self.late.lock().pop();
+        let opening = waiting.unwrap_or_else(|| {
+            let dsn = self.dsn.clone();
+            tokio::spawn(async move { dsn.open(&Sql).await })
+        });
+        Awaited { opening: Some(opening), late: self.late.clone() }
+    }
+}
+
+/// A connection on its way with somebody who waits for it.
+struct Awaited {
+    opening: Option<Opening>,
+    late: Arc<Mutex<Vec<Opening>>>,
+}
+
+impl Awaited {
+    async fn wait(mut self) -> Result<(Client, JoinHandle<()>)> {
+        let Some(opening) = &mut self.opening else { return Err(ended("nothing was begun")) };
+        let opened = opening.await;
+        self.opening = None;
+        opened.unwrap_or_else(|error| Err(ended(error)))
+    }
+}
+
+/// Nobody waits any more.
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        self.late.lock().extend(self.opening.take());
+    }
+}
+
+fn ended(error: impl fmt::Display) -> SourceError {
+    SourceError::Unavailable(format!("opening a connection ended: {error}"))
+}
 
 /// Connections for short statements.
 pub type Pool = managed::Pool<Manager>;
@@ -365,7 +412,11 @@ impl managed::Manager for Manager {
     type Error = SourceError;
 
     async fn create(&self) -> Result<ClientWrapper> {
-        let (client, serving) = self.0.open(&Sql).await?;
+        let (mut client, mut serving) = self.open().wait().await?;
+        if client.is_closed() {
+            // It was ready long ago.
+            (client, serving) = self.open().wait().await?;
+        }
         Ok(ClientWrapper::new(client, serving))
     }
 
