@@ -15,6 +15,15 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const COLLECTIONS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("collections");
 const DEAD: TableDefinition<'_, (u32, &[u8]), &[u8]> = TableDefinition::new("dead_letters");
 
+/// Memory redb may keep pages in; its own default is a gigabyte.
+const CACHE_BYTES: usize = 64 << 20;
+
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
 fn rows_table(collection: CollectionId) -> String {
     format!("rows:{}", collection.0)
 }
@@ -162,7 +171,7 @@ pub struct State {
 impl State {
     /// Makes the state of a new epoch.
     pub fn create(path: &Path, identity: &Identity) -> Result<State> {
-        let state = State { path: path.to_owned(), database: Database::create(path)? };
+        let state = State { path: path.to_owned(), database: builder().create(path)? };
         state.write(true, |batch| {
             batch.put_meta("format", &FORMAT)?;
             batch.put_meta("identity", identity)?;
@@ -176,7 +185,7 @@ impl State {
         if !path.exists() {
             return Err(damaged(path, "is missing"));
         }
-        let state = State { path: path.to_owned(), database: Database::open(path)? };
+        let state = State { path: path.to_owned(), database: builder().open(path)? };
         let found: u32 = state.meta("format")?;
         if found != FORMAT {
             return Err(StorageError::Format { path: path.to_owned(), found, expected: FORMAT });

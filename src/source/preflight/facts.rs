@@ -34,7 +34,7 @@ pub struct ServerFacts {
     pub keep_size_mb: i64,
     /// `idle_replication_slot_timeout` in seconds; `None` before version 18, 0 is never.
     pub idle_timeout_s: Option<i64>,
-    /// WAL written per second since the statistics were reset, bytes; `None` before version 14 or without time.
+    /// WAL written per second since the statistics were reset, bytes; `None` where they cover less than an hour.
     pub wal_rate: Option<f64>,
     /// Our slot.
     pub slot: Option<Slot>,
@@ -133,7 +133,7 @@ pub async fn server(client: &Client, slot: &str, host: &str) -> Result<ServerFac
         idle_timeout_s: row.get(12),
         wal_rate: optional(
             client,
-            "SELECT (wal_bytes / NULLIF(extract(epoch FROM now() - stats_reset), 0))::float8 FROM pg_stat_wal",
+            "SELECT (wal_bytes / extract(epoch FROM now() - stats_reset))::float8 FROM pg_stat_wal WHERE now() - stats_reset > interval '1 hour'",
         )
         .await,
         slot: catalog::slot(client, slot).await?,
