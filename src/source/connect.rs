@@ -3,6 +3,7 @@
 
 use crate::source::conninfo::{ChannelBinding, ConnInfo, Secret, SessionKind, SslMode, Target};
 use crate::source::password::Password;
+use crate::source::protocol::{Opened, Protocol, ServerState};
 use crate::source::session::{Replication, Session, no_channel_binding};
 use crate::source::socket::{Address, Secured, Socket};
 use crate::source::{Result, SourceError, chain, tls};
@@ -115,54 +116,6 @@ fn combined(mut failures: Vec<SourceError>) -> SourceError {
     }
     let texts: Vec<String> = failures.iter().chain([&last]).map(SourceError::to_string).collect();
     SourceError::Unavailable(texts.join("; "))
-}
-
-/// What a server said of itself while it let us in.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct ServerState {
-    standby: bool,
-    read_only: bool,
-}
-
-impl ServerState {
-    /// One of the parameters that a server reports (these since version 14).
-    pub fn learn(&mut self, name: &str, value: &str) {
-        match name {
-            "in_hot_standby" => self.standby = value == "on",
-            "default_transaction_read_only" => self.read_only = value == "on",
-            _ => {}
-        }
-    }
-
-    fn is(self, wanted: SessionKind) -> bool {
-        match wanted {
-            SessionKind::Any | SessionKind::PreferStandby => true,
-            SessionKind::ReadWrite => !self.standby && !self.read_only,
-            SessionKind::ReadOnly => self.standby || self.read_only,
-            SessionKind::Primary => !self.standby,
-            SessionKind::Standby => self.standby,
-        }
-    }
-}
-
-/// A session and what its server said of itself.
-pub(super) struct Opened<S> {
-    pub session: S,
-    pub state: ServerState,
-}
-
-/// What is spoken on a socket once it is open.
-pub(super) trait Protocol: Sync {
-    type Session: Send;
-
-    /// Start-up and authentication.
-    fn open(
-        &self,
-        socket: Socket,
-        info: &ConnInfo,
-        target: &Target,
-        password: Option<Secret>,
-    ) -> impl Future<Output = Result<Opened<Self::Session>>> + Send;
 }
 
 /// How a connection may be encrypted.

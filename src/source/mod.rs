@@ -7,6 +7,7 @@ pub mod conninfo;
 mod password;
 pub mod policy;
 pub mod preflight;
+mod protocol;
 pub mod publication;
 pub mod rows;
 pub mod session;

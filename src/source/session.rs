@@ -1,8 +1,8 @@
 //! A session in PostgreSQL's protocol without a client library on top: start-up, authentication, statements, raw
 //! messages. What `tokio_postgres` does not do (replication) stands on it.
 
-use crate::source::connect::{Opened, Protocol, ServerState};
 use crate::source::conninfo::{ChannelBinding, ConnInfo, Secret, Target};
+use crate::source::protocol::{Opened, Protocol, ServerState};
 use crate::source::socket::Socket;
 use crate::source::{Result, SourceError, policy, tls};
 use bytes::{Buf, Bytes, BytesMut};
