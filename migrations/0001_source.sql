@@ -1,5 +1,5 @@
 -- What a DBA runs once on the source so that ruvector needs no ownership there: a role that may replicate and read, and
--- the publication. Idempotent. The service then runs with source.create_publication = false.
+-- the publication. Idempotent; the publication then has exactly the tables named. The service then runs with source.create_publication = false.
 --
 --   psql -v ON_ERROR_STOP=1 -v role=ruvector -v password=... -v publication=ruvector -v tables='public.docs, public.pages' \
 --        -f migrations/0001_source.sql "postgresql://owner@host/database"
@@ -9,6 +9,13 @@
 
 BEGIN;
 SET LOCAL lock_timeout = '10s';
+
+-- Refuses tables without a usable primary key; the error's text names them.
+SELECT ('no primary key or replica identity: ' || string_agg(trim(t), ', '))::integer
+  FROM unnest(string_to_array(:'tables', ',')) t JOIN pg_class c ON c.oid = trim(t)::regclass
+ WHERE c.relreplident = 'n'
+    OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
+HAVING count(*) > 0;
 
 SELECT format('CREATE ROLE %I LOGIN', :'role')
  WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'role') \gexec

@@ -154,6 +154,8 @@ impl Supervisor {
                 // Before anything is changed at what may be somebody else's.
                 return Err(NodeError::Stopped(reason));
             }
+            // Before anything is made there: this needs a restart of the server, so waiting does not help.
+            catalog::check_wal_level(&client).await.map_err(ReplicationError::from)?;
             let streams = matches!(decision, Decision::Stream { .. });
             let (tables, published) = self.resolve(&client, streams).await?;
             if streams && let Some(reason) = self.definitions_changed(&tables) {

@@ -115,7 +115,9 @@ impl From<NoView> for Problem {
     fn from(error: NoView) -> Self {
         let detail = error.to_string();
         match error {
-            NoView::NotLoaded => Problem::new(NOT_LOADED, detail).hint("see GET /readyz for what it is doing"),
+            NoView::NotLoaded => {
+                Problem::new(NOT_LOADED, detail).hint("GET /v1/status says under `replication` what it is doing")
+            }
             NoView::TimedOut { applied, .. } => {
                 let hint = "raise consistency.timeout_ms, or see GET /v1/status for what is behind";
                 Problem { applied_lsn: Some(applied), ..Problem::new(TIMED_OUT, detail).hint(hint) }
@@ -176,11 +178,11 @@ impl From<QueryError> for Problem {
                 .hint("with \"recheck\": \"exists\" any column of the table can be shown"),
             QueryError::NoRow(_) => Problem::new(NO_ROW, detail),
             QueryError::NoVector(_) => {
-                Problem::new(NO_VECTOR, detail).hint("GET /v1/collections/{name}/dead_letters says why")
+                Problem::new(NO_VECTOR, detail).hint("its vector is NULL, or GET /v1/collections/{name}/dead_letters says why it cannot be indexed")
             }
             QueryError::Copying(_) => Problem::new(COPYING, detail).hint("GET /v1/collections shows its progress"),
             QueryError::Paused { .. } => Problem::new(PAUSED, detail)
-                .hint("correct the collection's configuration and start with an empty data directory"),
+                .hint("correct the table or the collection's configuration and start the service again: it copies everything anew"),
             QueryError::NoView(error) => error.into(),
             QueryError::Source(error) => error.into(),
             QueryError::Storage(error) => Problem::new(INTERNAL, error.to_string()),

@@ -361,6 +361,16 @@ pub async fn reachable_lsn(client: &Client) -> Result<Lsn> {
     lsn(&row, column).ok_or_else(|| SourceError::Unavailable("the source does not tell its WAL position".into()))
 }
 
+/// Refuses a source whose WAL cannot be decoded.
+pub async fn check_wal_level(client: &Client) -> Result<()> {
+    let level: String = client.query_one("SELECT current_setting('wal_level')", &[]).await?.get(0);
+    if level == "logical" {
+        return Ok(());
+    }
+    let remedy = "ALTER SYSTEM SET wal_level = 'logical'; then restart the server; `ruvector doctor` says how with your provider";
+    Err(SourceError::refused(format!("wal_level of the source is {level}"), remedy))
+}
+
 /// Version number of the server, `150004` for 15.4.
 pub async fn server_version(client: &Client) -> Result<i32> {
     let row = client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await?;

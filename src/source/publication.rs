@@ -73,7 +73,7 @@ async fn run(client: &Client, create: bool, problem: String, sql: &str) -> Resul
     client.batch_execute(sql).await.map_err(|error| match SourceError::from(error) {
         SourceError::Sql { code, message } => SourceError::refused(
             format!("{problem}, and making it failed: {message} ({code})"),
-            format!("as the table's owner: {sql};"),
+            format!("as a role that owns the tables and the publication and may CREATE in the database: {sql};"),
         ),
         other => other,
     })
@@ -103,7 +103,9 @@ fn check_member(member: &Member, def: &CollectionDef, publication: &str) -> Resu
         );
         return Err(SourceError::refused(
             problem,
-            format!("ALTER PUBLICATION {publication} SET TABLE {table}; -- without WHERE"),
+            format!(
+                "ALTER PUBLICATION {publication} DROP TABLE {table}; ALTER PUBLICATION {publication} ADD TABLE {table};"
+            ),
         ));
     }
     let needed = def.key.iter().map(|column| &column.name);
@@ -118,6 +120,8 @@ fn check_member(member: &Member, def: &CollectionDef, publication: &str) -> Resu
     let problem = format!("publication {publication} leaves out {} of {table}", missing.join(", "));
     Err(SourceError::refused(
         problem,
-        format!("add the columns, or publish all: ALTER PUBLICATION {publication} SET TABLE {table};"),
+        format!(
+            "ALTER PUBLICATION {publication} DROP TABLE {table}; ALTER PUBLICATION {publication} ADD TABLE {table};"
+        ),
     ))
 }

@@ -18,6 +18,11 @@ pub enum LogFormat {
 
 /// Sends logs to standard error. `level` is a tracing filter such as `info` or `ruvector=debug`.
 pub fn init_logs(level: &str, format: LogFormat) -> Result<(), String> {
+    // A bare word that is no level would be taken for the name of a module, and nothing would be logged at all.
+    let bare = level.chars().all(|c| c.is_ascii_alphanumeric());
+    if bare && level.parse::<tracing::Level>().is_err() && !level.eq_ignore_ascii_case("off") {
+        return Err(format!("log.level {level:?} is no level: error, warn, info, debug, trace or a filter"));
+    }
     let filter = EnvFilter::try_new(level).map_err(|error| format!("log level `{level}`: {error}"))?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let set = match format {

@@ -67,8 +67,12 @@ pub async fn run(dsn: &Dsn, slot: &str, name: &str, create: bool, specs: &[Colle
         }
     };
     let mut findings = vec![finding("D05", Severity::Ok, "connection", dsn.to_string(), "")];
+    let mut role = "<our role>".to_owned();
     match facts::server(&client, slot, &dsn.host()).await {
-        Ok(facts) => findings.extend(judge::server(&facts)),
+        Ok(facts) => {
+            role = quote_ident(&facts.role);
+            findings.extend(judge::server(&facts));
+        }
         Err(error) => findings.push(from_result("D01", "server facts", Err(error))),
     }
     findings.extend(address(&dsn.host()).await);
@@ -76,7 +80,7 @@ pub async fn run(dsn: &Dsn, slot: &str, name: &str, create: bool, specs: &[Colle
     for (number, spec) in specs.iter().enumerate() {
         let (schema, table) = spec.schema_and_table();
         if let Ok(Some(table)) = catalog::table(&client, schema, table).await {
-            findings.extend(rights(spec, &table));
+            findings.extend(rights(spec, &table, &role));
         }
         let resolved = async {
             let (mut def, table) = catalog::resolve(&client, CollectionId(number as u32), spec).await?;
@@ -102,7 +106,7 @@ pub async fn run(dsn: &Dsn, slot: &str, name: &str, create: bool, specs: &[Colle
     findings
 }
 
-fn rights(spec: &CollectionSpec, table: &Table) -> [Finding; 2] {
+fn rights(spec: &CollectionSpec, table: &Table, role: &str) -> [Finding; 2] {
     let error_if = |bad: bool| if bad { Severity::Error } else { Severity::Ok };
     let (schema, name) = spec.schema_and_table();
     let quoted = format!("{}.{}", quote_ident(schema), quote_ident(name));
@@ -114,14 +118,14 @@ fn rights(spec: &CollectionSpec, table: &Table) -> [Finding; 2] {
             error_if(!table.can_select),
             &format!("SELECT on {}", spec.table),
             select.into(),
-            &format!("GRANT SELECT ON {quoted} TO <our role>;"),
+            &format!("GRANT SELECT ON {quoted} TO {role};"),
         ),
         finding(
             "D11",
             error_if(table.row_security_active),
             &format!("row security of {}", spec.table),
             hidden.into(),
-            "ALTER ROLE <our role> BYPASSRLS;",
+            &format!("ALTER ROLE {role} BYPASSRLS;"),
         ),
     ]
 }
@@ -156,6 +160,10 @@ fn identity(def: &CollectionDef, table: &Table) -> Option<Finding> {
 
 async fn published(client: &Client, name: &str, create: bool, defs: &[CollectionDef]) -> Finding {
     let check = format!("publication {}", quote_ident(name));
+    if defs.is_empty() {
+        let observed = "not looked at: no collection is configured, or none fits its table";
+        return finding("D09", Severity::Ok, &check, observed.into(), "");
+    }
     let published = publication::ensure(client, name, defs, false).await;
     let mut finding = from_result("D09", &check, published.map(|_| "has every table and column".into()));
     if create && finding.severity == Severity::Error {
