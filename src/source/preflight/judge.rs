@@ -191,7 +191,15 @@ fn clock(facts: &ServerFacts) -> Finding {
 }
 
 fn other_slots(facts: &ServerFacts) -> Finding {
-    let heavy: Vec<_> = facts.idle_slots.iter().filter(|(_, bytes)| *bytes as f64 > 1024.0 * MB).collect();
+    // A later copy's slot has our name and a number: idle, it was left by a data directory that is gone.
+    let left = |name: &str| {
+        name.strip_prefix(&facts.slot_name).is_some_and(|rest| {
+            rest.strip_prefix('_')
+                .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+        })
+    };
+    let heavy: Vec<_> =
+        facts.idle_slots.iter().filter(|(name, bytes)| *bytes as f64 > 1024.0 * MB || left(name)).collect();
     let observed = match facts.idle_slots.len() {
         0 => "no inactive slot but ours".to_owned(),
         n => format!(
@@ -337,6 +345,8 @@ mod tests {
             (|f| f.pgvector = Some("0.8.1".into()), &[]),
             (|f| f.clock_skew_s = -5.0, &[("D21", Warning)]),
             (|f| f.idle_slots[0].1 = 1 << 40, &[("D24", Warning)]),
+            (|f| f.idle_slots[0].0 = "ruvector_7".into(), &[("D24", Warning)]),
+            (|f| f.idle_slots[0].0 = "ruvector_x".into(), &[]),
         ];
         for (number, (change, expected)) in cases.iter().enumerate() {
             let mut facts = good();
