@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "every test program uses its own part")]
 
+pub mod soak;
+
 use ruvector::cli::client::{Client, segment};
 use ruvector::cli::private_postgres::{PrivatePostgres, Settings};
 use ruvector::model::Lsn;
