@@ -14,6 +14,7 @@ use ruvector::model::{
     LogRecord, Lsn, Metric, Recheck, RowKey, SearchBy, SearchRequest, Value, VectorColumn,
 };
 use ruvector::query::{QueryError, QueryService};
+use ruvector::replication::definitions::Definitions;
 use ruvector::replication::frame::Frame;
 use ruvector::replication::progress::Progress;
 use ruvector::replication::stream::Intake;
@@ -142,7 +143,8 @@ impl Lines {
         let stop = CancellationToken::new();
         let (progress, stopped) = (self.progress.clone(), stop.clone());
         let intake = Intake { status_interval, silence_limit: Duration::from_secs(60), queue_bytes: 1 << 20 };
-        let following = tokio::spawn(async move { follow(script, intake, &[items()], log, &progress, &stopped).await });
+        let definitions = Arc::new(Definitions::new(vec![items()]));
+        let following = tokio::spawn(async move { follow(script, intake, definitions, log, &progress, &stopped).await });
         self.wire = Some(Wire { frames, stop, following });
     }
 
