@@ -207,7 +207,11 @@ impl CollectionWriter {
         let id = self.id();
         let target = batch.row(id, &row.key)?;
         if target.as_ref().is_some_and(|stored| stored.version >= version) {
-            return Ok(());
+            // A later attempt of the copy has read the row under its new key, an earlier one under the old key.
+            return match old_key {
+                Some(old_key) if old_key != row.key => self.delete(batch, version, &old_key),
+                _ => Ok(()),
+            };
         }
         let Some(old_key) = old_key.filter(|old_key| *old_key != row.key) else {
             let is_new = target.is_none();
