@@ -70,6 +70,7 @@ impl Applier {
         }
         self.take_background()?;
         self.seal_all()?;
+        crate::failpoint!("apply.stop_sealed");
         self.checkpoint()
     }
 
@@ -78,6 +79,7 @@ impl Applier {
         let started = Instant::now();
         let state = self.state.clone();
         let changes = state.write(false, |batch| {
+            crate::failpoint!("apply.batch_begun");
             let mut changes = 0;
             while let Some(record) = self.reader.next_record()? {
                 changes += self.apply_record(batch, record)?;
@@ -86,10 +88,13 @@ impl Applier {
                 }
             }
             self.store(batch)?;
+            crate::failpoint!("apply.before_commit");
             Ok(changes)
         })?;
+        crate::failpoint!("apply.committed");
         self.undurable_since.get_or_insert(started);
         self.publish();
+        crate::failpoint!("apply.published");
         metrics::counter!(names::CHANGES_APPLIED).increment(changes as u64);
         metrics::histogram!(names::APPLY_SECONDS).record(started.elapsed().as_secs_f64());
         Ok(())
@@ -116,6 +121,7 @@ impl Applier {
                     count += changes.len();
                     for change in changes {
                         self.apply_change(batch, head.commit, change)?;
+                        crate::failpoint!("apply.change_applied");
                     }
                 }
                 Some(LogRecord::Commit { end }) => {
@@ -152,18 +158,22 @@ impl Applier {
 
     /// Makes everything applied durable, and lets go of what the log no longer needs.
     fn checkpoint(&mut self) -> Result<()> {
+        crate::failpoint!("apply.checkpoint_begun");
         for collection in &mut self.collections {
             for index in &mut collection.indexes {
                 index.sync()?;
             }
         }
+        crate::failpoint!("apply.checkpoint_originals");
         let state = self.state.clone();
         state.write(true, |batch| self.store(batch))?;
+        crate::failpoint!("apply.checkpoint_committed");
         self.undurable_since = None;
         for collection in &mut self.collections {
             collection.indexes.iter_mut().for_each(|index| index.remove_retired());
         }
         changelog::remove_before(&self.log_dir, self.applied.position)?;
+        crate::failpoint!("apply.checkpoint_done");
         Ok(())
     }
 
@@ -215,9 +225,12 @@ impl Applier {
                 Ok(None)
             })?;
         }
+        crate::failpoint!("apply.copy_loaded");
         self.link_copied(number);
+        crate::failpoint!("apply.copy_linked");
         // What was copied is linked once, not again after every crash.
         self.seal(|segment| !segment.graph.is_empty())?;
+        crate::failpoint!("apply.copy_sealed");
         for index in &mut self.collections[number].indexes {
             index.set_segment_rows(self.shared.options.segment_rows);
         }
@@ -226,6 +239,7 @@ impl Applier {
         self.applied.lsn = self.applied.lsn.max(self.collections[number].copied_at());
         self.checkpoint()?;
         self.publish();
+        crate::failpoint!("apply.copy_live");
         tracing::info!(collection = name, rows = total, "collection is live");
         Ok(true)
     }
@@ -260,6 +274,7 @@ impl Applier {
                     }
                     segment.save(&index.segment_path(segment.id))?;
                     index.sealed(segment.id);
+                    crate::failpoint!("apply.segment_sealed");
                 }
             }
         }

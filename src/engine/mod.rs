@@ -223,6 +223,7 @@ impl Engine {
         let link_done = done.clone();
         engine.spawn("link", move |shared, epoch| background::link(shared, epoch, &link_done))?;
         engine.spawn("merge", move |shared, epoch| background::merge(shared, epoch, &done))?;
+        crate::failpoint!("engine.started");
         Ok(engine)
     }
 

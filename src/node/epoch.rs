@@ -69,8 +69,10 @@ impl Epoch {
             .map(|(def, table)| NewCollection { def: def.clone(), copied_at: at, expected_rows: expected_rows(table) })
             .collect();
         Engine::register(&state, &new)?;
+        crate::failpoint!("epoch.registered");
         let log_dir = dir.join("log");
         let log = ChangeLog::create(&log_dir, at)?;
+        crate::failpoint!("epoch.log_made");
         let start = changelog::start_of(&log_dir)?;
         let (mut copies, mut copy_tables) = (Vec::new(), Vec::new());
         for (def, table) in tables {

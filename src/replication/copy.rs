@@ -74,6 +74,7 @@ pub async fn open_sessions(
             }
         }
         sessions.push(client);
+        crate::failpoint!("copy.session_open");
     }
     Ok(sessions)
 }
@@ -99,11 +100,13 @@ pub async fn run(
     let ranges = Mutex::new(ranges);
     let workers = sessions.iter().map(|session| work(session, &ranges));
     futures_util::future::try_join_all(workers).await?;
+    crate::failpoint!("copy.before_end");
     for target in targets {
         let log = &mut target.log.lock().0;
         log.append(&LogRecord::CopyEnd { at, rows: target.status.rows.load(Ordering::Relaxed) })?;
         log.sync()?;
     }
+    crate::failpoint!("copy.ended");
     Ok(())
 }
 
@@ -130,7 +133,9 @@ async fn work(session: &Client, ranges: &Mutex<VecDeque<Range>>) -> Result<(), R
     loop {
         let next = ranges.lock().pop_front();
         let Some(range) = next else { return Ok(()) };
+        crate::failpoint!("copy.range_begun");
         copy_range(session, &range).await?;
+        crate::failpoint!("copy.range_done");
         range.target.status.pages_done.fetch_add(range.count as u64, Ordering::Relaxed);
     }
 }
@@ -203,6 +208,7 @@ impl Target {
         let count = rows.len() as u64;
         let (log, synced) = &mut *self.log.lock();
         log.append(&LogRecord::Copied(rows))?;
+        crate::failpoint!("copy.batch_appended");
         if synced.elapsed() >= SYNC_EVERY {
             log.sync()?;
             *synced = Instant::now();
