@@ -46,15 +46,13 @@ pub struct Supervisor {
     current: Option<Epoch>,
     /// What will.
     making: Option<Making>,
-    /// Why the slot cannot be read on, although it is there.
-    unreadable: Option<String>,
 }
 
 impl Supervisor {
     /// A supervisor of an opened data directory.
     pub fn new(options: Options, data: DataDir, frontier: Arc<Frontier>, stop: CancellationToken) -> Supervisor {
         let progress = frontier.progress.clone();
-        Supervisor { options, data, frontier, progress, stop, current: None, making: None, unreadable: None }
+        Supervisor { options, data, frontier, progress, stop, current: None, making: None }
     }
 
     /// Runs until stopped (`Ok`) or until something must not go on.
@@ -157,14 +155,10 @@ impl Supervisor {
             // Before anything is made there: this needs a restart of the server, so waiting does not help.
             catalog::check_wal_level(&client).await.map_err(ReplicationError::from)?;
             let streams = matches!(decision, Decision::Stream { .. });
-            let (tables, published) = self.resolve(&client, streams).await?;
+            let tables = self.resolve(&client, streams).await?;
             if streams && let Some(reason) = self.definitions_changed(&tables) {
                 decision = Decision::Resync { reason };
-            } else if streams && let Some(reason) = self.unreadable.take() {
-                decision = Decision::Resync { reason };
-            } else if streams && published {
-                // What was written while it was missing was never sent.
-                let reason = "the publication, or a table of it, was missing".into();
+            } else if streams && let Some(reason) = self.gap()? {
                 decision = Decision::Resync { reason };
             }
             let tables = tables.into_iter().filter_map(|(def, table)| Some((def, table?))).collect();
@@ -234,9 +228,8 @@ impl Supervisor {
     }
 
     /// The configured collections against the catalog, and the publication that must send them. With `going_on` a table
-    /// that fits no more keeps its stored definition: the stream pauses its collection, and the others follow theirs. True
-    /// when something was missing in the publication.
-    async fn resolve(&self, client: &Client, going_on: bool) -> Result<(Resolved, bool), NodeError> {
+    /// that fits no more keeps its stored definition: the stream pauses its collection, and the others follow theirs.
+    async fn resolve(&self, client: &Client, going_on: bool) -> Result<Resolved, NodeError> {
         let stored = |name: &str| {
             let current = self.current.as_ref().filter(|_| going_on)?;
             current.defs.iter().find(|def| def.name == name).cloned()
@@ -256,9 +249,21 @@ impl Supervisor {
             }
         }
         let defs: Vec<_> = tables.iter().filter(|(_, table)| table.is_some()).map(|(def, _)| def.clone()).collect();
-        let ensured =
-            publication::ensure(client, &self.options.publication, &defs, self.options.create_publication).await;
-        Ok((tables, ensured.map_err(ReplicationError::from)?))
+        let name = &self.options.publication;
+        if let Some(current) = self.current.as_ref().filter(|_| going_on)
+            && !publication::is_whole(client, name, &defs).await.map_err(ReplicationError::from)?
+        {
+            // What was written meanwhile was never sent. Once it is made, by us or by somebody, nothing else would tell.
+            self.data.set_gap(current.id, "the publication, or a table of it, was missing")?;
+        }
+        let ensured = publication::ensure(client, name, &defs, self.options.create_publication).await;
+        ensured.map_err(ReplicationError::from)?;
+        Ok(tables)
+    }
+
+    /// Why the stream has a gap behind what answers, if so.
+    fn gap(&self) -> Result<Option<String>, NodeError> {
+        Ok(self.current.as_ref().map_or(Ok(None), |current| self.data.gap(current.id))?)
     }
 
     /// Why what we have does not serve what is configured now, if so.
@@ -404,7 +409,10 @@ impl Supervisor {
         }
         if ended.sqlstate() == Some("42704") {
             // The catalog is read as of the change: a publication that was missing then is missing for ever.
-            self.unreadable = Some(format!("changes were written while the publication was missing: {ended}"));
+            let why = format!("changes were written while the publication was missing: {ended}");
+            if let Some(id) = self.newest().map(|epoch| epoch.id) {
+                self.data.set_gap(id, &why)?;
+            }
         }
         match ended {
             ReplicationError::Stopped if self.stop.is_cancelled() => Ok(()),

@@ -65,6 +65,15 @@ pub async fn ensure(client: &Client, name: &str, collections: &[CollectionDef], 
     Ok(changed)
 }
 
+/// Does the publication send every table of the collections now? Asked before anything is made: what it does not send now
+/// is a gap in the stream.
+pub async fn is_whole(client: &Client, name: &str, collections: &[CollectionDef]) -> Result<bool> {
+    let members = members(client, name).await?;
+    let is_member =
+        |def: &CollectionDef| members.iter().any(|member| member.schema == def.schema && member.table == def.table);
+    Ok(collections.iter().all(is_member))
+}
+
 async fn run(client: &Client, create: bool, problem: String, sql: &str) -> Result<()> {
     if !create {
         return Err(SourceError::refused(problem, format!("{sql};")));

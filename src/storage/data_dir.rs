@@ -117,6 +117,20 @@ impl DataDir {
         Ok(())
     }
 
+    fn gap_file(&self, epoch: EpochId) -> PathBuf {
+        self.epoch_dir(epoch).join("GAP")
+    }
+
+    /// Why the stream has a gap behind what this epoch has, if so: only a new copy helps, whatever happens until it is whole.
+    pub fn gap(&self, epoch: EpochId) -> Result<Option<String>> {
+        read_json(&self.gap_file(epoch))
+    }
+
+    /// Writes down that the stream has a gap. It goes with the epoch.
+    pub fn set_gap(&self, epoch: EpochId, why: &str) -> Result<()> {
+        write_atomically(&self.gap_file(epoch), &serde_json::to_vec(why).expect("plain data"))
+    }
+
     /// From now on this epoch answers.
     pub fn make_current(&self, epoch: EpochId, slot: &str) -> Result<()> {
         crate::storage::sync_dir(&self.epoch_dir(epoch))?;
@@ -164,6 +178,9 @@ mod tests {
         assert!(first.exists() && second.exists());
         dir.make_current(EpochId(2), "s_2").expect("current");
         assert!(first.exists() && second.exists());
+        dir.set_gap(EpochId(1), "missing").expect("write");
+        assert_eq!(dir.gap(EpochId(1)).expect("read").as_deref(), Some("missing"));
+        assert_eq!(dir.gap(EpochId(2)).expect("read"), None);
         dir.remove_other_epochs(EpochId(2)).expect("remove");
         assert!(!first.exists() && second.exists());
         assert_eq!(dir.current().expect("read"), Some(Current { epoch: EpochId(2), slot: "s_2".into() }));
