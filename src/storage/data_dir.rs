@@ -109,7 +109,9 @@ impl DataDir {
         match pending {
             Some(pending) => write_atomically(&path, &serde_json::to_vec(pending).expect("plain data"))?,
             None => match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context("remove", &path),
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).context("remove", &path);
+                }
                 _ => crate::storage::sync_dir(&self.root)?,
             },
         }

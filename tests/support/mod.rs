@@ -18,6 +18,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
@@ -78,6 +79,14 @@ impl Sql {
     /// Runs statements that may fail.
     pub fn try_run(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
         RUNTIME.block_on(self.client.batch_execute(sql))
+    }
+
+    /// Runs statements beside other writers: the victim of a deadlock is rolled back, as applications do.
+    pub fn run_beside_others(&self, sql: &str) {
+        if let Err(error) = self.try_run(sql) {
+            assert_eq!(error.code(), Some(&SqlState::T_R_DEADLOCK_DETECTED), "{sql}: {error:?}");
+            self.run("ROLLBACK");
+        }
     }
 
     /// Runs one statement with parameters.
@@ -269,7 +278,8 @@ impl Service {
     /// collections and other settings.
     pub fn configured(database: &Database, source: &str, sections: &str) -> Service {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let service = Service { running: None, dir, url: String::new(), environment: Vec::new(), slot: database.name.clone() };
+        let service =
+            Service { running: None, dir, url: String::new(), environment: Vec::new(), slot: database.name.clone() };
         service.configure(&database.dsn, source, sections);
         service
     }
@@ -313,7 +323,8 @@ impl Service {
 
     /// Starts it; its address, or none where it ended before it had one.
     fn launch(&mut self) -> Option<String> {
-        assert!(self.running.is_none(), "it runs already");
+        assert!(self.has_ended(), "it runs already");
+        self.running = None;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log file");
         let mut keeper = Command::new("sh")
             .args(["-c", KEEPER, "ruvector-keeper", env!("CARGO_BIN_EXE_ruvector"), "serve", "--config"])
@@ -362,7 +373,8 @@ impl Service {
     /// Starts a dead one. What the source may forget must be durable here; that can be said while nobody holds the slot.
     pub fn start_checking_confirmed(&mut self, database: &Database) {
         let slot = self.current_slot();
-        let active = format!("SELECT count(*) FROM pg_replication_slots WHERE database = '{}' AND active", database.name);
+        let active =
+            format!("SELECT count(*) FROM pg_replication_slots WHERE database = '{}' AND active", database.name);
         wait_until("the dead one's sender is gone", || database.sql.one(&active) == "0");
         let confirmed = slot.and_then(|slot| database.sql.confirmed(&slot));
         let before = self.log().len();

@@ -102,7 +102,7 @@ fn transaction(sql: &Sql, random: &mut Random) {
         1 if text.contains("SAVEPOINT") => "ROLLBACK TO s; COMMIT;",
         _ => "COMMIT;",
     });
-    sql.run(&text);
+    sql.run_beside_others(&text);
 }
 
 fn operation(random: &mut Random) -> String {
