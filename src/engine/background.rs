@@ -78,6 +78,7 @@ pub fn link(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
                 linked += segment.graph.link_next(LINK_CHUNK);
                 if segment.is_full() && segment.is_linked() && !segment.is_saved() {
                     segment.save(&segment_path(epoch, collection, number, segment.id))?;
+                    crate::failpoint!("link.sealed");
                     let _ = done.send(Done::Sealed { collection, index: number, id: segment.id });
                 }
             }
@@ -102,7 +103,9 @@ pub fn merge(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
             let id = index.ids.fetch_add(1, Ordering::Relaxed);
             let alive = |node| index.row(node).is_some();
             let merged = Segment::merged(id, &index.column, dimensions, &old, &alive, 1);
+            crate::failpoint!("merge.built");
             merged.save(&segment_path(epoch, collection, number, id))?;
+            crate::failpoint!("merge.saved");
             let old = chosen.iter().map(|segment| segment.id).collect();
             tracing::info!(collection = collection.0, ?old, new = id, rows = merged.graph.len(), "merged segments");
             let _ = done.send(Done::Merged { collection, index: number, old, segment: Arc::new(merged) });

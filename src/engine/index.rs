@@ -214,6 +214,7 @@ impl IndexWriter {
         let id = merged.id;
         self.sealed.push(merged);
         self.sealed(id);
+        crate::failpoint!("index.replaced");
         true
     }
 
@@ -228,6 +229,7 @@ impl IndexWriter {
             if let Err(error) = std::fs::remove_file(&path) {
                 tracing::warn!(file = %path.display(), %error, "cannot remove a retired segment");
             }
+            crate::failpoint!("index.retired_removed");
         }
     }
 

@@ -260,6 +260,7 @@ impl Engine {
         let link_done = done.clone();
         engine.spawn("link", move |shared| background::link(shared, &shared.epoch, &link_done))?;
         engine.spawn("merge", move |shared| background::merge(shared, &shared.epoch, &done))?;
+        crate::failpoint!("engine.started");
         Ok(engine)
     }
 

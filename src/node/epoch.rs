@@ -108,6 +108,7 @@ impl Epoch {
     ) -> std::result::Result<Epoch, NodeError> {
         let state = Arc::new(State::create(&dir.join("state.redb"), &identity)?);
         let log = ChangeLog::create(&dir.join("log"), identity.consistent_point)?;
+        crate::failpoint!("epoch.log_made");
         let mut copies = HashMap::new();
         for NewTable { def, table, fingerprint } in tables {
             let id = def.id;
@@ -126,6 +127,7 @@ impl Epoch {
                 batch.put_collection(&record)
             })?;
         }
+        crate::failpoint!("epoch.registered");
         Ok(Epoch::join(id, dir.to_owned(), identity, state, log, copies, options)?)
     }
 
@@ -209,6 +211,7 @@ impl Epoch {
         let effective = tokio::time::timeout(DEFINED_WITHIN, self.definitions.set(defs));
         let from = effective.await.ok().and_then(std::result::Result::ok);
         let from = from.ok_or_else(|| ReplicationError::Transport("the stream took no new definitions in".into()))?;
+        crate::failpoint!("epoch.defined");
         let target = CopyTarget::create(def.clone(), &dir, progress)?;
         let expected_rows = new.table.as_ref().map_or(0, expected_rows);
         let collection = Box::new(NewCollection { def, from, expected_rows, fingerprint: new.fingerprint });

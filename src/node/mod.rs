@@ -108,6 +108,8 @@ pub async fn run(
     upkeep.abort();
     let _ = watch.await;
     frontier.serve(None);
+    crate::failpoint!("node.before_close");
     supervisor.close().await;
+    crate::failpoint!("node.closed");
     result
 }

@@ -374,6 +374,7 @@ impl Supervisor {
             Some(_) => self.free_slot(client, id).await?,
         };
         let old_slot = before.map(|current| current.slot);
+        crate::failpoint!("node.copy_decided");
         let dir = self.data.prepare_epoch(id)?;
         self.data.set_pending(Some(&Pending {
             epoch: id,
@@ -399,6 +400,7 @@ impl Supervisor {
         }
         epoch.copy(&self.options.dsn, &self.copy_options(), Some(Exported { held_by: wal, slot: new }));
         self.making = Some(epoch);
+        crate::failpoint!("node.copy_started");
         Ok(())
     }
 
@@ -627,10 +629,12 @@ impl Supervisor {
         if let Some(mut old) = self.current.take() {
             old.stop();
         }
+        crate::failpoint!("node.old_stopped");
         // The old epoch's files go with its slot: nothing works on them any more.
         self.data.make_current(epoch.id, &epoch.identity.slot)?;
         epoch.serving.kept.store(true, Ordering::Relaxed);
         epoch.tidy();
+        crate::failpoint!("node.promoted");
         self.progress.set_stale(None);
         tracing::info!(epoch = epoch.id.0, slot = epoch.identity.slot, "the copy is whole and answers");
         self.current = Some(epoch);
@@ -706,6 +710,7 @@ async fn drop_slot(client: &Client, name: &str) -> Result<(), NodeError> {
     if found.is_some_and(|slot| slot.plugin.as_deref() == Some("pgoutput")) {
         let dropped = client.execute("SELECT pg_drop_replication_slot($1)", &[&name]).await;
         dropped.map_err(|error| ReplicationError::from(SourceError::from(error)))?;
+        crate::failpoint!("node.slot_dropped");
         tracing::info!(slot = name, "dropped a slot of ours that nothing uses any more");
     }
     Ok(())

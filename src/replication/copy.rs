@@ -116,6 +116,7 @@ impl CopyTarget {
         let copied = &mut *self.copied.lock();
         let count = rows.len() as u64;
         copied.log.append(&LogRecord::Copied(rows))?;
+        crate::failpoint!("copy.batch_appended");
         copied.rows += count;
         if copied.synced.elapsed() >= SYNC_EVERY {
             copied.log.sync()?;
@@ -137,6 +138,7 @@ impl CopyTarget {
             tracing::info!(collection = self.def.name, %at, rows = copied.rows, "going on with the copy");
         }
         copied.last = Some((at, filenode));
+        crate::failpoint!("copy.begun");
         Ok(copied.log.append(&LogRecord::CopyStart { at, filenode })?)
     }
 
@@ -177,6 +179,7 @@ impl CopyTarget {
         copied.log.append(&LogRecord::CopyEnd { at, rows: copied.rows })?;
         copied.log.sync()?;
         copied.whole = true;
+        crate::failpoint!("copy.ended");
         tracing::info!(collection = self.def.name, rows = copied.rows, "every row is copied");
         Ok(())
     }
@@ -269,6 +272,7 @@ async fn attempt(
     let ranges = Mutex::new(ranges);
     let workers = sessions.iter().map(|session| work(session, &ranges));
     futures_util::future::try_join_all(workers).await?;
+    crate::failpoint!("copy.before_end");
     targets.iter().try_for_each(|target| target.end())
 }
 
@@ -305,6 +309,7 @@ async fn open_sessions(
             }
         }
         sessions.push(client);
+        crate::failpoint!("copy.session_open");
     }
     Ok((sessions, sizes))
 }
@@ -336,7 +341,9 @@ async fn work(session: &Client, ranges: &Ranges) -> Result<(), ReplicationError>
     loop {
         let next = ranges.lock().pop_front();
         let Some((target, range)) = next else { return Ok(()) };
+        crate::failpoint!("copy.range_begun");
         copy_range(session, &target, range).await?;
+        crate::failpoint!("copy.range_done");
         target.range_copied(range)?;
     }
 }

@@ -138,9 +138,11 @@ pub async fn follow<S: WalSource>(
     stop: &CancellationToken,
 ) -> (ChangeLog, ReplicationError) {
     // The last connection may have broken in the middle of a transaction that now comes again.
+    crate::failpoint!("follow.before_cut");
     if let Err(error) = log.cut_to_durable() {
         return (log, error.into());
     }
+    crate::failpoint!("follow.cut");
     let tail = log.tail();
     let (sender, receiver) = stream::queue();
     let writer = tokio::task::spawn_blocking(move || write(log, &definitions, receiver));
@@ -228,10 +230,12 @@ fn take_frame(log: &mut ChangeLog, assembler: &mut Assembler, frame: Frame) -> R
         Frame::XLogData { payload, .. } => {
             let message =
                 pgoutput::decode(&payload, false).map_err(|error| ReplicationError::Protocol(error.to_string()))?;
+            crate::failpoint!("follow.message_decoded");
             count(&message);
             assembler.push(message, &mut append)?;
         }
     }
+    crate::failpoint!("follow.frame_taken");
     Ok(appended)
 }
 

@@ -102,7 +102,9 @@ async fn take_in<S: WalSource>(
         }
         if Instant::now() >= next_status {
             let durable = log.durable().lsn;
+            crate::failpoint!("stream.before_status");
             source.send_status(received.max(durable), durable, true).await?;
+            crate::failpoint!("stream.status_sent");
             progress.set_confirmed(durable);
             next_status = Instant::now() + intake.status_interval;
         }
@@ -125,6 +127,7 @@ async fn take_in<S: WalSource>(
                     continue;
                 }
             }
+            crate::failpoint!("stream.batch_queued");
             match broken {
                 Some(error) => return Err(error),
                 None => continue,
@@ -146,6 +149,7 @@ async fn take_in<S: WalSource>(
             continue;
         };
         let batch = Batch::gather(source, first?, units);
+        crate::failpoint!("stream.batch_received");
         last_heard = Instant::now();
         for frame in &batch.frames {
             match frame {

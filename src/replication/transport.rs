@@ -89,6 +89,7 @@ impl PgWalSource {
         let sql = format!("CREATE_REPLICATION_SLOT {} {temporary}LOGICAL pgoutput {export}", quote_ident(name));
         // A slot is found consistent in up to three rounds of waiting; the server ends each.
         let rows = self.ask(&sql, lock_timeout * 3 + ANSWER_LIMIT).await?;
+        crate::failpoint!("transport.slot_made");
         let slot = || {
             let [_, consistent_point, snapshot, ..] = first(&rows)? else { return None };
             Some(NewSlot { consistent_point: consistent_point.as_ref()?.parse().ok()?, snapshot: snapshot.clone()? })
@@ -106,7 +107,9 @@ impl PgWalSource {
             quote_ident(slot)
         );
         let started = timeout(ANSWER_LIMIT, self.session.copy_both(&sql)).await;
-        Ok(started.map_err(|_| no_answer("START_REPLICATION"))??)
+        started.map_err(|_| no_answer("START_REPLICATION"))??;
+        crate::failpoint!("transport.stream_started");
+        Ok(())
     }
 
     async fn ask(&mut self, sql: &str, limit: Duration) -> Result<Vec<Row>, ReplicationError> {
@@ -140,6 +143,7 @@ impl WalSource for PgWalSource {
     }
 
     async fn close(self) {
+        crate::failpoint!("transport.before_leave");
         if timeout(LEAVE_LIMIT, self.session.end()).await.is_err() {
             tracing::debug!("the source did not take leave in time");
         }

@@ -95,7 +95,9 @@ async fn run(client: &Client, create: bool, problem: String, sql: &str) -> Resul
             format!("as a role that owns the tables and the publication and may CREATE in the database: {sql};"),
         ),
         other => other,
-    })
+    })?;
+    crate::failpoint!("publication.changed");
+    Ok(())
 }
 
 async fn members(client: &Client, name: &str) -> Result<Vec<Member>> {

@@ -83,6 +83,7 @@ pub struct ChangeLog {
     boundary: Durable,
     tail: Arc<LogTail>,
     poisoned: bool,
+    roll_bytes: u64,
 }
 
 impl ChangeLog {
@@ -99,9 +100,11 @@ impl ChangeLog {
         let number = *file_numbers(dir)?.last().ok_or_else(|| damaged(dir, "has no log files"))?;
         let path = file_path(dir, number);
         let (base, boundary) = scan(&path, number)?;
+        crate::failpoint!("changelog.scanned");
         let durable = boundary.unwrap_or(Durable { lsn: base, position: LogPosition { file: number, offset: HEADER } });
         let file = OpenOptions::new().read(true).write(true).open(&path).context("open", &path)?;
         file.set_len(durable.position.offset).and_then(|()| file.sync_all()).context("cut the tail of", &path)?;
+        crate::failpoint!("changelog.tail_cut");
         Ok(ChangeLog::at(dir, file, path, durable))
     }
 
@@ -117,6 +120,7 @@ impl ChangeLog {
             boundary: durable,
             tail,
             poisoned: false,
+            roll_bytes: crate::failpoint::size("ROLL_BYTES", ROLL_BYTES),
         }
     }
 
@@ -146,17 +150,21 @@ impl ChangeLog {
             let lsn = lsn.max(self.boundary.lsn);
             self.boundary = Durable { lsn, position: LogPosition { file: self.written.file, offset } };
         }
+        crate::failpoint!("changelog.appended");
         if self.buffer.len() >= WRITE_BUFFER { self.flush() } else { Ok(()) }
     }
 
     /// Makes everything appended durable and shows it to readers up to the last boundary.
     pub fn sync(&mut self) -> Result<()> {
         self.flush()?;
+        crate::failpoint!("changelog.before_sync");
         let synced = self.file.sync_data().context("sync", &self.path);
         self.poison_on_error(synced)?;
+        crate::failpoint!("changelog.synced");
         self.tail.set(self.boundary);
+        crate::failpoint!("changelog.shown");
         let at_boundary = self.boundary.position == self.written;
-        if at_boundary && self.written.offset >= ROLL_BYTES { self.roll() } else { Ok(()) }
+        if at_boundary && self.written.offset >= self.roll_bytes { self.roll() } else { Ok(()) }
     }
 
     /// Takes back what was appended behind the durable end: half a transaction whose connection broke. The source sends it
@@ -166,14 +174,18 @@ impl ChangeLog {
         self.boundary = self.tail.durable();
         self.written = self.boundary.position;
         self.buffer.clear();
+        crate::failpoint!("changelog.before_cut");
         let cut = self.file.set_len(self.written.offset).context("cut the tail of", &self.path);
+        crate::failpoint!("changelog.cut");
         self.poison_on_error(cut)
     }
 
     fn flush(&mut self) -> Result<()> {
         self.refuse_if_poisoned()?;
+        crate::failpoint!("changelog.before_write");
         let written = self.file.write_all_at(&self.buffer, self.written.offset).context("write", &self.path);
         self.poison_on_error(written)?;
+        crate::failpoint!("changelog.written");
         self.written.offset += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
@@ -195,11 +207,13 @@ impl ChangeLog {
     }
 
     fn roll(&mut self) -> Result<()> {
+        crate::failpoint!("changelog.before_roll");
         let number = self.written.file + 1;
         (self.file, self.path) = create_file(&self.dir, number, self.boundary.lsn)?;
         self.written = LogPosition { file: number, offset: HEADER };
         self.boundary.position = self.written;
         self.tail.set(self.boundary);
+        crate::failpoint!("changelog.rolled");
         Ok(())
     }
 
@@ -214,7 +228,9 @@ pub fn remove_before(dir: &Path, position: LogPosition) -> Result<usize> {
     let old: Vec<_> = file_numbers(dir)?.into_iter().filter(|&number| number < position.file).collect();
     for &number in &old {
         let path = file_path(dir, number);
+        crate::failpoint!("changelog.before_remove");
         std::fs::remove_file(&path).context("remove", &path)?;
+        crate::failpoint!("changelog.one_removed");
     }
     Ok(old.len())
 }
@@ -264,7 +280,9 @@ fn create_file(dir: &Path, number: u64, base: Lsn) -> Result<(File, PathBuf)> {
     header.extend_from_slice(&number.to_le_bytes());
     header.extend_from_slice(&base.0.to_le_bytes());
     file.write_all(&header).and_then(|()| file.sync_all()).context("write", &fresh)?;
+    crate::failpoint!("changelog.file_written");
     std::fs::rename(&fresh, &path).context("rename", &fresh)?;
+    crate::failpoint!("changelog.file_renamed");
     sync_dir(dir)?;
     Ok((file, path))
 }

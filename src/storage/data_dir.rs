@@ -59,6 +59,7 @@ impl DataDir {
             TryLockError::WouldBlock => StorageError::Busy(root.to_owned()),
             TryLockError::Error(source) => StorageError::Io { action: "lock", path, source },
         })?;
+        crate::failpoint!("data_dir.locked");
         Ok(DataDir { root: root.to_owned(), _lock: lock })
     }
 
@@ -85,8 +86,10 @@ impl DataDir {
     pub fn prepare_epoch(&self, epoch: EpochId) -> Result<PathBuf> {
         let dir = self.epoch_dir(epoch);
         remove_dir(&dir)?;
+        crate::failpoint!("data_dir.emptied");
         std::fs::create_dir_all(&dir).context("create", &dir)?;
         crate::storage::sync_dir(&self.root)?;
+        crate::failpoint!("data_dir.epoch_made");
         Ok(dir)
     }
 
@@ -102,20 +105,28 @@ impl DataDir {
     /// Writes down that an epoch is being made, or that none is any more.
     pub fn set_pending(&self, pending: Option<&Pending>) -> Result<()> {
         let path = self.pending_file();
+        crate::failpoint!("data_dir.before_pending");
         match pending {
-            Some(pending) => write_atomically(&path, &serde_json::to_vec(pending).expect("plain data")),
+            Some(pending) => write_atomically(&path, &serde_json::to_vec(pending).expect("plain data"))?,
             None => match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("remove", &path),
-                _ => crate::storage::sync_dir(&self.root),
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).context("remove", &path);
+                }
+                _ => crate::storage::sync_dir(&self.root)?,
             },
         }
+        crate::failpoint!("data_dir.pending_changed");
+        Ok(())
     }
 
     /// From now on this epoch answers.
     pub fn make_current(&self, epoch: EpochId, slot: &str) -> Result<()> {
         crate::storage::sync_dir(&self.epoch_dir(epoch))?;
+        crate::failpoint!("data_dir.before_current");
         let current = Current { epoch, slot: slot.to_owned() };
-        write_atomically(&self.current_file(), &serde_json::to_vec(&current).expect("plain data"))
+        write_atomically(&self.current_file(), &serde_json::to_vec(&current).expect("plain data"))?;
+        crate::failpoint!("data_dir.current_written");
+        Ok(())
     }
 
     /// Removes what no engine works on any more: every epoch but this one.
@@ -125,6 +136,7 @@ impl DataDir {
             let number = name.to_str().and_then(|name| name.strip_prefix("epoch-")?.parse().ok());
             if number.is_some_and(|number: u32| number != keep.0) {
                 remove_dir(&self.root.join(name))?;
+                crate::failpoint!("data_dir.epoch_removed");
             }
         }
         Ok(())

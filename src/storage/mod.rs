@@ -105,6 +105,8 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let fresh = path.with_extension("new");
     let mut file = std::fs::File::create(&fresh).context("create", &fresh)?;
     io::Write::write_all(&mut file, bytes).and_then(|()| file.sync_all()).context("write", &fresh)?;
+    crate::failpoint!("atomic.written");
     std::fs::rename(&fresh, path).context("rename", path)?;
+    crate::failpoint!("atomic.renamed");
     sync_dir(path.parent().unwrap_or(Path::new(".")))
 }

@@ -33,6 +33,7 @@ impl Originals {
             check_header(path, &file, dimensions)?;
         } else {
             write_header(path, &file, dimensions)?;
+            crate::failpoint!("originals.created");
         }
         let originals = Originals { path: path.to_owned(), file, dimensions, written: rows, buffer: Vec::new() };
         let length = originals.file.metadata().context("stat", path)?.len();
@@ -85,7 +86,9 @@ impl Originals {
     /// Hands everything to the operating system: what a reader of the file sees.
     pub fn flush(&mut self) -> Result<()> {
         if !self.buffer.is_empty() {
+            crate::failpoint!("originals.before_write");
             self.file.write_all_at(&self.buffer, self.offset(self.written)).context("write", &self.path)?;
+            crate::failpoint!("originals.written");
             self.written = self.len();
             self.buffer.clear();
         }
@@ -95,7 +98,10 @@ impl Originals {
     /// Makes everything durable.
     pub fn sync(&mut self) -> Result<()> {
         self.flush()?;
-        self.file.sync_data().context("sync", &self.path)
+        crate::failpoint!("originals.before_sync");
+        self.file.sync_data().context("sync", &self.path)?;
+        crate::failpoint!("originals.synced");
+        Ok(())
     }
 
     /// Reads one row.

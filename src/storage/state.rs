@@ -198,6 +198,7 @@ impl State {
             let applied = Applied { lsn: identity.consistent_point, commit_time: 0, position: changelog::START };
             batch.put_meta("applied", &applied)
         })?;
+        crate::failpoint!("state.created");
         Ok(state)
     }
 
@@ -211,6 +212,7 @@ impl State {
         if found != FORMAT {
             return Err(StorageError::Format { path: path.to_owned(), found, expected: FORMAT });
         }
+        crate::failpoint!("state.opened");
         Ok(state)
     }
 
@@ -310,7 +312,15 @@ impl State {
         // Recovery after a kill then reads no more than the header.
         transaction.set_quick_repair(durable);
         let result = change(&mut Batch { path: &self.path, transaction: &transaction, rows: HashMap::new() })?;
-        transaction.commit()?;
+        if durable {
+            crate::failpoint!("state.before_durable_commit");
+            transaction.commit()?;
+            crate::failpoint!("state.durably_committed");
+        } else {
+            crate::failpoint!("state.before_commit");
+            transaction.commit()?;
+            crate::failpoint!("state.committed");
+        }
         Ok(result)
     }
 }
