@@ -341,7 +341,7 @@ impl Supervisor {
             epoch.identity.timeline = system.timeline;
             epoch.state.set_identity(&epoch.identity)?;
         }
-        wal.start(&epoch.identity.slot, &self.options.publication, from).await?;
+        wal.start_with(&epoch.identity.slot, &self.options.publication, from, self.options.streaming).await?;
         let log = match epoch.log.take() {
             Some(log) => log,
             None => return Err(NodeError::Stopped("the change log is in use".into())),

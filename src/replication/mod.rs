@@ -5,7 +5,9 @@ pub mod copy;
 pub mod copy_rows;
 pub mod frame;
 pub mod pgoutput;
+pub mod poison;
 pub mod progress;
+pub mod spool;
 pub mod start;
 pub mod stream;
 pub mod transport;
@@ -15,6 +17,7 @@ use crate::replication::assemble::{AssembleError, Assembler};
 use crate::replication::frame::Frame;
 use crate::replication::pgoutput::Message;
 use crate::replication::progress::Progress;
+use crate::replication::spool::Spool;
 use crate::replication::stream::{Intake, Queued, WalSource};
 use crate::source::connect::Dsn;
 use crate::source::policy::{Backoff, Policy};
@@ -141,7 +144,8 @@ pub async fn follow<S: WalSource>(
     let tail = log.tail();
     let (sender, receiver) = stream::queue();
     let assembler = Assembler::new(collections, log.durable());
-    let writer = tokio::task::spawn_blocking(move || write(log, assembler, receiver));
+    let spool = Spool::new(log.dir(), intake.spool_bytes);
+    let writer = tokio::task::spawn_blocking(move || write(log, assembler, spool, receiver));
     let received = stream::receive(source, intake, sender, tail, progress, stop).await;
     // The queue is closed now: the writer ends after what it has.
     match (writer.await, received) {
@@ -156,15 +160,17 @@ pub async fn follow<S: WalSource>(
 fn write(
     mut log: ChangeLog,
     mut assembler: Assembler,
+    mut spool: Spool,
     mut queue: mpsc::Receiver<Queued>,
 ) -> (ChangeLog, Result<(), ReplicationError>) {
-    let result = write_all(&mut log, &mut assembler, &mut queue);
+    let result = write_all(&mut log, &mut assembler, &mut spool, &mut queue);
     (log, result)
 }
 
 fn write_all(
     log: &mut ChangeLog,
     assembler: &mut Assembler,
+    spool: &mut Spool,
     queue: &mut mpsc::Receiver<Queued>,
 ) -> Result<(), ReplicationError> {
     let mut unsynced: Option<Instant> = None;
@@ -186,7 +192,7 @@ fn write_all(
             return Ok(());
         };
         for frame in queued.frames {
-            if take_frame(log, assembler, frame)? {
+            if take_frame(log, assembler, spool, frame)? {
                 unsynced.get_or_insert_with(Instant::now);
             }
         }
@@ -198,7 +204,12 @@ fn write_all(
 }
 
 /// True when something was appended.
-fn take_frame(log: &mut ChangeLog, assembler: &mut Assembler, frame: Frame) -> Result<bool, ReplicationError> {
+fn take_frame(
+    log: &mut ChangeLog,
+    assembler: &mut Assembler,
+    spool: &mut Spool,
+    frame: Frame,
+) -> Result<bool, ReplicationError> {
     let mut appended = false;
     let mut append = |record: LogRecord| {
         appended = true;
@@ -207,15 +218,15 @@ fn take_frame(log: &mut ChangeLog, assembler: &mut Assembler, frame: Frame) -> R
     match frame {
         // The position of a keepalive counts only between transactions.
         Frame::Keepalive { wal_end, .. } => {
-            if !assembler.in_transaction() && assembler.moves_to(wal_end) {
+            if !assembler.in_transaction() && !spool.in_block() && assembler.moves_to(wal_end) {
                 append(LogRecord::Progress { upto: wal_end })?;
             }
         }
         Frame::XLogData { payload, .. } => {
-            let message =
-                pgoutput::decode(&payload, false).map_err(|error| ReplicationError::Protocol(error.to_string()))?;
-            count(&message);
-            assembler.push(message, &mut append)?;
+            spool.take(&payload, &mut |message| {
+                count(&message);
+                assembler.push(message, &mut append)
+            })?;
         }
     }
     Ok(appended)

@@ -43,6 +43,8 @@ pub struct Intake {
     pub silence_limit: Duration,
     /// Bytes of frames that may wait for the log.
     pub queue_bytes: usize,
+    /// Bytes of streamed transactions that may wait for their end in memory; more goes to files.
+    pub spool_bytes: usize,
 }
 
 /// Frames on their way to the log, with their share of the queue's budget.

@@ -117,6 +117,11 @@ impl ChangeLog {
         }
     }
 
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The shared durable end.
     pub fn tail(&self) -> Arc<LogTail> {
         self.tail.clone()
