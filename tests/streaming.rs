@@ -8,7 +8,8 @@ use support::{DOCS, Database, Service, Sql, cluster, wait_until};
 
 /// Streams everything beyond the smallest memory a server can be given.
 static CLUSTER: LazyLock<PrivatePostgres> = LazyLock::new(|| {
-    let settings = Settings::default().with("logical_decoding_work_mem", "64kB").with("max_prepared_transactions", "10");
+    let settings =
+        Settings::default().with("logical_decoding_work_mem", "64kB").with("max_prepared_transactions", "10");
     cluster(settings)
 });
 

@@ -218,10 +218,11 @@ impl Engine {
         let (done, finished) = mpsc::channel();
         let number = |id| collections.iter().position(|collection| collection.id() == id);
         let copies = logs.copies.into_iter().filter_map(|(id, copy)| Some((number(id)?, copy))).collect();
+        let tail = logs.changes.tail().clone();
         let applier = Applier::new(engine.shared.clone(), state, collections, logs.dir, logs.changes, finished)?;
         engine.spawn("apply", move |_, _| applier.run(copies))?;
         let link_done = done.clone();
-        engine.spawn("link", move |shared, epoch| background::link(shared, epoch, &link_done))?;
+        engine.spawn("link", move |shared, epoch| background::link(shared, epoch, &tail, &link_done))?;
         engine.spawn("merge", move |shared, epoch| background::merge(shared, epoch, &done))?;
         Ok(engine)
     }

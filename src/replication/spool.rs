@@ -451,7 +451,8 @@ mod tests {
         let out = feed(&mut spool, &altered).expect("replayed");
         assert_eq!(out, ["begin 70", "table good", "1", "table good", "3", "commit 70 78"]);
         // The source believes that it described the table: nothing of this transaction is left but that.
-        let only = [start(9, true), relation(Some(10), "a"), insert(Some(10), "x"), stop(), abort(9, 10), commit(9, 80)];
+        let only =
+            [start(9, true), relation(Some(10), "a"), insert(Some(10), "x"), stop(), abort(9, 10), commit(9, 80)];
         assert_eq!(feed(&mut spool, &only).expect("replayed"), ["begin 80", "commit 80 88"]);
         assert_eq!(feed(&mut spool, &[insert(None, "plain")]).expect("handed on"), ["table a", "plain"]);
     }

@@ -121,7 +121,9 @@ impl PgWalSource {
         streaming: Streaming,
     ) -> Result<(), ReplicationError> {
         let protocol = match streaming {
-            Streaming::On if self.server_version().await? >= FIRST_WITH_STREAMING => "proto_version '2', streaming 'on'",
+            Streaming::On if self.server_version().await? >= FIRST_WITH_STREAMING => {
+                "proto_version '2', streaming 'on'"
+            }
             Streaming::On => {
                 tracing::warn!("source.streaming is on, but the source is older than PostgreSQL 14: it is not used");
                 "proto_version '1'"
