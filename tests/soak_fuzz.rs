@@ -27,7 +27,7 @@ use support::soak::{Random, Soak};
 
 /// Memory that an input may cost at once: so many times its length, and so much whatever its length.
 const PER_BYTE: usize = 64;
-const AT_LEAST: usize = 1 << 20;
+const AT_LEAST: usize = 256 << 10;
 /// Longest time for one input, on a machine that does ten other things.
 const SLOW: Duration = Duration::from_secs(5);
 /// No input gets so far. One that would is cut.
@@ -86,9 +86,13 @@ trait Target {
     fn seal(&self, _input: &mut Input) {}
     /// Reads it; a panic in here is a bug. True when it was taken for valid.
     fn read(&mut self, input: &Input) -> bool;
-    /// Bytes of memory a byte of input may cost.
-    fn per_byte(&self) -> usize {
-        PER_BYTE
+    /// Why it was not valid, where that is known.
+    fn refused(&self) -> &str {
+        "no reason given"
+    }
+    /// Bytes of memory that any input may cost.
+    fn at_least(&self) -> usize {
+        AT_LEAST
     }
 }
 
@@ -129,7 +133,7 @@ fn range(random: &mut Random, length: usize) -> std::ops::Range<usize> {
 /// Breaks one piece.
 fn break_piece(random: &mut Random, piece: &mut Vec<u8>, donor: &[u8]) {
     let length = piece.len();
-    match random.below(8) {
+    match random.below(9) {
         0 if length > 0 => {
             let at = random.below(length as u64) as usize;
             piece[at] ^= 1 << random.below(8);
@@ -145,7 +149,13 @@ fn break_piece(random: &mut Random, piece: &mut Vec<u8>, donor: &[u8]) {
             let over = range(random, length);
             piece.splice(over, taken);
         }
-        5 => {
+        5 if length > 0 && random.below(8) == 0 => {
+            // Long: what is allocated by a count is seen.
+            let again = piece.clone();
+            (0..LONGEST / length).for_each(|_| piece.extend(&again));
+            overwrite(random, &mut piece[..length]);
+        }
+        6 => {
             let again = piece[range(random, length)].to_vec();
             let at = random.below(length as u64 + 1) as usize;
             piece.splice(at..at, again);
@@ -199,7 +209,7 @@ fn watch() {
 fn fuzz(target: &mut dyn Target, seed: u64, time: Duration) -> (u64, u64) {
     let seeds = target.seeds();
     for input in &seeds {
-        assert!(target.read(input), "{}: a seed is not valid", target.name());
+        assert!(target.read(input), "{}: a seed is not valid: {}", target.name(), target.refused());
     }
     let mut random = Random(seed);
     let (started, mut executions, mut valid) = (Instant::now(), 0, 0);
@@ -214,7 +224,7 @@ fn fuzz(target: &mut dyn Target, seed: u64, time: Duration) -> (u64, u64) {
         }
         let length: usize = input.iter().map(Vec::len).sum();
         let what = || format!("{}, input {own}, {length} bytes", target.name());
-        let limit = AT_LEAST + length * target.per_byte();
+        let limit = target.at_least() + length * PER_BYTE;
         let described = what();
         *UNDER_WAY.lock().expect("not poisoned") = Some((Instant::now(), described.clone()));
         let (before, read) = (LIVE.load(Ordering::Relaxed), Instant::now());
@@ -289,7 +299,7 @@ fn encoded() -> Vec<Input> {
             Theirs::Update { relation_id, old_tuple: Some(tuple()), new_tuple: tuple(), key_type: Some('K') },
             Theirs::Update { relation_id, old_tuple: Some(tuple()), new_tuple: tuple(), key_type: Some('O') },
             Theirs::Delete { relation_id, old_tuple: tuple(), key_type: 'K' },
-            Theirs::Truncate { relation_ids: vec![relation_id, 6], flags: 1 },
+            Theirs::Truncate { relation_ids: vec![relation_id], flags: 1 },
             Theirs::Message { flags: 0, lsn: 1, prefix: "p".into(), content: b"c".to_vec().into() },
         ]
     };
@@ -298,18 +308,16 @@ fn encoded() -> Vec<Input> {
         pg_walstream::encode_streaming_message_to_bytes(&StreamingReplicationMessage::new_streaming(message, xid), 4)
             .to_vec()
     };
-    let captured = |version: usize| unhex(CAPTURED[version]).into_iter().find(|message| message[0] == b'R');
+    let described = unhex(CAPTURED[0]).into_iter().find(|message| message[0] == b'R').expect("a description");
     let mut one = vec![
         plain(&Theirs::Begin { final_lsn: 1 << 40, timestamp: 2, xid: 3 }),
         plain(&Theirs::Origin { origin_lsn: 1, origin_name: "o".into() }),
-        captured(0).expect("a description"),
+        described.clone(),
     ];
     one.extend(changes().iter().map(plain));
     one.push(plain(&Theirs::Commit { flags: 0, commit_lsn: 1 << 40, end_lsn: (1 << 40) + 8, timestamp: 3 }));
     let mut two = vec![plain(&Theirs::StreamStart { xid: 31, first_segment: true })];
-    let mut described = captured(1).expect("a description");
-    described[1..5].copy_from_slice(&31u32.to_be_bytes());
-    two.push(described);
+    two.push([b"R", &31u32.to_be_bytes()[..], &described[1..]].concat());
     two.extend(changes().into_iter().enumerate().map(|(at, message)| streamed(message, 31 + at as u32 % 3)));
     two.push(plain(&Theirs::StreamStop));
     let (subtransaction_xid, xid) = (32, 31);
@@ -356,6 +364,7 @@ impl Target for Messages {
 /// A connection's messages through decoder, spool and assembler.
 struct Stream {
     dir: tempfile::TempDir,
+    refused: String,
 }
 
 impl Target for Stream {
@@ -383,12 +392,16 @@ impl Target for Stream {
             });
             let (memory, _) = spool.sizes();
             assert!(memory <= budget, "{memory} bytes in memory, {budget} allowed");
-            if taken.is_err() {
+            if let Err(error) = taken {
+                self.refused = error.to_string();
                 good = false;
                 break;
             }
         }
         good
+    }
+    fn refused(&self) -> &str {
+        &self.refused
     }
 }
 
@@ -683,9 +696,9 @@ impl Target for LogFiles {
         assert!(!matches!(last, Some(LogRecord::Begin(_) | LogRecord::Changes(_))), "it ends inside a transaction");
         any
     }
-    fn per_byte(&self) -> usize {
-        // Buffers of two megabytes.
-        PER_BYTE + (4 << 20) / 32
+    fn at_least(&self) -> usize {
+        // Its buffers.
+        4 << 20
     }
 }
 
@@ -763,7 +776,7 @@ fn whatever_comes_is_a_value_or_an_error() {
         let targets: [Box<dyn Target>; 8] = [
             Box::new(Frames),
             Box::new(Messages),
-            Box::new(Stream { dir: scratch() }),
+            Box::new(Stream { dir: scratch(), refused: String::new() }),
             Box::new(Values),
             Box::new(Copies),
             Box::new(Records),
