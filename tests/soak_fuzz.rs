@@ -100,8 +100,9 @@ trait Target {
 fn interesting(random: &mut Random, length: usize) -> u64 {
     let near = [0, 1, 2, 4, length as u64, length as u64 + 1, (length as u64).wrapping_sub(1), 1600, 16_000, 16_001];
     let edges = [7, 8, 15, 16, 31, 32, 63].map(|bit| 1u64 << bit);
-    match random.below(4) {
+    match random.below(5) {
         0 => *random.pick(&near),
+        4 => random.below(128),
         1 => *random.pick(&edges),
         2 => random.pick(&edges).wrapping_sub(1),
         _ => u64::MAX - random.below(4),
@@ -115,7 +116,13 @@ fn overwrite(random: &mut Random, piece: &mut [u8]) {
     if piece.len() < width {
         return;
     }
-    let at = random.below((piece.len() - width + 1) as u64) as usize;
+    let last = piece.len() - width;
+    let at = match random.below(4) {
+        // Heads and tails hold more counts than the middle.
+        0 => random.below(last.min(48) as u64 + 1) as usize,
+        1 => last - random.below(last.min(48) as u64 + 1) as usize,
+        _ => random.below(last as u64 + 1) as usize,
+    };
     let bytes = if random.below(2) == 0 {
         number.to_be_bytes()[8 - width..].to_vec()
     } else {
