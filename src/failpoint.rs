@@ -3,7 +3,7 @@
 //! `RUVECTOR_FAILPOINT=name@n` kills the process with SIGKILL when it comes to the place for the n-th time.
 
 /// Every place. `tests/soak_crash.rs` says how each is reached.
-pub const POINTS: [&str; 100] = [
+pub const POINTS: [&str; 99] = [
     // The stream.
     "transport.slot_made",
     "transport.stream_started",

@@ -548,6 +548,7 @@ async fn status_flows_while_intake_is_shut() {
         status_interval: Duration::from_millis(100),
         silence_limit: Duration::from_secs(30),
         queue_bytes: 64 * 1024,
+        spool_bytes: 1 << 20,
     };
     let (progress, stop) = (Progress::default(), CancellationToken::new());
     let drain = async {

@@ -1,6 +1,7 @@
 //! One file and the environment -> one checked value; `node` makes every module's own options of it. The default file is compiled in and is the documentation.
 
 use crate::model::CollectionSpec;
+use crate::replication::transport::Streaming;
 use crate::source::catalog::check_spec;
 use crate::source::connect::Dsn;
 use crate::telemetry::LogFormat;
@@ -54,6 +55,8 @@ pub struct Source {
     pub status_interval_ms: u64,
     pub silence_limit_s: u64,
     pub queue_mib: usize,
+    pub streaming: Streaming,
+    pub spool_mib: usize,
 }
 
 /// Without the password.
@@ -143,6 +146,7 @@ impl Config {
         least("source.status_interval_ms", self.source.status_interval_ms as usize, 10)?;
         least("source.silence_limit_s", self.source.silence_limit_s as usize, 1)?;
         least("source.queue_mib", self.source.queue_mib, 1)?;
+        least("source.spool_mib", self.source.spool_mib, 1)?;
         least("engine.segment_rows", self.engine.segment_rows, 64)?;
         least("search.default_ef", self.search.default_ef, 1)?;
         least("search.recheck_connections", self.search.recheck_connections, 1)?;
@@ -221,6 +225,7 @@ mod tests {
             ("[source]\nslott = 'x'\n", "slott"),
             ("[sauce]\n", "sauce"),
             ("[source]\nslot = 'Bad-Name'\n", "source.slot"),
+            ("[source]\nstreaming = 'parallel'\n", "parallel"),
             ("[engine]\nsegment_rows = 1\n", "engine.segment_rows"),
             ("[http]\nlisten = 'nowhere'\n", "listen"),
             ("[[collections]]\ntable = 'docs'\nvectors = []\n", "no vector column"),

@@ -252,13 +252,14 @@ impl Engine {
         let (done, background) = mpsc::channel();
         let engine = Engine { shared: shared.clone(), state: state.clone(), commands, threads: Mutex::default() };
         let inbox = Inbox { background, commands: commanded };
+        let tail = logs.changes.tail().clone();
         let mut applier =
             Applier::new(shared.clone(), state, collections, incoming, logs.dir, logs.changes, inbox)?;
         // What the state holds, before anything new is applied.
         applier.publish_all();
         engine.spawn("apply", |_| applier.run())?;
         let link_done = done.clone();
-        engine.spawn("link", move |shared| background::link(shared, &shared.epoch, &link_done))?;
+        engine.spawn("link", move |shared| background::link(shared, &shared.epoch, &tail, &link_done))?;
         engine.spawn("merge", move |shared| background::merge(shared, &shared.epoch, &done))?;
         crate::failpoint!("engine.started");
         Ok(engine)

@@ -5,6 +5,7 @@ use crate::engine;
 use crate::model::CollectionSpec;
 use crate::query;
 use crate::replication::stream::Intake;
+use crate::replication::transport::Streaming;
 use crate::server::http;
 use crate::source::connect::Dsn;
 use std::net::SocketAddr;
@@ -28,6 +29,8 @@ pub struct Options {
     pub slot_lock_timeout: Duration,
     /// How often tables and publication are compared with the collections.
     pub reconcile_every: Duration,
+    /// How transactions come that have not ended.
+    pub streaming: Streaming,
     /// The WAL intake.
     pub intake: Intake,
     /// Where our files are.
@@ -71,10 +74,12 @@ impl TryFrom<&Config> for Options {
             copy_connections: config.source.copy_connections,
             slot_lock_timeout: s(config.source.slot_lock_timeout_s),
             reconcile_every: s(config.source.reconcile_s),
+            streaming: config.source.streaming,
             intake: Intake {
                 status_interval: ms(config.source.status_interval_ms),
                 silence_limit: s(config.source.silence_limit_s),
                 queue_bytes: config.source.queue_mib << 20,
+                spool_bytes: config.source.spool_mib << 20,
             },
             data_dir: config.storage.dir.clone(),
             engine: engine::Options {

@@ -7,6 +7,7 @@ use crate::node::collections::{Answering, Arriving, Step, Wanted, plan};
 use crate::node::epoch::{Epoch, NewTable};
 use crate::node::{NodeError, Options, repair};
 use crate::replication::copy::{self, Exported};
+use crate::replication::poison::{self, Poison};
 use crate::replication::progress::{Phase, Progress};
 use crate::replication::start::{Decision, SlotFacts, SourceFacts, decide};
 use crate::replication::transport::{PgWalSource, SystemFacts};
@@ -67,6 +68,7 @@ pub struct Supervisor {
     troubled: bool,
     reconcile_now: bool,
     comparing: Option<JoinHandle<()>>,
+    poison: Poison,
     copy_backoff: Backoff,
     copy_from: Instant,
 }
@@ -100,6 +102,7 @@ impl Supervisor {
             troubled: false,
             reconcile_now: true,
             comparing: None,
+            poison: Poison::default(),
             copy_backoff: Backoff::default(),
             copy_from: now,
         }
@@ -131,7 +134,10 @@ impl Supervisor {
             if started.elapsed() > GOOD_CONNECTION {
                 backoff.reset();
             }
-            let pause = backoff.next(error.policy());
+            let mut pause = backoff.next(error.policy());
+            if matches!(error, ReplicationError::Protocol(_)) {
+                pause = self.judge_poison(&error.to_string(), pause);
+            }
             tracing::warn!(%error, ?pause, "not following the source; trying again");
             self.progress.set_phase(Phase::Retrying { error: error.to_string() });
             metrics::counter!(names::RECONNECTS).increment(1);
@@ -141,6 +147,23 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+
+    /// What is not understood comes back with every connection: then all is copied again, behind it, or somebody must look.
+    fn judge_poison(&mut self, error: &str, pause: Duration) -> Duration {
+        let durable = self.newest().map(|epoch| epoch.serving.log.durable().lsn).unwrap_or_default();
+        match self.poison.note(durable, error, Instant::now()) {
+            poison::Step::Retry => pause,
+            poison::Step::CopyAgain { failures } => {
+                tracing::error!(failures, %durable, "the stream cannot be read on from here; copying everything again behind it");
+                self.unreadable = Some(format!("the stream cannot be read: {error}"));
+                pause
+            }
+            poison::Step::Wait { failures } => {
+                tracing::error!(failures, %durable, error, "the stream cannot be read, and a new copy did not help: a person must look");
+                poison::LONG_PAUSE
+            }
+        }
     }
 
     /// A refusal at the first start is told at once; later what we have goes on answering while somebody looks.
@@ -423,7 +446,7 @@ impl Supervisor {
             epoch.state.set_identity(&epoch.identity)?;
         }
         let (slot, definitions) = (epoch.identity.slot.clone(), epoch.definitions.clone());
-        wal.start(&slot, &self.options.publication, from).await?;
+        wal.start_with(&slot, &self.options.publication, from, self.options.streaming).await?;
         let log = match self.newest_mut().and_then(|epoch| epoch.log.take()) {
             Some(log) => log,
             None => return Err(NodeError::Stopped("the change log is in use".into())),

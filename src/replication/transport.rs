@@ -20,6 +20,19 @@ const STATUS: usize = 1 + 4 * 8 + 1;
 /// 2000-01-01, where PostgreSQL's clock starts, as seconds of the Unix epoch.
 const POSTGRES_EPOCH: Duration = Duration::from_secs(946_684_800);
 
+/// The first server that streams transactions which have not ended.
+const FIRST_WITH_STREAMING: u32 = 140_000;
+
+/// How transactions come that are too large for the source's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Streaming {
+    /// When they commit (protocol 1).
+    Off,
+    /// While they are open (protocol 2).
+    On,
+}
+
 /// A replication connection to a real server.
 pub struct PgWalSource {
     session: Session,
@@ -97,19 +110,46 @@ impl PgWalSource {
         slot().ok_or_else(|| not_understood("CREATE_REPLICATION_SLOT"))
     }
 
-    /// Starts streaming. The server never sends what the slot has confirmed, and moves an earlier `from` up silently:
-    /// the caller has compared the two.
+    /// Starts the stream of committed transactions. The server never sends what the slot has confirmed, and moves an
+    /// earlier `from` up silently: the caller has compared the two.
     pub async fn start(&mut self, slot: &str, publication: &str, from: Lsn) -> Result<(), ReplicationError> {
+        self.start_with(slot, publication, from, Streaming::Off).await
+    }
+
+    /// The same, with a say in how large transactions come.
+    pub async fn start_with(
+        &mut self,
+        slot: &str,
+        publication: &str,
+        from: Lsn,
+        streaming: Streaming,
+    ) -> Result<(), ReplicationError> {
+        let protocol = match streaming {
+            Streaming::On if self.server_version().await? >= FIRST_WITH_STREAMING => {
+                "proto_version '2', streaming 'on'"
+            }
+            Streaming::On => {
+                tracing::warn!("source.streaming is on, but the source is older than PostgreSQL 14: it is not used");
+                "proto_version '1'"
+            }
+            Streaming::Off => "proto_version '1'",
+        };
         // The name is an identifier inside a literal: quoted for the one, then for the other.
         let publications = quote_ident(publication).replace('\'', "''");
         let sql = format!(
-            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names '{publications}', binary 'true')",
+            "START_REPLICATION SLOT {} LOGICAL {from} ({protocol}, publication_names '{publications}', binary 'true')",
             quote_ident(slot)
         );
         let started = timeout(ANSWER_LIMIT, self.session.copy_both(&sql)).await;
         started.map_err(|_| no_answer("START_REPLICATION"))??;
         crate::failpoint!("transport.stream_started");
         Ok(())
+    }
+
+    async fn server_version(&mut self) -> Result<u32, ReplicationError> {
+        let rows = self.ask("SHOW server_version_num", ANSWER_LIMIT).await?;
+        let version = first(&rows).and_then(|row| row.first()?.as_ref()?.parse().ok());
+        version.ok_or_else(|| not_understood("SHOW"))
     }
 
     async fn ask(&mut self, sql: &str, limit: Duration) -> Result<Vec<Row>, ReplicationError> {

@@ -10,6 +10,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const MAGIC: &[u8; 8] = b"RVLOG\0\0\0";
@@ -50,6 +51,7 @@ pub struct Durable {
 pub struct LogTail {
     durable: Mutex<Durable>,
     moved: Condvar,
+    behind: AtomicBool,
 }
 
 impl LogTail {
@@ -61,6 +63,16 @@ impl LogTail {
     fn set(&self, durable: Durable) {
         *self.durable.lock() = durable;
         self.moved.notify_all();
+    }
+
+    /// Is much more waiting at the source than is here? Then what need not be done now is better done later.
+    pub fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::Relaxed)
+    }
+
+    /// Says so.
+    pub fn set_behind(&self, behind: bool) {
+        self.behind.store(behind, Ordering::Relaxed);
     }
 
     /// Waits until the durable end is past `position`, at most `timeout`; false when the time is over.
@@ -122,6 +134,11 @@ impl ChangeLog {
             poisoned: false,
             roll_bytes: crate::failpoint::size("ROLL_BYTES", ROLL_BYTES),
         }
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The shared durable end.
@@ -391,7 +408,7 @@ impl LogReader {
     }
 
     /// The shared durable end.
-    pub fn tail(&self) -> &LogTail {
+    pub fn tail(&self) -> &Arc<LogTail> {
         &self.tail
     }
 

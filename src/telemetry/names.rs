@@ -40,6 +40,8 @@ metric_names! {
     TRANSACTIONS = Counter "ruvector_replication_transactions_total";
     /// Changes received, by op.
     CHANGES_RECEIVED = Counter "ruvector_replication_changes_total";
+    /// Bytes of streamed transactions that have not ended (label place: memory, disk).
+    SPOOL_BYTES = Gauge "ruvector_replication_spool_bytes";
     /// Changes applied to collections.
     CHANGES_APPLIED = Counter "ruvector_apply_changes_total";
     /// Connections to the source that had to be made again.

@@ -463,6 +463,32 @@ impl Service {
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
 
+    /// Its memory in bytes, by the name that /proc has for it: VmRSS, VmHWM.
+    pub fn memory(&self, name: &str) -> u64 {
+        let keeper = self.running.as_ref().expect("it runs").keeper.id();
+        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).expect("children");
+        let status = children.split_whitespace().find_map(|child| {
+            let status = std::fs::read_to_string(format!("/proc/{child}/status")).ok()?;
+            status.starts_with("Name:\truvector\n").then_some(status)
+        });
+        let status = status.expect("the service is a child of its keeper");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.unwrap_or_else(|| panic!("no {name}: {status}")) << 10
+    }
+
+    /// The sum of a metric over its labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let mut response = ureq::get(format!("{}/metrics", self.url)).call().expect("metrics");
+        let text = response.body_mut().read_to_string().expect("text");
+        let of = |line: &str| {
+            let rest = line.strip_prefix(name)?;
+            let value = if rest.starts_with('{') { rest.rsplit_once(' ')?.1 } else { rest.strip_prefix(' ')? };
+            value.parse::<f64>().ok()
+        };
+        text.lines().filter_map(of).sum()
+    }
+
     /// Its address.
     pub fn url(&self) -> &str {
         &self.url

@@ -142,7 +142,8 @@ impl Lines {
         };
         let stop = CancellationToken::new();
         let (progress, stopped) = (self.progress.clone(), stop.clone());
-        let intake = Intake { status_interval, silence_limit: Duration::from_secs(60), queue_bytes: 1 << 20 };
+        let intake =
+            Intake { status_interval, silence_limit: Duration::from_secs(60), queue_bytes: 1 << 20, spool_bytes: 4096 };
         let definitions = Arc::new(Definitions::new(vec![items()]));
         let following = tokio::spawn(async move { follow(script, intake, definitions, log, &progress, &stopped).await });
         self.wire = Some(Wire { frames, stop, following });
