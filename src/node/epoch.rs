@@ -9,7 +9,7 @@ use crate::source::catalog::Table;
 use crate::storage::changelog::{self, ChangeLog};
 use crate::storage::data_dir::{DataDir, EpochId};
 use crate::storage::state::{CollectionState, Identity, State};
-use crate::storage::{Result, damaged};
+use crate::storage::{Result, damaged, files};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -34,8 +34,8 @@ impl Epoch {
     /// Opens an epoch after any kind of end. Damage is an error: everything can be copied again.
     pub fn open(data: &DataDir, id: EpochId, options: engine::Options) -> Result<Epoch> {
         let dir = data.epoch_dir(id);
-        if let Ok(what) = std::fs::read_to_string(damage_mark(&dir)) {
-            return Err(damaged(&dir, what));
+        if let Some(what) = files::read_if_there(&damage_mark(&dir))? {
+            return Err(damaged(&dir, String::from_utf8_lossy(&what)));
         }
         let state = Arc::new(State::open(&dir.join("state.redb"))?);
         let (identity, applied) = (state.identity()?, state.applied()?);
@@ -119,10 +119,8 @@ impl Epoch {
     pub fn remove_copy_logs(&self, dir: &Path) {
         for def in &self.defs {
             let copy = dir.join(format!("copy-{}", def.id.0));
-            if let Err(error) = std::fs::remove_dir_all(&copy)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                tracing::warn!(dir = %copy.display(), %error, "cannot remove a copy log");
+            if let Err(error) = files::remove_dir(&copy) {
+                tracing::warn!(%error, "cannot remove a copy log");
             }
         }
     }

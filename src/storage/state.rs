@@ -3,8 +3,10 @@
 
 use crate::model::{Cell, CollectionDef, CollectionId, CommitLsn, Lsn, RowKey, Version};
 use crate::storage::changelog::LogPosition;
+use crate::storage::files::{self, Mode};
 use crate::storage::record::{BadRecord, Reader, get_cell, put_cell};
-use crate::storage::{Result, StorageError, damaged};
+use crate::storage::steady::SteadyFile;
+use crate::storage::{IoContext, Result, StorageError, damaged};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::HashMap;
@@ -18,10 +20,20 @@ const DEAD: TableDefinition<'_, (u32, &[u8]), &[u8]> = TableDefinition::new("dea
 /// Memory redb may keep pages in; its own default is a gigabyte.
 const CACHE_BYTES: usize = 64 << 20;
 
-fn builder() -> redb::Builder {
+fn database(file: files::Handle) -> Result<Database> {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES);
-    builder
+    Ok(builder.create_with_backend(SteadyFile::new(file))?)
+}
+
+/// Opens a file that may be damaged. Every page of the last durable commit is compared with its checksum here: later on
+/// redb does not look at them.
+fn checked_database(file: files::Handle) -> Result<Database> {
+    let mut database = database(file)?;
+    if !database.check_integrity()? {
+        tracing::warn!("the state was not closed in order; its last whole commit is taken");
+    }
+    Ok(database)
 }
 
 fn rows_table(collection: CollectionId) -> String {
@@ -171,7 +183,7 @@ pub struct State {
 impl State {
     /// Makes the state of a new epoch.
     pub fn create(path: &Path, identity: &Identity) -> Result<State> {
-        let state = State { path: path.to_owned(), database: builder().create(path)? };
+        let state = State { path: path.to_owned(), database: database(files::open(path, Mode::Fresh)?)? };
         state.write(true, |batch| {
             batch.put_meta("format", &FORMAT)?;
             batch.put_meta("identity", identity)?;
@@ -182,10 +194,17 @@ impl State {
 
     /// Opens an epoch's state after any kind of end.
     pub fn open(path: &Path) -> Result<State> {
-        if !path.exists() {
+        if !files::exists(path) {
             return Err(damaged(path, "is missing"));
         }
-        let state = State { path: path.to_owned(), database: builder().open(path)? };
+        let file = files::open(path, Mode::Write)?;
+        if file.length().context("stat", path)? == 0 {
+            return Err(damaged(path, "is empty"));
+        }
+        // What redb reads before it has compared the checksums can be anything, and some of it makes it panic.
+        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| checked_database(file)));
+        let database = opened.unwrap_or_else(|_| Err(damaged(path, "cannot be read as a database")))?;
+        let state = State { path: path.to_owned(), database };
         let found: u32 = state.meta("format")?;
         if found != FORMAT {
             return Err(StorageError::Format { path: path.to_owned(), found, expected: FORMAT });
