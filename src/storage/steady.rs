@@ -5,6 +5,8 @@ use crate::storage::files::Handle;
 use parking_lot::RwLock;
 use redb::StorageBackend;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes that have one checksum; redb's page.
 const BLOCK: u64 = 4096;
@@ -15,12 +17,22 @@ pub struct SteadyFile {
     file: Handle,
     /// `None`: not seen yet.
     sums: RwLock<Vec<Option<u32>>>,
+    left: Arc<AtomicBool>,
 }
 
 impl SteadyFile {
     /// What is in the file now counts as right; it is for redb to check.
     pub fn new(file: Handle) -> SteadyFile {
-        SteadyFile { file, sums: RwLock::default() }
+        SteadyFile { file, sums: RwLock::default(), left: Arc::default() }
+    }
+
+    /// Once true, the file is left as it is: every write fails.
+    pub fn left(&self) -> Arc<AtomicBool> {
+        self.left.clone()
+    }
+
+    fn refuse_if_left(&self) -> io::Result<()> {
+        if self.left.load(Ordering::Relaxed) { Err(io::Error::other("the file is left as it is")) } else { Ok(()) }
     }
 
     /// Reads whole blocks, as far as the file goes, and checks those that were seen before.
@@ -78,6 +90,7 @@ impl StorageBackend for SteadyFile {
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
+        self.refuse_if_left()?;
         let mut sums = self.sums.write();
         // A block that is cut or extended is not what it was.
         sums.truncate((length.min(self.file.length()?) / BLOCK) as usize);
@@ -89,6 +102,7 @@ impl StorageBackend for SteadyFile {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.refuse_if_left()?;
         let mut sums = self.sums.write();
         let (first, end) = blocks(offset, data.len());
         let whole = offset.is_multiple_of(BLOCK) && (data.len() as u64).is_multiple_of(BLOCK);
