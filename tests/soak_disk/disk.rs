@@ -168,8 +168,8 @@ impl Image {
         image
     }
 
-    /// Flips a bit of some file; its name.
-    pub fn flip(&mut self, random: &mut Random) -> Option<String> {
+    /// Flips a bit of some file; its kind.
+    fn flip(&mut self, random: &mut Random) -> Option<String> {
         let mut kinds: BTreeMap<String, Vec<(PathBuf, usize)>> = BTreeMap::new();
         for (path, entry) in &self.names {
             if let Entry::File(file) = entry
@@ -371,6 +371,13 @@ impl Disk {
     /// What went wrong, if it did.
     pub fn happened(&self) -> Option<String> {
         self.state().happened.clone()
+    }
+
+    /// Flips a bit of some file; its kind.
+    pub fn flip(&self) -> Option<String> {
+        let mut state = self.state();
+        let State { image, random, .. } = &mut *state;
+        image.flip(random)
     }
 
     /// What the next process finds.

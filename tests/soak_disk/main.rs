@@ -32,7 +32,9 @@ use std::time::Duration;
 use stream::{COPIED_AT, Stream};
 use twin::{Step, Twin};
 
-const ROUNDS: u64 = 96;
+const ROUNDS: u64 = 24;
+/// Flips that each find the same disk, in a round of flips.
+const SWEEP: usize = 16;
 /// The slot of every epoch here.
 const SLOT: &str = "ruvector";
 
@@ -150,13 +152,18 @@ impl Trial<'_> {
         };
         for _ in 0..self.random.between(1, 3) {
             if let Some(epoch) = &mut epoch {
-                if place.disk.happened().is_none() {
+                // Flips at rest are many: see `sweep`.
+                let at_work = self.fault != Fault::Flip || self.random.once_in(3);
+                if at_work && place.disk.happened().is_none() {
                     let after = self.after();
                     place.disk.arm(self.fault, after);
                 }
                 self.drive(epoch, &place);
             }
             let image = self.end(epoch.take(), &place);
+            if self.fault == Fault::Flip && !self.tainted {
+                self.sweep(&image);
+            }
             let before = place;
             place = Place::new(image, &mut self.random);
             drop(before);
@@ -243,21 +250,33 @@ impl Trial<'_> {
         if let Some(epoch) = epoch {
             epoch.engine.stop();
         }
-        let mut image = killed.unwrap_or_else(|| place.disk.after(end));
+        let image = killed.unwrap_or_else(|| place.disk.after(end));
         if let Some(what) = place.disk.disarm() {
             *self.tally.happened.entry(self.fault_name(&what)).or_default() += 1;
             self.tainted |= matches!(self.fault, Fault::Flip | Fault::Sync);
             self.tally.flips += u64::from(self.fault == Fault::Flip);
-        } else if self.fault == Fault::Flip
-            && let Some(file) = image.flip(&mut self.random)
-        {
-            *self.tally.happened.entry(self.fault_name(&file)).or_default() += 1;
-            self.tainted = true;
-            self.tally.flips += 1;
         } else if self.fault == Fault::Power {
             *self.tally.happened.entry("Power".into()).or_default() += 1;
         }
         image
+    }
+
+    /// Many single flips at rest, each followed by a start of its own.
+    fn sweep(&mut self, image: &Image) {
+        let sent = self.sent;
+        for _ in 0..SWEEP {
+            let place = Place::new(image.clone(), &mut self.random);
+            let pending = Pending { epoch: EpochId(1), slot: SLOT.into(), old_slot: None };
+            let data = DataDir::open(place.root.path()).expect("a healthy disk");
+            data.set_pending(Some(&pending)).expect("a healthy disk");
+            drop(data);
+            let file = place.disk.flip().expect("there are files");
+            *self.tally.happened.entry(self.fault_name(&file)).or_default() += 1;
+            self.tally.flips += 1;
+            self.tainted = true;
+            drop(self.start(&place));
+        }
+        (self.sent, self.tainted) = (sent, false);
     }
 
     fn fault_name(&self, what: &str) -> String {
