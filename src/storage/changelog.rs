@@ -161,7 +161,12 @@ impl ChangeLog {
         self.poison_on_error(synced)?;
         self.tail.set(self.boundary);
         let at_boundary = self.boundary.position == self.written;
-        if at_boundary && self.written.offset >= self.roll_bytes { self.roll() } else { Ok(()) }
+        if at_boundary && self.written.offset >= self.roll_bytes {
+            // A new file that is half made would be taken for the last one: nothing may come after it in this one.
+            let rolled = self.roll();
+            self.poison_on_error(rolled)?;
+        }
+        Ok(())
     }
 
     /// Takes back what was appended behind the durable end: half a transaction whose connection broke. The source sends it

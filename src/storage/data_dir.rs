@@ -182,4 +182,27 @@ mod tests {
         std::fs::write(root.path().join("CURRENT"), "epoch two").expect("write");
         assert!(matches!(DataDir::open(root.path()).expect("open").current(), Err(StorageError::Damaged { .. })));
     }
+
+    #[test]
+    fn what_is_current_has_a_checksum() {
+        let root = tempfile::tempdir().expect("dir");
+        let dir = DataDir::open(root.path()).expect("open");
+        dir.prepare_epoch(EpochId(1)).expect("prepare");
+        dir.make_current(EpochId(1), "slot").expect("current");
+        let path = root.path().join("CURRENT");
+        let good = std::fs::read(&path).expect("bytes");
+        for bit in 0..good.len() * 8 {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, &bytes).expect("write");
+            assert!(dir.current().is_err(), "bit {bit}: {}", String::from_utf8_lossy(&bytes));
+        }
+        for end in 0..good.len() {
+            std::fs::write(&path, &good[..end]).expect("write");
+            assert!(dir.current().is_err(), "cut at {end}");
+        }
+        let newer = String::from_utf8(good).expect("text").replacen(" 2 ", " 3 ", 1);
+        std::fs::write(&path, newer).expect("write");
+        assert!(matches!(dir.current(), Err(StorageError::Format { found: 3, expected: FORMAT, .. })));
+    }
 }

@@ -113,3 +113,22 @@ impl<T> IoContext<T> for io::Result<T> {
 pub(crate) fn damaged(path: &Path, what: impl Into<String>) -> StorageError {
     StorageError::Damaged { path: path.to_owned(), what: what.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_fails_is_not_damage() {
+        let io =
+            |code| StorageError::Io { action: "write", path: "x".into(), source: io::Error::from_raw_os_error(code) };
+        let (no_room, failed) = (28, 5);
+        assert!(!io(no_room).is_damage() && !io(failed).is_damage());
+        let state = |error: redb::Error| StorageError::State(Box::new(error));
+        assert!(!state(redb::Error::Io(io::Error::from_raw_os_error(no_room))).is_damage());
+        // What every call gives after the first error.
+        assert!(!state(redb::Error::PreviousIo).is_damage());
+        assert!(state(redb::Error::Corrupted("page".into())).is_damage());
+        assert!(damaged(Path::new("x"), "checksum").is_damage());
+    }
+}

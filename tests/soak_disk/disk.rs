@@ -361,6 +361,23 @@ impl Disk {
         self.state().armed = Some((fault, after));
     }
 
+    /// There is no room until it is disarmed.
+    pub fn fill(&self) {
+        self.state().full_for = u64::MAX;
+    }
+
+    /// Everything written so far is on disk.
+    pub fn sync_all(&self) {
+        let mut state = self.state();
+        let Image { contents, names, durable_names, unsynced_names } = &mut state.image;
+        for Content { now, durable, unsynced } in contents {
+            unsynced.clear();
+            durable.clone_from(now);
+        }
+        unsynced_names.clear();
+        durable_names.clone_from(names);
+    }
+
     /// What went wrong, if it did; nothing does any more.
     pub fn disarm(&self) -> Option<String> {
         let mut state = self.state();
