@@ -57,8 +57,6 @@ const WAYS: &[(&str, &[(Way, u64)])] = &[
     ("assemble.chunk_emitted", &[(Follow, 60)]),
     ("assemble.before_commit", &[(Follow, 60), (Again, 5)]),
     ("assemble.commit_emitted", &[(Follow, 60), (Again, 5)]),
-    ("changelog.file_written", &[(Fresh, 3), (Follow, 3)]),
-    ("changelog.file_renamed", &[(Fresh, 3), (Follow, 3)]),
     ("changelog.appended", &[(Follow, 300), (Fresh, 5)]),
     ("changelog.before_write", &[(Follow, 60), (Fresh, 3)]),
     ("changelog.written", &[(Follow, 60), (Fresh, 3)]),

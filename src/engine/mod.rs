@@ -21,7 +21,7 @@ use crate::engine::view::{CollectionView, View};
 use crate::model::{CollectionDef, CollectionId, Lsn, RowKey};
 use crate::storage::changelog::{LogPosition, LogReader};
 use crate::storage::state::{CollectionRecord, CollectionState, DeadLetter, State, StoredRow};
-use crate::storage::{Result, StorageError, damaged, originals::Originals};
+use crate::storage::{Result, StorageError, damaged, files, originals::Originals};
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, HashSet};
@@ -56,9 +56,8 @@ const STOP_WAIT: Duration = Duration::from_secs(20);
 
 /// Marks an epoch so that the next start copies again instead of failing at the same place.
 fn remember_damage(epoch: &Path, error: &StorageError) {
-    let mark = damage_mark(epoch);
-    if let Err(failed) = std::fs::write(&mark, error.to_string()) {
-        tracing::warn!(file = %mark.display(), error = %failed, "cannot write down that the data is damaged");
+    if let Err(failed) = files::write_atomically(&damage_mark(epoch), error.to_string().as_bytes()) {
+        tracing::warn!(error = %failed, "cannot write down that the data is damaged");
     }
 }
 
@@ -368,7 +367,7 @@ impl Engine {
         let Some(record) = record else { return Ok(None) };
         let Some(dimensions) = record.def.vectors[column].dimensions else { return Ok(None) };
         let path = self.shared.epoch.join("vectors").join(format!("{}-{column}.f32", collection.0));
-        if !path.exists() {
+        if !files::exists(&path) {
             return Ok(None);
         }
         Originals::open_for_reading(&path, dimensions).map(Some)
