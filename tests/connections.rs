@@ -464,7 +464,7 @@ async fn make_slot(source: &Source, dsn: &Dsn) -> Lsn {
     assert!(facts.current > Lsn(0) && !facts.system_id.is_empty());
     let version =
         source.admin.query_one("SELECT current_setting('server_version_num')::int", &[]).await.expect("a row");
-    let slot = wal.create_slot("s", version.get(0), Duration::from_secs(10)).await.expect("a slot");
+    let slot = wal.create_slot("s", version.get(0), true, Duration::from_secs(10)).await.expect("a slot");
     assert!(!slot.snapshot.is_empty());
     slot.consistent_point
 }

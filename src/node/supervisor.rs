@@ -3,27 +3,32 @@
 use crate::consistency::frontier::Frontier;
 use crate::model::{CollectionDef, CollectionId};
 use crate::node::epoch::Epoch;
+use crate::node::guard::{self, Watch};
 use crate::node::{NodeError, Options};
+use crate::replication::guard::{Holding, Verdict};
 use crate::replication::progress::{Phase, Progress};
-use crate::replication::start::{Decision, SlotFacts, SourceFacts, decide};
+use crate::replication::start::{Cause, Decision, SlotFacts, SourceFacts, decide};
 use crate::replication::transport::{PgWalSource, SystemFacts};
 use crate::replication::{ReplicationError, copy, follow};
 use crate::source::catalog::{self, Table};
 use crate::source::policy::Backoff;
-use crate::source::{SourceError, publication};
+use crate::source::{SourceError, publication, slots};
 use crate::storage::data_dir::{DataDir, EpochId, Pending};
+use crate::storage::ownership;
 use crate::storage::state::Identity;
 use crate::telemetry::names;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 /// A connection that lasted so long was a good one: pauses begin anew.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+/// A sender of ours that was ended leaves the slot within this time.
+const FREE: Duration = Duration::from_secs(5);
 
 /// An epoch whose copy is under way.
 struct Making {
@@ -48,13 +53,24 @@ pub struct Supervisor {
     making: Option<Making>,
     /// Why the slot cannot be read on, although it is there.
     unreadable: Option<String>,
+    /// What the guard says.
+    guard: Watch,
+    /// What our sessions carry.
+    instance: String,
 }
 
 impl Supervisor {
     /// A supervisor of an opened data directory.
-    pub fn new(options: Options, data: DataDir, frontier: Arc<Frontier>, stop: CancellationToken) -> Supervisor {
+    pub fn new(
+        options: Options,
+        data: DataDir,
+        frontier: Arc<Frontier>,
+        (guard, instance): (Watch, String),
+        stop: CancellationToken,
+    ) -> Supervisor {
         let progress = frontier.progress.clone();
-        Supervisor { options, data, frontier, progress, stop, current: None, making: None, unreadable: None }
+        let (current, making, unreadable) = (None, None, None);
+        Supervisor { options, data, frontier, progress, stop, current, making, unreadable, guard, instance }
     }
 
     /// Runs until stopped (`Ok`) or until something must not go on.
@@ -78,7 +94,7 @@ impl Supervisor {
             let pause = backoff.next(error.policy());
             tracing::warn!(%error, ?pause, "not following the source; trying again");
             self.progress.set_phase(Phase::Retrying { error: error.to_string() });
-            metrics::counter!(names::RECONNECTS).increment(1);
+            metrics::counter!(names::RECONNECTS, "reason" => error.label()).increment(1);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.stop.cancelled() => {}
@@ -127,12 +143,15 @@ impl Supervisor {
 
     /// Connects and decides; starts a copy where that was decided.
     async fn prepare(&mut self) -> Result<(PgWalSource, SystemFacts), NodeError> {
+        self.clearance().await?;
         if self.making.is_none() {
             self.progress.set_phase(Phase::Starting);
         }
         let client = self.options.dsn.connect().await.map_err(ReplicationError::from)?;
+        self.only_one(&client).await?;
         if self.making.is_none() {
             self.clear_pending(&client).await?;
+            guard::reap(&client, self.data.root()).await;
         }
         let mut wal = PgWalSource::connect(&self.options.dsn).await?;
         let system = wal.identify().await?;
@@ -148,7 +167,7 @@ impl Supervisor {
         } else {
             if self.current.is_none() && self.data.current()?.is_some() && facts.slot.is_some() {
                 // Damaged data: the slot is ours, but what belongs to it is gone.
-                decision = Decision::Resync { reason: "the data directory is damaged".into() };
+                decision = Decision::Resync { cause: Cause::Damaged, reason: "the data directory is damaged".into() };
             }
             if let Decision::Stop { reason } = decision {
                 // Before anything is changed at what may be somebody else's.
@@ -159,22 +178,22 @@ impl Supervisor {
             let streams = matches!(decision, Decision::Stream { .. });
             let (tables, published) = self.resolve(&client, streams).await?;
             if streams && let Some(reason) = self.definitions_changed(&tables) {
-                decision = Decision::Resync { reason };
+                decision = Decision::Resync { cause: Cause::Definitions, reason };
             } else if streams && let Some(reason) = self.unreadable.take() {
-                decision = Decision::Resync { reason };
+                decision = Decision::Resync { cause: Cause::Publication, reason };
             } else if streams && published {
                 // What was written while it was missing was never sent.
                 let reason = "the publication, or a table of it, was missing".into();
-                decision = Decision::Resync { reason };
+                decision = Decision::Resync { cause: Cause::Publication, reason };
             }
             let tables = tables.into_iter().filter_map(|(def, table)| Some((def, table?))).collect();
             match decision {
                 Decision::Stop { reason } => return Err(NodeError::Stopped(reason)),
                 Decision::Stream { from } => tracing::info!(%from, "going on from our checkpoint"),
                 Decision::Fresh => self.make_epoch(&client, &mut wal, &system, tables, None).await?,
-                Decision::Resync { reason } => {
+                Decision::Resync { cause, reason } => {
                     tracing::warn!(reason, "copying everything again; what is here goes on answering, marked stale");
-                    metrics::counter!(names::RESYNCS).increment(1);
+                    metrics::counter!(names::RESYNCS, "reason" => cause.label()).increment(1);
                     self.progress.set_stale(Some(reason.clone()));
                     self.make_epoch(&client, &mut wal, &system, tables, Some(reason)).await?;
                 }
@@ -185,6 +204,64 @@ impl Supervisor {
             }
         }
         Ok((wal, system))
+    }
+
+    /// Waits while the guard wants no slot of ours on the source. A copy that was under way is over.
+    async fn clearance(&mut self) -> Result<(), NodeError> {
+        loop {
+            let against = self.guard.verdict.borrow_and_update().against().map(str::to_owned);
+            let Some(reason) = against else { return Ok(()) };
+            self.discard_making().await;
+            self.wait_because(reason);
+            self.guard.verdict.changed().await.map_err(|_| ReplicationError::Stopped)?;
+        }
+    }
+
+    fn wait_because(&self, reason: String) {
+        if self.current.is_some() {
+            self.progress.set_stale(Some(reason.clone()));
+        }
+        self.progress.set_phase(Phase::Waiting { reason });
+    }
+
+    /// Waits until the slot is ours to use: no other service has its lock, and nobody streams from it. A sender that we
+    /// left behind is ended, so that a crash is not followed by a minute of waiting.
+    async fn only_one(&mut self, client: &Client) -> Result<(), NodeError> {
+        self.guard.wake.notify_one();
+        let (started, mut waited) = (Instant::now(), false);
+        loop {
+            let holding = self.guard.holding.borrow_and_update().clone();
+            match holding {
+                Holding::Ours => break,
+                Holding::Unknown { error } if started.elapsed() > GOOD_CONNECTION => {
+                    return Err(ReplicationError::from(SourceError::Unavailable(error)).into());
+                }
+                Holding::Unknown { .. } => {}
+                Holding::HeldBy { holder } => {
+                    waited = true;
+                    self.wait_because(format!("waiting for the slot: held by {holder}"));
+                }
+            }
+            let changed = tokio::time::timeout(Duration::from_secs(1), self.guard.holding.changed()).await;
+            if let Ok(Err(_)) = changed {
+                return Err(ReplicationError::Stopped.into());
+            }
+        }
+        let ours = self.making.as_ref().map(|making| &making.epoch).or(self.current.as_ref());
+        if let Some(name) = ours.map(|epoch| epoch.identity.slot.clone()) {
+            while let Some(holder) =
+                slots::freed(client, &name, Some(&self.instance), FREE).await.map_err(ReplicationError::from)?
+            {
+                waited = true;
+                self.wait_because(format!("waiting for the slot: held by {holder}"));
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        match waited {
+            // Much may have changed meanwhile: begin anew.
+            true => Err(ReplicationError::Stopped.into()),
+            false => Ok(()),
+        }
     }
 
     async fn source_facts(
@@ -302,11 +379,13 @@ impl Supervisor {
             slot: slot.clone(),
             old_slot: old_slot.filter(|old| *old != slot),
         }))?;
+        ownership::remember_slot(self.data.root(), &slot)?;
         let version = catalog::server_version(client).await.map_err(ReplicationError::from)?;
         let database = client_database(client).await?;
         tracing::info!(slot, "making a replication slot; this waits for open transactions");
         let lock_timeout = self.options.slot_lock_timeout;
-        let new = wal.create_slot(&slot, version, lock_timeout).await?;
+        let failover = self.options.failover && !client_in_recovery(client).await?;
+        let new = wal.create_slot(&slot, version, failover, lock_timeout).await?;
         let sessions =
             copy::open_sessions(&self.options.dsn, &new.snapshot, &tables, self.options.copy_connections).await?;
         let identity = Identity {
@@ -359,9 +438,12 @@ impl Supervisor {
         let (intake, progress) = (self.options.intake, self.progress.clone());
         let mut following = pin!(follow(wal, intake, &defs, log, &progress, &stop));
         let mut making_failed = None;
+        let mut verdict = self.guard.verdict.clone();
         let (log, ended) = loop {
             tokio::select! {
                 ended = &mut following => break ended,
+                // The stream ends in order; the next connection waits for clearance.
+                () = given_up(&mut verdict), if !stop.is_cancelled() => stop.cancel(),
                 made = finish(&mut self.making), if self.making.is_some() && making_failed.is_none() => {
                     match made {
                         Ok(()) => {
@@ -460,13 +542,13 @@ impl Supervisor {
             return Ok(());
         };
         if current != Some(pending.epoch) {
-            drop_slot(client, &pending.slot).await?;
+            drop_slot(client, &pending.slot, &self.instance).await?;
             self.data.prepare_epoch(pending.epoch)?;
             return Ok(self.data.set_pending(None)?);
         }
         self.data.remove_other_epochs(pending.epoch)?;
         let Some(old) = &pending.old_slot else { return Ok(self.data.set_pending(None)?) };
-        match drop_slot(client, old).await {
+        match drop_slot(client, old, &self.instance).await {
             Ok(()) => self.data.set_pending(None)?,
             // It holds WAL on the source until it goes, but following must not wait for that.
             Err(error) => tracing::warn!(slot = old, %error, "the replaced slot cannot be dropped yet"),
@@ -503,6 +585,13 @@ async fn finish(making: &mut Option<Making>) -> Result<(), NodeError> {
     Ok(())
 }
 
+/// Resolves when the guard wants no slot of ours on the source.
+async fn given_up(verdict: &mut tokio::sync::watch::Receiver<Verdict>) {
+    if verdict.wait_for(|verdict| verdict.against().is_some()).await.is_err() {
+        std::future::pending().await
+    }
+}
+
 async fn failed(failure: &mut Option<tokio::sync::watch::Receiver<Option<String>>>) -> String {
     let Some(failure) = failure else { return std::future::pending().await };
     let reason = match failure.wait_for(Option::is_some).await {
@@ -512,13 +601,19 @@ async fn failed(failure: &mut Option<tokio::sync::watch::Receiver<Option<String>
     reason.unwrap_or_else(|| "it is gone".into())
 }
 
+async fn client_in_recovery(client: &Client) -> Result<bool, NodeError> {
+    let row = client.query_one("SELECT pg_is_in_recovery()", &[]).await;
+    Ok(row.map_err(|error| ReplicationError::from(SourceError::from(error)))?.get(0))
+}
+
 async fn client_database(client: &Client) -> Result<String, NodeError> {
     let row = client.query_one("SELECT current_database()::text", &[]).await;
     Ok(row.map_err(|error| ReplicationError::from(SourceError::from(error)))?.get(0))
 }
 
 /// Drops a slot of ours if it is there. One that is still in use is tried again later.
-async fn drop_slot(client: &Client, name: &str) -> Result<(), NodeError> {
+async fn drop_slot(client: &Client, name: &str, instance: &str) -> Result<(), NodeError> {
+    slots::freed(client, name, Some(instance), FREE).await.map_err(ReplicationError::from)?;
     let found = catalog::slot(client, name).await.map_err(ReplicationError::from)?;
     if found.is_some_and(|slot| slot.plugin.as_deref() == Some("pgoutput")) {
         let dropped = client.execute("SELECT pg_drop_replication_slot($1)", &[&name]).await;

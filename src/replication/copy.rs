@@ -89,9 +89,7 @@ pub async fn run(
     let mut ranges = VecDeque::new();
     for CopyTable { def, table, log } in tables {
         let status = progress.copy(def.id);
-        // An earlier copy of this process counted here too.
-        status.rows.store(0, Ordering::Relaxed);
-        status.pages_done.store(0, Ordering::Relaxed);
+        status.begin();
         let target = Arc::new(Target { def, log: Mutex::new((log, Instant::now())), status });
         ranges.extend(split(&target, &table));
         targets.push(target);

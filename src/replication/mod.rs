@@ -4,6 +4,7 @@ pub mod assemble;
 pub mod copy;
 pub mod copy_rows;
 pub mod frame;
+pub mod guard;
 pub mod pgoutput;
 pub mod progress;
 pub mod start;
@@ -66,6 +67,26 @@ impl ReplicationError {
     /// May connecting again help without anybody's doing?
     pub fn is_transient(&self) -> bool {
         self.policy().is_transient()
+    }
+
+    /// One word for metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            ReplicationError::Transport(_) => "transport",
+            ReplicationError::Protocol(_) => "protocol",
+            ReplicationError::Storage(_) => "storage",
+            ReplicationError::Stopped => "stopped",
+            ReplicationError::Source(SourceError::Unavailable(_)) => "unavailable",
+            ReplicationError::Source(SourceError::Refused { .. }) => "refused",
+            ReplicationError::Source(SourceError::Sql { code, .. }) => match code.get(..2) {
+                Some("08") => "unavailable",
+                Some("53") => "source_full",
+                Some("57") => "source_stopping",
+                Some("55") => "slot",
+                Some("28" | "42") => "refused",
+                _ => "other",
+            },
+        }
     }
 
     /// The server's code, where it was the server that answered.

@@ -74,16 +74,16 @@ impl PgWalSource {
         }
     }
 
-    /// Makes a slot and exports its snapshot. Waits for older transactions, for each at most `lock_timeout`.
+    /// Makes a slot and exports its snapshot; with `failover` one that standbys can keep in step, where the version can. Waits for older transactions, for each at most `lock_timeout`.
     pub async fn create_slot(
         &mut self,
         name: &str,
         version: i32,
+        failover: bool,
         lock_timeout: Duration,
     ) -> Result<NewSlot, ReplicationError> {
         self.ask(&format!("SET lock_timeout = {}", lock_timeout.as_millis()), ANSWER_LIMIT).await?;
-        let export = if version >= 150_000 { "(SNAPSHOT 'export')" } else { "EXPORT_SNAPSHOT" };
-        let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {export}", quote_ident(name));
+        let sql = create_slot_sql(name, version, failover);
         // A slot is found consistent in up to three rounds of waiting; the server ends each.
         let rows = self.ask(&sql, lock_timeout * 3 + ANSWER_LIMIT).await?;
         let slot = || {
@@ -110,6 +110,15 @@ impl PgWalSource {
         let command = sql.split_whitespace().next().unwrap_or_default();
         Ok(timeout(limit, self.session.query(sql)).await.map_err(|_| no_answer(command))??)
     }
+}
+
+fn create_slot_sql(name: &str, version: i32, failover: bool) -> String {
+    let options = match version {
+        170_000.. if failover => "(SNAPSHOT 'export', FAILOVER)",
+        150_000.. => "(SNAPSHOT 'export')",
+        _ => "EXPORT_SNAPSHOT",
+    };
+    format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {options}", quote_ident(name))
 }
 
 fn first(rows: &[Row]) -> Option<&[Option<String>]> {
@@ -157,6 +166,22 @@ fn status(received: Lsn, flushed: Lsn, reply: bool) -> BytesMut {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slots_survive_a_failover_where_the_version_can() {
+        let cases = [
+            (140_020, true, "EXPORT_SNAPSHOT"),
+            (150_000, true, "(SNAPSHOT 'export')"),
+            (169_999, true, "(SNAPSHOT 'export')"),
+            (170_000, true, "(SNAPSHOT 'export', FAILOVER)"),
+            (180_004, true, "(SNAPSHOT 'export', FAILOVER)"),
+            (180_004, false, "(SNAPSHOT 'export')"),
+        ];
+        for (version, failover, options) in cases {
+            let expected = format!("CREATE_REPLICATION_SLOT \"s\" LOGICAL pgoutput {options}");
+            assert_eq!(create_slot_sql("s", version, failover), expected, "{version} {failover}");
+        }
+    }
 
     #[test]
     fn a_status_message() {

@@ -5,6 +5,7 @@ pub mod changelog;
 pub mod data_dir;
 pub mod graph_file;
 pub mod originals;
+pub mod ownership;
 pub mod record;
 pub mod state;
 

@@ -199,8 +199,13 @@ pub struct ContentFacts {
 /// Rows of the sample that judges a table's vectors.
 const SAMPLE: i64 = 1000;
 
-/// Looks at a sample of a table.
-pub async fn content(client: &Client, def: &CollectionDef, table: &catalog::Table) -> Result<ContentFacts> {
+/// Looks at a table, and with `sample` at some of its rows.
+pub async fn content(
+    client: &Client,
+    def: &CollectionDef,
+    table: &catalog::Table,
+    sample: bool,
+) -> Result<ContentFacts> {
     let head = client
         .query_one("SELECT relpersistence::text, relispartition FROM pg_class WHERE oid = $1", &[&def.oid])
         .await?;
@@ -211,6 +216,9 @@ pub async fn content(client: &Client, def: &CollectionDef, table: &catalog::Tabl
         estimated_rows: table.estimated_rows,
         ..ContentFacts::default()
     };
+    if !sample {
+        return Ok(facts);
+    }
     for column in &def.vectors {
         let name = quote_ident(&column.name);
         let (length, odd) = match column.kind {

@@ -2,7 +2,8 @@
 
 use crate::model::quote_ident;
 use crate::source::preflight::facts::{ContentFacts, ServerFacts};
-use crate::source::preflight::provider::Change;
+use crate::source::SourceError;
+use crate::source::preflight::provider::{Change, Provider};
 use crate::source::preflight::{Finding, Severity, finding};
 
 const MB: f64 = 1024.0 * 1024.0;
@@ -114,12 +115,8 @@ fn failover(facts: &ServerFacts) -> Finding {
         (n, Some(true)) => format!("{n} standbys; our slot is kept in step on them"),
         (n, _) => format!("{n} standbys; our slot is on the primary only: after a failover everything is copied again"),
     };
-    let fix = if facts.version >= 170_000 {
-        "on the standby: sync_replication_slots = on, hot_standby_feedback = on, dbname in primary_conninfo; new slots of ours are made with failover = true"
-    } else {
-        "version 17 can keep slots in step; before, the extension pg_failover_slots or the provider's own means"
-    };
-    finding("D14", bad_if(unprotected, Severity::Warning), "slots and failover", observed, fix)
+    let fix = facts.provider.failover(facts.version);
+    finding("D14", bad_if(unprotected, Severity::Warning), "slots and failover", observed, &fix)
 }
 
 fn open_transactions(facts: &ServerFacts) -> Finding {
@@ -163,8 +160,25 @@ fn fdw(facts: &ServerFacts) -> Finding {
         bad_if(facts.fdw.is_none(), Severity::Warning),
         "postgres_fdw",
         observed,
-        "install the server's contrib package",
+        facts.provider.fdw(),
     )
+}
+
+/// Why SQL works and replication does not, and what to do. Ports and names say more of poolers than their answers.
+pub fn why_no_replication(error: &SourceError, host: &str, port: u16, provider: Provider) -> String {
+    match error.sqlstate() {
+        Some("53300") => return "no sender is free: see D03".into(),
+        Some("42501") => return "the role may not replicate: see D04".into(),
+        Some("28000") => {
+            return "pg_hba.conf lets this role in for SQL only: its lines for the database hold for logical replication \
+                    too, those for `replication` do not"
+                .into();
+        }
+        _ => {}
+    }
+    let named = host.contains("pooler") || host.contains("pgbouncer") || matches!(port, 6432 | 6543);
+    let sure = if named { "this is a pooler" } else { "a pooler or proxy is probably in between" };
+    format!("{sure}, and it cannot pass replication on: {}", provider.direct())
 }
 
 fn pgvector(facts: &ServerFacts) -> Finding {
@@ -356,6 +370,55 @@ mod tests {
             let bad: Vec<_> = bad.iter().map(|finding| (finding.code, finding.severity)).collect();
             assert_eq!(bad, *expected, "case {number}");
         }
+    }
+
+    #[test]
+    fn every_fault_has_a_remedy_with_every_provider() {
+        use Provider::*;
+        for provider in [Rds, Aurora, CloudSql, AlloyDb, Azure, Supabase, Neon, Aiven, Crunchy, SelfHosted] {
+            let mut facts = ServerFacts {
+                provider,
+                version: 130_000,
+                wal_level: "replica".into(),
+                slots: (4, 4),
+                can_replicate: false,
+                encrypted: false,
+                keep_size_mb: -1,
+                failover: Failover { standbys: 1, slot_flag: None },
+                prepared: 1,
+                can_heartbeat: false,
+                spilled: Some(1 << 40),
+                fdw: None,
+                pgvector: Some("0.4.4".into()),
+                clock_skew_s: 9.0,
+                idle_slots: vec![("theirs".into(), 1 << 40)],
+                ..good()
+            };
+            for version in [130_000, 170_000] {
+                facts.version = version;
+                let bad: Vec<_> = server(&facts).into_iter().filter(|one| one.severity != Severity::Ok).collect();
+                assert!(bad.len() >= 13, "{provider:?} {}", bad.len());
+                for finding in bad {
+                    let fix = finding.fix.unwrap_or_default();
+                    assert!(!fix.is_empty(), "{provider:?} {}", finding.code);
+                    // Nobody is told to do what he cannot do there.
+                    let own = ["ALTER SYSTEM", "contrib package", "primary_conninfo"];
+                    let managed = provider != SelfHosted;
+                    assert!(!managed || own.iter().all(|word| !fix.contains(word)), "{provider:?} {} {fix}", finding.code);
+                }
+            }
+            assert!(!provider.direct().is_empty() && !provider.ipv4().is_empty(), "{provider:?}");
+        }
+    }
+
+    #[test]
+    fn a_pooler_is_told_from_a_role_that_may_not() {
+        let sql = |code: &str| SourceError::Sql { code: code.into(), message: String::new() };
+        let why = |code: &str, host: &str, port| why_no_replication(&sql(code), host, port, Provider::SelfHosted);
+        assert!(why("53300", "h", 5432).contains("D03") && why("42501", "h", 5432).contains("D04"));
+        assert!(why("28000", "h", 5432).contains("pg_hba.conf"));
+        assert!(why("08P01", "h", 5432).contains("probably") && why("08P01", "h", 6543).contains("is a pooler"));
+        assert!(why("08P01", "ep-x-pooler.eu.neon.tech", 5432).contains("is a pooler"));
     }
 
     #[test]
