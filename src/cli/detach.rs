@@ -90,15 +90,19 @@ async fn detach(args: &Args, config: &Config, dir: &Path) -> anyhow::Result<bool
     same_cluster(&dsn, dir, !known.is_empty()).await?;
     let client = dsn.connect().await?;
     let found = Found::look(&client, config, &known).await?;
-    let mut drop: Vec<&Measured> = found.proven.iter().collect();
+    let mut doomed: Vec<&Measured> = found.proven.iter().collect();
     for slot in &found.by_name {
         if args.all {
-            drop.push(slot);
+            doomed.push(slot);
         } else {
-            say!("-- slot {} has a name of ours, but {} does not know it: --all drops it too", slot.name, dir.display());
+            say!(
+                "-- slot {} has a name of ours, but {} does not know it: --all drops it too",
+                slot.name,
+                dir.display()
+            );
         }
     }
-    for slot in &drop {
+    for slot in &doomed {
         say!("SELECT pg_drop_replication_slot({});", quote_literal(&slot.name));
     }
     let name = &config.source.publication;
@@ -115,7 +119,7 @@ async fn detach(args: &Args, config: &Config, dir: &Path) -> anyhow::Result<bool
         }
     };
     drop_publication.iter().for_each(|sql| say!("{sql}"));
-    if drop.is_empty() && drop_publication.is_none() {
+    if doomed.is_empty() && drop_publication.is_none() {
         say!("-- nothing to drop on {dsn}");
     }
     if !args.yes {
@@ -123,7 +127,7 @@ async fn detach(args: &Args, config: &Config, dir: &Path) -> anyhow::Result<bool
     }
     let mut clean = true;
     let instance = if dir.exists() { Some(ownership::instance(dir)?) } else { None };
-    for slot in drop {
+    for slot in doomed {
         let holder = slots::freed(&client, &slot.name, instance.as_deref(), FREE).await?;
         let gone = slots::drop_idle(&client, &slot.name).await?;
         match holder.filter(|_| !gone) {
@@ -157,7 +161,10 @@ async fn same_cluster(dsn: &Dsn, dir: &Path, has_slots: bool) -> anyhow::Result<
     let rows = dsn.connect_replication().await?.query("IDENTIFY_SYSTEM").await?;
     let theirs = rows.first().and_then(|row| row.first().cloned().flatten()).unwrap_or_default();
     if theirs != ours {
-        bail!("{dsn} is another cluster than the data in {} is of: system identifier {theirs}, not {ours}", dir.display());
+        bail!(
+            "{dsn} is another cluster than the data in {} is of: system identifier {theirs}, not {ours}",
+            dir.display()
+        );
     }
     Ok(())
 }

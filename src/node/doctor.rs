@@ -26,10 +26,13 @@ pub async fn run(options: Options, root: PathBuf, latest: Arc<Latest>, stop: Can
             () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return,
         }
+        let known = ownership::slots(&root).unwrap_or_default();
         let slot = ownership::slot_followed(&root).ok().flatten().unwrap_or_else(|| options.slot.clone());
         let subject = Subject {
             dsn: &options.dsn,
             slot: &slot,
+            base: &options.slot,
+            known: &known,
             publication: &options.publication,
             create: options.create_publication,
             collections: &options.collections,
@@ -75,7 +78,10 @@ fn tell(before: &[Finding], now: &[Finding]) {
     for finding in now.iter().filter(bad).filter(|one| !before.iter().any(|other| same(one, other))) {
         let (code, check, observed) = (finding.code, &finding.check, &finding.observed);
         let fix = finding.fix.as_deref().unwrap_or_default();
-        tracing::warn!(code, check, observed, fix, "the doctor found");
+        match finding.severity {
+            Severity::Error => tracing::warn!(code, check, observed, fix, "the doctor found"),
+            _ => tracing::info!(code, check, observed, fix, "the doctor found"),
+        }
     }
     for finding in before.iter().filter(bad) {
         let still = now.iter().filter(bad).any(|other| (other.code, &other.check) == (finding.code, &finding.check));

@@ -2,7 +2,7 @@
 //! writes a heartbeat where keepalives do not suffice, and drops the slot before the source's disk is full.
 
 use crate::replication::guard::{
-    Budget, Cause, Holding, Level, Pauses, Protection, Stuck, Trend, Verdict, judge,
+    Budget, Cause, Holding, Level, Pauses, Protection, Stuck, Trend, Verdict, heartbeat_due, judge,
 };
 use crate::source::connect::Dsn;
 use crate::source::policy::Backoff;
@@ -10,6 +10,7 @@ use crate::source::slots::{self, Measured, Transaction};
 use crate::source::{Result, SourceError, catalog};
 use crate::storage::{StorageError, ownership};
 use crate::telemetry::names;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,8 +34,6 @@ const LEAVE: Duration = Duration::from_secs(3);
 const FREE: Duration = Duration::from_secs(10);
 /// The first pause after a slot was given up.
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
-/// Less than this is not worth a heartbeat.
-const HEARTBEAT_BYTES: i64 = 1 << 20;
 
 /// Settings of the guard.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,6 +53,8 @@ pub struct Watch {
     pub holding: watch::Receiver<Holding>,
     /// The source answers: no reason to wait for it any longer.
     pub wake: Arc<Notify>,
+    /// Of which cluster our slots are, once that is known. In any other, slots of the same names are not ours.
+    pub cluster: Arc<Mutex<Option<String>>>,
 }
 
 /// The guard itself.
@@ -69,6 +70,7 @@ pub struct Guard {
     verdict: watch::Sender<Verdict>,
     holding: watch::Sender<Holding>,
     wake: Arc<Notify>,
+    cluster: Arc<Mutex<Option<String>>>,
     state: State,
 }
 
@@ -95,7 +97,7 @@ impl Guard {
     ) -> (Guard, Watch) {
         let (verdict, verdict_seen) = watch::channel(Verdict::Follow);
         let (holding, holding_seen) = watch::channel(Holding::Unknown { error: "not asked yet".into() });
-        let wake = Arc::new(Notify::new());
+        let (wake, cluster) = (Arc::new(Notify::new()), Arc::<Mutex<Option<String>>>::default());
         protection.change(|shown| {
             shown.budget_bytes = options.budget.bytes.unwrap_or(0);
             shown.heartbeat.after_s = options.heartbeat.map_or(0, |after| after.as_secs());
@@ -108,9 +110,10 @@ impl Guard {
             warned: false,
             beaten: None,
         };
-        let watch = Watch { verdict: verdict_seen, holding: holding_seen, wake: wake.clone() };
+        let (wake_too, cluster_too) = (wake.clone(), cluster.clone());
+        let watch = Watch { verdict: verdict_seen, holding: holding_seen, wake: wake_too, cluster: cluster_too };
         let (root, slot, instance) = (root.to_owned(), slot.to_owned(), instance.to_owned());
-        (Guard { dsn, root, slot, instance, options, protection, verdict, holding, wake, state }, watch)
+        (Guard { dsn, root, slot, instance, options, protection, verdict, holding, wake, cluster, state }, watch)
     }
 
     /// Guards until stopped.
@@ -147,6 +150,8 @@ impl Guard {
         let client = self.dsn.connect().await?;
         let version = in_time(catalog::server_version(&client)).await?;
         in_time(slots::short_lived(&client, version, SILENCE)).await?;
+        // Not every role may ask.
+        let cluster = in_time(slots::cluster(&client)).await.ok();
         backoff.reset();
         let mut waits_for = None;
         while !in_time(slots::try_hold(&client, &self.slot)).await? {
@@ -154,7 +159,7 @@ impl Guard {
             if let Some(holder) = holder {
                 if in_time(slots::end_own(&client, &holder, &self.instance)).await? {
                     // It worked in this very directory, which is locked by this process.
-                    tracing::warn!(session = %holder, "ended what an earlier run of this service left on the source");
+                    tracing::info!(session = %holder, "ended what an earlier run of this service left on the source");
                     continue;
                 }
                 if waits_for != Some(holder.pid) {
@@ -164,18 +169,22 @@ impl Guard {
                 self.hold(Holding::HeldBy { holder });
             }
             // A stream that outlived the connection that had the lock is guarded all the same.
-            self.look(&client, true).await?;
+            self.look(&client, cluster.as_deref(), true).await?;
             tokio::time::sleep(ASK).await;
         }
         self.hold(Holding::Ours);
         loop {
-            self.look(&client, false).await?;
+            self.look(&client, cluster.as_deref(), false).await?;
             tokio::time::sleep(MEASURE).await;
         }
     }
 
     /// Measures, judges, acts. `streaming`: only of slots that we stream from.
-    async fn look(&mut self, client: &Client, streaming: bool) -> Result<()> {
+    async fn look(&mut self, client: &Client, cluster: Option<&str>, streaming: bool) -> Result<()> {
+        let ours = self.cluster.lock().clone();
+        if ours.is_none() || cluster.is_some_and(|cluster| Some(cluster) != ours.as_deref()) {
+            return Ok(());
+        }
         let in_use = ownership::slots_in_use(&self.root).map_err(unreadable)?;
         let followed = ownership::slot_followed(&self.root).map_err(unreadable)?;
         let mut found = in_time(slots::measure(client, &in_use)).await?;
@@ -236,9 +245,8 @@ impl Guard {
     async fn beat(&mut self, client: &Client, now: Instant, slot: &Measured, stuck: Duration) {
         let Some(after) = self.options.heartbeat else { return };
         let streaming = slot.holder.as_ref().is_some_and(|holder| holder.is_of(&self.instance));
-        let worth = slot.confirmed_lag_bytes.is_some_and(|lag| lag >= HEARTBEAT_BYTES);
-        let lately = self.state.beaten.is_some_and(|beaten| now.duration_since(beaten) < after);
-        if !streaming || !worth || stuck < after || lately {
+        let since_last = self.state.beaten.map(|beaten| now.duration_since(beaten));
+        if !streaming || !heartbeat_due(after, slot.confirmed_lag_bytes.unwrap_or(0), stuck, since_last) {
             return;
         }
         self.state.beaten = Some(now);
@@ -275,7 +283,9 @@ impl Guard {
         let dropped = async {
             for name in in_use {
                 if timeout(ANSWER, slots::freed(client, name, None, LEAVE)).await.map_err(|_| late())??.is_some() {
-                    timeout(ANSWER, slots::freed(client, name, Some(&self.instance), FREE)).await.map_err(|_| late())??;
+                    timeout(ANSWER, slots::freed(client, name, Some(&self.instance), FREE))
+                        .await
+                        .map_err(|_| late())??;
                 }
                 if !in_time(slots::drop_idle(client, name)).await? {
                     tracing::warn!(slot = name, "it is in use by somebody else; dropping it is tried again");
@@ -283,7 +293,10 @@ impl Guard {
             }
             Ok(())
         };
-        let dropped = dropped.await;
+        let dropped: Result<()> = dropped.await;
+        if dropped.is_ok() {
+            self.show(Instant::now(), &[], None);
+        }
         self.verdict.send_replace(Verdict::Pause { reason });
         dropped
     }

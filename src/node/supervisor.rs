@@ -149,12 +149,14 @@ impl Supervisor {
         }
         let client = self.options.dsn.connect().await.map_err(ReplicationError::from)?;
         self.only_one(&client).await?;
-        if self.making.is_none() {
+        let mut wal = PgWalSource::connect(&self.options.dsn).await?;
+        let system = wal.identify().await?;
+        // In another cluster slots of the same names are somebody else's.
+        let same = self.current.as_ref().is_none_or(|current| current.identity.system_id == system.system_id);
+        if self.making.is_none() && same {
             self.clear_pending(&client).await?;
             guard::reap(&client, self.data.root()).await;
         }
-        let mut wal = PgWalSource::connect(&self.options.dsn).await?;
-        let system = wal.identify().await?;
         let facts = self.source_facts(&client, &mut wal, &system).await?;
         let checkpoint = self.newest().map(|epoch| epoch.checkpoint());
         let mut decision = decide(checkpoint.as_ref(), &facts);
@@ -173,6 +175,7 @@ impl Supervisor {
                 // Before anything is changed at what may be somebody else's.
                 return Err(NodeError::Stopped(reason));
             }
+            *self.guard.cluster.lock() = Some(system.system_id.clone());
             // Before anything is made there: this needs a restart of the server, so waiting does not help.
             catalog::check_wal_level(&client).await.map_err(ReplicationError::from)?;
             let streams = matches!(decision, Decision::Stream { .. });
@@ -419,6 +422,9 @@ impl Supervisor {
         if epoch.identity.timeline != system.timeline {
             epoch.identity.timeline = system.timeline;
             epoch.state.set_identity(&epoch.identity)?;
+        }
+        if self.options.failover {
+            wal.keep_in_step(&epoch.identity.slot).await;
         }
         wal.start(&epoch.identity.slot, &self.options.publication, from).await?;
         let log = match epoch.log.take() {

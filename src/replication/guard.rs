@@ -40,7 +40,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// Judges what a slot holds. `stuck` is for how long nothing was confirmed although there was something.
 pub fn judge(budget: &Budget, slot: &str, retained: u64, stuck: Duration) -> Level {
     let bytes = budget.bytes.map(|most| {
-        let what = format!("{:.1} of {:.1} MiB of WAL are kept for slot {slot}", retained as f64 / MIB, most as f64 / MIB);
+        let what =
+            format!("{:.1} of {:.1} MiB of WAL are kept for slot {slot}", retained as f64 / MIB, most as f64 / MIB);
         ("bytes", retained as f64 / most as f64, what)
     });
     let time = budget.time.map(|most| {
@@ -208,6 +209,14 @@ impl Stuck {
             }
         }
     }
+}
+
+/// Less WAL than this is not worth a heartbeat.
+const HEARTBEAT_BYTES: i64 = 1 << 20;
+
+/// Is a heartbeat called for? Only where the position does not advance although the WAL grows, and not all the time.
+pub fn heartbeat_due(after: Duration, lag: i64, stuck: Duration, since_last: Option<Duration>) -> bool {
+    lag >= HEARTBEAT_BYTES && stuck >= after && since_last.is_none_or(|since| since >= after)
 }
 
 /// Who may use the slot.
@@ -392,6 +401,21 @@ mod tests {
         assert_eq!(trend.seconds_until(100), None, "it fell");
         trend.add(start + s(30), 5);
         assert_eq!(trend.seconds_until(100), None, "it stands");
+    }
+
+    #[test]
+    fn a_heartbeat_is_for_what_does_not_move_by_itself() {
+        let s = Duration::from_secs;
+        let cases = [
+            (HEARTBEAT_BYTES, s(10), None, true),
+            (HEARTBEAT_BYTES - 1, s(1000), None, false),
+            (HEARTBEAT_BYTES, s(9), None, false),
+            (HEARTBEAT_BYTES, s(15), Some(s(5)), false),
+            (HEARTBEAT_BYTES, s(20), Some(s(10)), true),
+        ];
+        for (lag, stuck, since_last, expected) in cases {
+            assert_eq!(heartbeat_due(s(10), lag, stuck, since_last), expected, "{lag} {stuck:?} {since_last:?}");
+        }
     }
 
     #[test]

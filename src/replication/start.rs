@@ -127,7 +127,12 @@ pub fn decide(ours: Option<&Checkpoint>, source: &SourceFacts) -> Decision {
     if source.timeline != ours.timeline {
         match source.forked_at {
             Some(fork) if fork >= d => {}
-            Some(fork) => return resync(Cause::Timeline, format!("the source's timeline forked at {fork}, before our position {d}")),
+            Some(fork) => {
+                return resync(
+                    Cause::Timeline,
+                    format!("the source's timeline forked at {fork}, before our position {d}"),
+                );
+            }
             None => {
                 let reason = format!("the source is on timeline {}, which does not descend from ours", source.timeline);
                 return resync(Cause::Timeline, reason);
@@ -142,7 +147,8 @@ pub fn decide(ours: Option<&Checkpoint>, source: &SourceFacts) -> Decision {
         None => resync(Cause::SlotMissing, "the slot is missing".into()),
         Some(slot) if !slot.usable => resync(Cause::SlotLost, "the slot is lost or invalidated".into()),
         Some(slot) if slot.confirmed > d => {
-            let reason = format!("the slot is at {}, ahead of our position {d}: changes between were lost", slot.confirmed);
+            let reason =
+                format!("the slot is at {}, ahead of our position {d}: changes between were lost", slot.confirmed);
             resync(Cause::SlotAhead, reason)
         }
         Some(_) => Decision::Stream { from: d },

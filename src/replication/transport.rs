@@ -1,6 +1,6 @@
 //! The WAL transport: our replication connection, from the first statement to the clean end of the stream.
 
-use crate::model::{Lsn, quote_ident};
+use crate::model::{Lsn, quote_ident, quote_literal};
 use crate::replication::ReplicationError;
 use crate::replication::frame::Frame;
 use crate::replication::start::fork_point;
@@ -91,6 +91,27 @@ impl PgWalSource {
             Some(NewSlot { consistent_point: consistent_point.as_ref()?.parse().ok()?, snapshot: snapshot.clone()? })
         };
         slot().ok_or_else(|| not_understood("CREATE_REPLICATION_SLOT"))
+    }
+
+    /// Makes a slot of before version 17, or of before `source.failover`, one that standbys can keep in step. What does not
+    /// work now is tried at the next connection.
+    pub async fn keep_in_step(&mut self, slot: &str) {
+        let name = quote_ident(slot);
+        let sql = format!(
+            "SELECT 1 FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = {} AND NOT pg_catalog.pg_is_in_recovery()
+                AND pg_catalog.to_jsonb(s) OPERATOR(pg_catalog.->>) 'failover' = 'false'",
+            quote_literal(slot)
+        );
+        let changed = async {
+            if !self.ask(&sql, ANSWER_LIMIT).await?.is_empty() {
+                self.ask(&format!("ALTER_REPLICATION_SLOT {name} (FAILOVER true)"), ANSWER_LIMIT).await?;
+                tracing::info!(slot, "standbys can keep the slot in step from now on");
+            }
+            Ok::<(), ReplicationError>(())
+        };
+        if let Err(error) = changed.await {
+            tracing::warn!(slot, %error, "standbys cannot keep the slot in step");
+        }
     }
 
     /// Starts streaming. The server never sends what the slot has confirmed, and moves an earlier `from` up silently:

@@ -151,9 +151,15 @@ pub async fn oldest_writer(client: &Client) -> Result<Option<Transaction>> {
 /// A transaction of a message that nobody subscribes to: the sender has something to send, and comes to confirm what is
 /// before it. About 150 bytes of WAL. Not waiting for anything.
 pub async fn heartbeat(client: &Client) -> Result<()> {
-    let sql = "SELECT set_config('synchronous_commit', 'off', true), pg_logical_emit_message(true, 'ruvector', 'heartbeat')";
+    let sql =
+        "SELECT set_config('synchronous_commit', 'off', true), pg_logical_emit_message(true, 'ruvector', 'heartbeat')";
     client.query_one(sql, &[]).await?;
     Ok(())
+}
+
+/// The cluster's `system_identifier`.
+pub async fn cluster(client: &Client) -> Result<String> {
+    Ok(client.query_one("SELECT system_identifier::text FROM pg_control_system()", &[]).await?.get(0))
 }
 
 /// First key of our advisory locks.
@@ -170,8 +176,9 @@ fn lock_key(slot: &str) -> i32 {
 pub async fn short_lived(client: &Client, version: i32, silence: Duration) -> Result<()> {
     let seconds = silence.as_secs().max(1);
     let probes = (seconds / 4).max(1);
-    let mut sql =
-        format!("SET tcp_keepalives_idle = {probes}; SET tcp_keepalives_interval = {probes}; SET tcp_keepalives_count = 3");
+    let mut sql = format!(
+        "SET tcp_keepalives_idle = {probes}; SET tcp_keepalives_interval = {probes}; SET tcp_keepalives_count = 3"
+    );
     if version >= 140_000 {
         sql.push_str(&format!("; SET idle_session_timeout = '{seconds}s'"));
     }
@@ -229,7 +236,7 @@ pub async fn freed(client: &Client, name: &str, instance: Option<&str>, limit: D
         {
             ended = end_own(client, &holder, instance).await?;
             if ended {
-                tracing::warn!(slot = name, session = %holder, "ended a sender of ours that nobody listens to any more");
+                tracing::info!(slot = name, session = %holder, "ended a sender of ours that nobody listens to any more");
             }
         }
         if started.elapsed() >= limit || (instance.is_some() && !ended) {

@@ -40,6 +40,8 @@ pub struct ServerFacts {
     pub slot: Option<Slot>,
     /// Name of our slot.
     pub slot_name: String,
+    /// What it is made from: the name of the configuration.
+    pub slot_base: String,
     /// WAL kept for our slot, bytes.
     pub retained: Option<i64>,
     /// `sync_replication_slots`-like: can slots be made to survive a failover (version 17), and is a standby there?
@@ -138,6 +140,7 @@ pub async fn server(client: &Client, slot: &str, host: &str) -> Result<ServerFac
         .await,
         slot: catalog::slot(client, slot).await?,
         slot_name: slot.to_owned(),
+        slot_base: slot.to_owned(),
         retained: held.iter().find(|(name, ..)| name == slot).and_then(|(.., bytes)| *bytes),
         failover: Failover {
             standbys: row.get(18),

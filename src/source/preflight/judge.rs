@@ -1,10 +1,11 @@
 //! The checks themselves: facts in, findings out. Pure, each with its case in the table test.
 
 use crate::model::quote_ident;
-use crate::source::preflight::facts::{ContentFacts, ServerFacts};
 use crate::source::SourceError;
+use crate::source::preflight::facts::{ContentFacts, ServerFacts};
 use crate::source::preflight::provider::{Change, Provider};
 use crate::source::preflight::{Finding, Severity, finding};
+use crate::source::slots::is_called;
 
 const MB: f64 = 1024.0 * 1024.0;
 
@@ -155,13 +156,7 @@ fn spill(facts: &ServerFacts) -> Finding {
 
 fn fdw(facts: &ServerFacts) -> Finding {
     let observed = facts.fdw.as_ref().map_or("not available".into(), |version| format!("{version} can be installed"));
-    finding(
-        "D19",
-        bad_if(facts.fdw.is_none(), Severity::Warning),
-        "postgres_fdw",
-        observed,
-        facts.provider.fdw(),
-    )
+    finding("D19", bad_if(facts.fdw.is_none(), Severity::Warning), "postgres_fdw", observed, facts.provider.fdw())
 }
 
 /// Why SQL works and replication does not, and what to do. Ports and names say more of poolers than their answers.
@@ -206,12 +201,7 @@ fn clock(facts: &ServerFacts) -> Finding {
 
 fn other_slots(facts: &ServerFacts) -> Finding {
     // A later copy's slot has our name and a number: idle, it was left by a data directory that is gone.
-    let left = |name: &str| {
-        name.strip_prefix(&facts.slot_name).is_some_and(|rest| {
-            rest.strip_prefix('_')
-                .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
-        })
-    };
+    let left = |name: &str| is_called(name, &facts.slot_base);
     let heavy: Vec<_> =
         facts.idle_slots.iter().filter(|(name, bytes)| *bytes as f64 > 1024.0 * MB || left(name)).collect();
     let observed = match facts.idle_slots.len() {
@@ -317,6 +307,7 @@ mod tests {
             wal_rate: Some(1000.0),
             slot: None,
             slot_name: "ruvector".into(),
+            slot_base: "ruvector".into(),
             retained: None,
             failover: Failover::default(),
             oldest_transaction: None,
@@ -404,7 +395,11 @@ mod tests {
                     // Nobody is told to do what he cannot do there.
                     let own = ["ALTER SYSTEM", "contrib package", "primary_conninfo"];
                     let managed = provider != SelfHosted;
-                    assert!(!managed || own.iter().all(|word| !fix.contains(word)), "{provider:?} {} {fix}", finding.code);
+                    assert!(
+                        !managed || own.iter().all(|word| !fix.contains(word)),
+                        "{provider:?} {} {fix}",
+                        finding.code
+                    );
                 }
             }
             assert!(!provider.direct().is_empty() && !provider.ipv4().is_empty(), "{provider:?}");

@@ -45,6 +45,10 @@ pub struct Subject<'a> {
     pub dsn: &'a Dsn,
     /// Our slot, which may not be there yet.
     pub slot: &'a str,
+    /// The name that it and those of later copies are made from.
+    pub base: &'a str,
+    /// Other slots that are known to be ours: they go by themselves.
+    pub known: &'a [String],
     /// Our publication.
     pub publication: &'a str,
     /// May the service make it?
@@ -120,7 +124,7 @@ fn from_result(code: &'static str, check: &str, result: Result<String>) -> Findi
 
 /// Runs every check. Never an error: a source that cannot be reached is a finding.
 pub async fn run(subject: &Subject<'_>, depth: Depth) -> Vec<Finding> {
-    let Subject { dsn, slot, publication, create, collections } = *subject;
+    let Subject { dsn, slot, publication, create, collections, .. } = *subject;
     let client = match dsn.connect().await {
         Ok(client) => client,
         Err(SourceError::Refused { problem, remedy }) => {
@@ -135,17 +139,22 @@ pub async fn run(subject: &Subject<'_>, depth: Depth) -> Vec<Finding> {
     let mut role = "<our role>".to_owned();
     let mut provider = Provider::SelfHosted;
     match facts::server(&client, slot, &dsn.host()).await {
-        Ok(facts) => {
+        Ok(mut facts) => {
+            facts.slot_base = subject.base.to_owned();
+            facts.idle_slots.retain(|(name, _)| !subject.known.contains(name));
             role = quote_ident(&facts.role);
             provider = facts.provider;
             findings.extend(judge::server(&facts));
         }
         Err(error) => findings.push(from_result("D01", "server facts", Err(error))),
     }
-    findings.insert(0, match depth {
-        Depth::All => direct(dsn, provider).await,
-        _ => finding("D05", Severity::Ok, "connection", dsn.to_string(), ""),
-    });
+    findings.insert(
+        0,
+        match depth {
+            Depth::All => direct(dsn, provider).await,
+            _ => finding("D05", Severity::Ok, "connection", dsn.to_string(), ""),
+        },
+    );
     findings.extend(address(&dsn.host(), provider).await);
     let mut defs = Vec::new();
     for (number, spec) in collections.iter().enumerate() {

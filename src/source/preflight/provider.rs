@@ -197,8 +197,12 @@ impl Provider {
     pub fn fdw(self) -> &'static str {
         match self {
             Provider::SelfHosted => "install the server's contrib package",
-            Provider::Azure => "allow it: az postgres flexible-server parameter set --name azure.extensions --value POSTGRES_FDW -g GROUP -s SERVER",
-            _ => "this provider offers it in every supported version: upgrade the server, or ask support why it is missing",
+            Provider::Azure => {
+                "allow it: az postgres flexible-server parameter set --name azure.extensions --value POSTGRES_FDW -g GROUP -s SERVER"
+            }
+            _ => {
+                "this provider offers it in every supported version: upgrade the server, or ask support why it is missing"
+            }
         }
     }
 
@@ -209,7 +213,9 @@ impl Provider {
             Provider::Neon => "use the host name without -pooler",
             Provider::Azure => "use port 5432 instead of 6432",
             Provider::Rds | Provider::Aurora => "use the instance's or the cluster's endpoint instead of RDS Proxy's",
-            Provider::CloudSql | Provider::AlloyDb => "use the instance's address, or the Auth Proxy, instead of managed pooling's port",
+            Provider::CloudSql | Provider::AlloyDb => {
+                "use the instance's address, or the Auth Proxy, instead of managed pooling's port"
+            }
             Provider::Aiven => "use the service URI instead of the connection pool's",
             Provider::Crunchy => "use port 5432 instead of 5431",
             Provider::SelfHosted => "name the server's own host and port in source.dsn",
