@@ -144,7 +144,10 @@ fn a_slot_lost_to_the_wal_limit_while_the_service_is_down_means_copying_again() 
     assert_eq!(service.verify_clean("docs"), 200);
     let metrics = service.client().text("/metrics").expect("metrics");
     assert!(metrics.contains("ruvector_replication_resyncs_total{reason=\"slot_lost\"} 1"), "{metrics}");
-    assert!(metrics.contains("ruvector_source_slot_status{status=\"reserved\"} 1"), "{metrics}");
+    service.wait_for("the new slot is measured", |service| {
+        let metrics = service.client().text("/metrics").expect("metrics");
+        metrics.contains("ruvector_source_slot_status{status=\"reserved\"} 1")
+    });
 }
 
 #[test]

@@ -93,7 +93,8 @@ const SERVER: &str = "
            extract(epoch FROM clock_timestamp())::float8,
            (SELECT count(*) FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
              WHERE COALESCE(s.slot_type, 'physical') = 'physical'),
-           has_function_privilege('pg_logical_emit_message(boolean, text, text)', 'EXECUTE')";
+           COALESCE((SELECT bool_and(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc
+                      WHERE proname = 'pg_logical_emit_message' AND proargtypes[2] = 'text'::regtype), false)";
 
 const OLDEST: &str = "
     SELECT extract(epoch FROM now() - xact_start)::int8, COALESCE(application_name, '') || ' pid ' || pid

@@ -134,10 +134,9 @@ fn open_transactions(facts: &ServerFacts) -> Finding {
 
 fn heartbeat(facts: &ServerFacts) -> Finding {
     let observed = if facts.can_heartbeat { "possible" } else { "our role may not call pg_logical_emit_message" };
-    let fix = format!(
-        "GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO {};",
-        quote_ident(&facts.role)
-    );
+    let more = if facts.version >= 170_000 { ", boolean" } else { "" };
+    let role = quote_ident(&facts.role);
+    let fix = format!("GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text{more}) TO {role};");
     finding(
         "D16",
         bad_if(!facts.can_heartbeat, Severity::Warning),
