@@ -92,7 +92,7 @@ const SERVER: &str = "
            (SELECT extversion::text FROM pg_extension WHERE extname = 'vector'),
            extract(epoch FROM clock_timestamp())::float8,
            (SELECT count(*) FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
-             WHERE COALESCE(s.slot_type, 'physical') = 'physical'),
+             WHERE COALESCE(s.slot_type, 'physical') = 'physical' AND r.state IN ('streaming', 'catchup')),
            COALESCE((SELECT bool_and(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc
                       WHERE proname = 'pg_logical_emit_message' AND proargtypes[2] = 'text'::regtype), false)";
 
