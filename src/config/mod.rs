@@ -23,6 +23,8 @@ pub struct ConfigError(pub String);
 pub struct Config {
     /// `[source]`
     pub source: Source,
+    /// `[doctor]`
+    pub doctor: Doctor,
     /// `[storage]`
     pub storage: Storage,
     /// `[engine]`
@@ -57,6 +59,20 @@ pub struct Source {
     pub queue_mib: usize,
     pub streaming: Streaming,
     pub spool_mib: usize,
+    pub max_retained_wal_mib: u64,
+    pub max_retained_s: u64,
+    pub heartbeat_s: u64,
+    pub failover: Failover,
+}
+
+/// `source.failover`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Failover {
+    /// Where the server can.
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// Without the password.
@@ -67,6 +83,14 @@ impl std::fmt::Debug for Source {
             .field("publication", &self.publication)
             .finish_non_exhaustive()
     }
+}
+
+/// `[doctor]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
+pub struct Doctor {
+    pub interval_s: u64,
 }
 
 /// `[storage]`
@@ -152,6 +176,10 @@ impl Config {
         least("search.recheck_connections", self.search.recheck_connections, 1)?;
         least("search.recheck_timeout_ms", self.search.recheck_timeout_ms as usize, 1)?;
         least("http.max_concurrent", self.http.max_concurrent, 1)?;
+        // Bytes in 64 bits.
+        if self.source.max_retained_wal_mib > 1 << 40 {
+            return Err(ConfigError("source.max_retained_wal_mib is more than there are".into()));
+        }
         check_slot(&self.source.slot)?;
         if self.source.publication.is_empty() || self.source.publication.len() > 63 {
             return Err(ConfigError("source.publication must be 1 to 63 bytes".into()));
@@ -227,6 +255,8 @@ mod tests {
             ("[source]\nslot = 'Bad-Name'\n", "source.slot"),
             ("[source]\nstreaming = 'parallel'\n", "parallel"),
             ("[engine]\nsegment_rows = 1\n", "engine.segment_rows"),
+            ("[source]\nfailover = 'always'\n", "always"),
+            ("[source]\nmax_retained_wal_mib = 10000000000000\n", "source.max_retained_wal_mib"),
             ("[http]\nlisten = 'nowhere'\n", "listen"),
             ("[[collections]]\ntable = 'docs'\nvectors = []\n", "no vector column"),
             (&format!("{COLLECTION}{COLLECTION}"), "named twice"),

@@ -8,7 +8,7 @@ use crate::model::{
 use crate::replication::ReplicationError;
 use crate::replication::copy_rows::{CopyError, CopyRows};
 use crate::replication::progress::{CopyStatus, Progress};
-use crate::replication::transport::{NewSlot, PgWalSource};
+use crate::replication::transport::{NewSlot, PgWalSource, SlotKind};
 use crate::source::connect::Dsn;
 use crate::source::policy::Backoff;
 use crate::source::{SourceError, catalog};
@@ -87,8 +87,7 @@ impl CopyTarget {
 
     fn with(def: CollectionDef, log: ChangeLog, progress: &Progress) -> CopyTarget {
         let status = progress.copy(def.id);
-        status.rows.store(0, Ordering::Relaxed);
-        status.pages_done.store(0, Ordering::Relaxed);
+        status.begin();
         let copied =
             Copied { log, synced: Instant::now(), last: None, ranges: Vec::new(), rows: 0, whole: false };
         CopyTarget { def, copied: Mutex::new(copied), status, spoiled: AtomicBool::new(false) }
@@ -213,7 +212,7 @@ impl Exported {
         let mut wal = PgWalSource::connect(dsn).await?;
         let name: String = options.slot.chars().take(40).collect();
         let name = format!("{name}_copy_{}", std::process::id());
-        let slot = wal.create_slot(&name, true, version, options.lock_timeout).await?;
+        let slot = wal.create_slot(&name, SlotKind::Temporary, version, options.lock_timeout).await?;
         Ok(Exported { held_by: wal, slot })
     }
 }

@@ -5,6 +5,7 @@ pub mod copy;
 pub mod copy_rows;
 pub mod definitions;
 pub mod frame;
+pub mod guard;
 pub mod pgoutput;
 pub mod poison;
 pub mod progress;
@@ -72,6 +73,26 @@ impl ReplicationError {
     /// May connecting again help without anybody's doing?
     pub fn is_transient(&self) -> bool {
         self.policy().is_transient()
+    }
+
+    /// One word for metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            ReplicationError::Transport(_) => "transport",
+            ReplicationError::Protocol(_) => "protocol",
+            ReplicationError::Storage(_) => "storage",
+            ReplicationError::Stopped => "stopped",
+            ReplicationError::Source(SourceError::Unavailable(_)) => "unavailable",
+            ReplicationError::Source(SourceError::Refused { .. }) => "refused",
+            ReplicationError::Source(SourceError::Sql { code, .. }) => match code.get(..2) {
+                Some("08") => "unavailable",
+                Some("53") => "source_full",
+                Some("57") => "source_stopping",
+                Some("55") => "slot",
+                Some("28" | "42") => "refused",
+                _ => "other",
+            },
+        }
     }
 
     /// The server's code, where it was the server that answered.

@@ -1,6 +1,6 @@
 //! The WAL transport: our replication connection, from the first statement to the clean end of the stream.
 
-use crate::model::{Lsn, quote_ident};
+use crate::model::{Lsn, quote_ident, quote_literal};
 use crate::replication::ReplicationError;
 use crate::replication::frame::Frame;
 use crate::replication::start::fork_point;
@@ -49,6 +49,18 @@ pub struct SystemFacts {
     pub current: Lsn,
 }
 
+/// How long a slot is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotKind {
+    /// As long as the connection that made it.
+    Temporary,
+    /// Until it is dropped.
+    Kept {
+        /// Standbys can keep it in step, where the version can.
+        failover: bool,
+    },
+}
+
 /// A slot just made, and the snapshot that shows exactly what comes before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewSlot {
@@ -87,19 +99,16 @@ impl PgWalSource {
         }
     }
 
-    /// Makes a slot and exports its snapshot. Waits for older transactions, for each at most `lock_timeout`. A temporary
-    /// one goes with the connection.
+    /// Makes a slot and exports its snapshot. Waits for older transactions, for each at most `lock_timeout`.
     pub async fn create_slot(
         &mut self,
         name: &str,
-        temporary: bool,
+        kind: SlotKind,
         version: i32,
         lock_timeout: Duration,
     ) -> Result<NewSlot, ReplicationError> {
         self.ask(&format!("SET lock_timeout = {}", lock_timeout.as_millis()), ANSWER_LIMIT).await?;
-        let export = if version >= 150_000 { "(SNAPSHOT 'export')" } else { "EXPORT_SNAPSHOT" };
-        let temporary = if temporary { "TEMPORARY " } else { "" };
-        let sql = format!("CREATE_REPLICATION_SLOT {} {temporary}LOGICAL pgoutput {export}", quote_ident(name));
+        let sql = create_slot_sql(name, version, kind);
         // A slot is found consistent in up to three rounds of waiting; the server ends each.
         let rows = self.ask(&sql, lock_timeout * 3 + ANSWER_LIMIT).await?;
         crate::failpoint!("transport.slot_made");
@@ -108,6 +117,27 @@ impl PgWalSource {
             Some(NewSlot { consistent_point: consistent_point.as_ref()?.parse().ok()?, snapshot: snapshot.clone()? })
         };
         slot().ok_or_else(|| not_understood("CREATE_REPLICATION_SLOT"))
+    }
+
+    /// Makes a slot of before version 17, or of before `source.failover`, one that standbys can keep in step. What does not
+    /// work now is tried at the next connection.
+    pub async fn keep_in_step(&mut self, slot: &str) {
+        let name = quote_ident(slot);
+        let sql = format!(
+            "SELECT 1 FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = {} AND NOT pg_catalog.pg_is_in_recovery()
+                AND pg_catalog.to_jsonb(s) OPERATOR(pg_catalog.->>) 'failover' = 'false'",
+            quote_literal(slot)
+        );
+        let changed = async {
+            if !self.ask(&sql, ANSWER_LIMIT).await?.is_empty() {
+                self.ask(&format!("ALTER_REPLICATION_SLOT {name} (FAILOVER true)"), ANSWER_LIMIT).await?;
+                tracing::info!(slot, "standbys can keep the slot in step from now on");
+            }
+            Ok::<(), ReplicationError>(())
+        };
+        if let Err(error) = changed.await {
+            tracing::warn!(slot, %error, "standbys cannot keep the slot in step");
+        }
     }
 
     /// Starts the stream of committed transactions. The server never sends what the slot has confirmed, and moves an
@@ -158,6 +188,16 @@ impl PgWalSource {
     }
 }
 
+fn create_slot_sql(name: &str, version: i32, kind: SlotKind) -> String {
+    let options = match version {
+        170_000.. if kind == (SlotKind::Kept { failover: true }) => "(SNAPSHOT 'export', FAILOVER)",
+        150_000.. => "(SNAPSHOT 'export')",
+        _ => "EXPORT_SNAPSHOT",
+    };
+    let temporary = if kind == SlotKind::Temporary { "TEMPORARY " } else { "" };
+    format!("CREATE_REPLICATION_SLOT {} {temporary}LOGICAL pgoutput {options}", quote_ident(name))
+}
+
 fn first(rows: &[Row]) -> Option<&[Option<String>]> {
     rows.first().map(Vec::as_slice)
 }
@@ -204,6 +244,22 @@ fn status(received: Lsn, flushed: Lsn, reply: bool) -> BytesMut {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slots_survive_a_failover_where_the_version_can() {
+        let cases = [
+            (140_020, true, "EXPORT_SNAPSHOT"),
+            (150_000, true, "(SNAPSHOT 'export')"),
+            (169_999, true, "(SNAPSHOT 'export')"),
+            (170_000, true, "(SNAPSHOT 'export', FAILOVER)"),
+            (180_004, true, "(SNAPSHOT 'export', FAILOVER)"),
+            (180_004, false, "(SNAPSHOT 'export')"),
+        ];
+        for (version, failover, options) in cases {
+            let expected = format!("CREATE_REPLICATION_SLOT \"s\" LOGICAL pgoutput {options}");
+            assert_eq!(create_slot_sql("s", version, SlotKind::Kept { failover }), expected, "{version} {failover}");
+        }
+    }
 
     #[test]
     fn a_status_message() {

@@ -45,13 +45,13 @@ pub struct Current {
 const MAGIC: &str = "ruvector";
 const FORMAT: u32 = 2;
 
-fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+pub(super) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let json = serde_json::to_string(value).expect("plain data");
     let text = format!("{MAGIC} {FORMAT} {:08x}\n{json}\n", crc32fast::hash(json.as_bytes()));
     files::write_atomically(path, text.as_bytes())
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let Some(bytes) = files::read_if_there(path)? else { return Ok(None) };
     // Whoever has to act must know by what.
     let broken = |what: &str| {

@@ -7,6 +7,7 @@ pub mod files;
 pub mod graph_file;
 pub mod header;
 pub mod originals;
+pub mod ownership;
 pub mod record;
 pub mod state;
 pub mod steady;

@@ -302,7 +302,8 @@ impl Service {
         std::fs::write(self.config_file(), text).expect("a writable directory");
     }
 
-    fn config_file(&self) -> PathBuf {
+    /// Its configuration.
+    pub fn config_file(&self) -> PathBuf {
         self.dir.path().join("ruvector.toml")
     }
 
