@@ -240,6 +240,7 @@ impl Rig {
 
     fn round(&mut self, plan: Plan, number: u64, random: &mut Random) {
         let Plan { point, hits, way } = plan;
+        assert!(self.writer.is_alive(), "the writer ended");
         self.groom(number);
         if way == Fresh || !std::mem::take(&mut self.whole) {
             self.wipe();
