@@ -314,7 +314,7 @@ impl Rig {
                     self.service.catch_up(&self.database.sql);
                     let _paused = self.writer.pause();
                     let waited = Instant::now();
-                    while !linked(&self.service) && waited.elapsed() < Duration::from_secs(5) {
+                    while !linked(&self.service) && waited.elapsed() < Duration::from_secs(10) {
                         std::thread::sleep(Duration::from_millis(20));
                     }
                     self.service.ask_to_stop();
