@@ -252,6 +252,7 @@ impl Rig {
 
     fn round(&mut self, plan: Plan, number: u64, random: &mut Random) {
         let Plan { point, hits, way } = plan;
+        assert!(self.writer.is_alive(), "the writer ended");
         self.groom(number);
         if way == Fresh || !std::mem::take(&mut self.whole) {
             self.wipe();
@@ -343,7 +344,7 @@ impl Rig {
                     self.service.catch_up(&self.database.sql);
                     let _paused = self.writer.pause();
                     let waited = Instant::now();
-                    while !linked(&self.service) && waited.elapsed() < Duration::from_secs(5) {
+                    while !linked(&self.service) && waited.elapsed() < Duration::from_secs(10) {
                         std::thread::sleep(Duration::from_millis(20));
                     }
                     self.service.ask_to_stop();

@@ -61,6 +61,11 @@ impl Writer {
         self.count.load(Ordering::Relaxed)
     }
 
+    /// Is it still writing?
+    pub fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Between two transactions: the next one waits until this is dropped.
     pub fn pause(&self) -> MutexGuard<'_, ()> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
