@@ -36,7 +36,7 @@ use twin::{Step, Twin};
 
 const ROUNDS: u64 = 24;
 /// Flips that each find the same disk, in a round of flips.
-const SWEEP: usize = 16;
+const SWEEP: usize = 10;
 /// The slot of every epoch here.
 const SLOT: &str = "ruvector";
 
