@@ -69,19 +69,21 @@ fn segment_path(epoch: &Path, collection: CollectionId, index: usize, id: u64) -
 const SCANNED_WHILE_BEHIND: usize = 256 << 20;
 
 /// Bytes of vectors that no graph links yet.
-fn unlinked(view: &View) -> usize {
-    let segments = indexes(view).flat_map(|(_, _, index)| &index.segments);
+fn unlinked<'a>(segments: impl Iterator<Item = &'a Arc<Segment>>) -> usize {
     segments.map(|segment| segment.graph.tail().len() * segment.graph.dim() * size_of::<f32>()).sum()
 }
 
+/// May linking wait? A row is found without being linked, so while the source has much more, the processors are left to
+/// what brings it here, as long as the scan of what is not linked stays short.
+fn may_wait(log: &LogTail, view: &View) -> bool {
+    log.is_behind() && unlinked(indexes(view).flat_map(|(_, _, index)| &index.segments)) < SCANNED_WHILE_BEHIND
+}
+
 /// Links new nodes and seals full segments until told to stop.
-///
-/// A row is found without being linked, so while the source has much more waiting, the processors are left to what brings
-/// it here, as long as the scan of what is not linked stays short.
 pub fn link(shared: &Shared, epoch: &Path, log: &LogTail, done: &Sender<Done>) -> Result<()> {
     while !shared.stopping() {
         let view = shared.view();
-        if log.is_behind() && unlinked(&view) < SCANNED_WHILE_BEHIND {
+        if may_wait(log, &view) {
             std::thread::sleep(IDLE);
             continue;
         }
@@ -190,5 +192,25 @@ mod tests {
         assert!(!chosen(&[true, true, true]), "one row is not published yet");
         assert!(!chosen(&[true; 4]), "nothing is worn");
         assert!(chosen(&[true, false, false, true]), "half is dead");
+    }
+
+    #[test]
+    fn linking_waits_while_the_source_has_much_more_and_goes_on_when_it_has_not() {
+        let column = VectorColumn {
+            name: "e".into(),
+            kind: ColumnType::Vector,
+            metric: Metric::L2,
+            dimensions: Some(2),
+            m: 4,
+            ef_construction: 8,
+        };
+        let segment = Arc::new(Segment::growing(1, &column, 2, 0, 100));
+        (0..50u8).for_each(|n| drop(segment.graph.push(&[n.into(), 0.0])));
+        segment.graph.link_next(20);
+        assert_eq!(unlinked([segment.clone()].iter()), 30 * 2 * size_of::<f32>());
+        let log = LogTail::default();
+        assert!(!may_wait(&log, &View::default()));
+        log.set_behind(true);
+        assert!(may_wait(&log, &View::default()));
     }
 }

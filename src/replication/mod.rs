@@ -285,3 +285,37 @@ fn count(message: &Message<'_>) {
     };
     metrics::counter!(names::CHANGES_RECEIVED, "op" => op).increment(1);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    #[test]
+    fn a_keepalive_counts_between_the_blocks_of_a_streamed_transaction_and_not_inside_one() {
+        let dir = tempfile::tempdir().expect("dir");
+        let mut log = ChangeLog::create(&dir.path().join("log"), Lsn(5)).expect("log");
+        let (mut assembler, mut spool) = (Assembler::new(&[], Lsn(5)), Spool::new(dir.path(), 1 << 10));
+        let mut take = |frame| take_frame(&mut log, &mut assembler, &mut spool, frame).expect("taken");
+        let message = |payload: &'static [u8]| Frame::XLogData {
+            start: Lsn(0),
+            wal_end: Lsn(0),
+            server_time: 0,
+            payload: Bytes::from_static(payload),
+        };
+        let keepalive = |at| Frame::Keepalive { wal_end: Lsn(at), server_time: 0, reply_requested: false };
+        take(message(b"S\0\0\0\x07\x01"));
+        assert!(!take(keepalive(10)), "the block is not whole");
+        take(message(b"E"));
+        // The transaction is open; all that committed before this position was sent.
+        assert!(take(keepalive(10)));
+        assert!(!take(keepalive(10)), "nothing new");
+        take(message(b"S\0\0\0\x07\0"));
+        assert!(!take(keepalive(20)));
+        take(message(b"E"));
+        take(message(b"A\0\0\0\x07\0\0\0\x07"));
+        assert!(take(keepalive(20)));
+        log.sync().expect("sync");
+        assert_eq!(log.durable(), Lsn(20));
+    }
+}
