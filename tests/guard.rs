@@ -70,7 +70,7 @@ fn a_spent_budget_drops_the_slot_and_the_service_heals_when_its_cause_is_gone() 
     write_wal(&database.sql, 8);
     service.wait_for("the warning at half", |service| protection(service)["warning"].is_string());
     assert_eq!(service.logged("half of the budget is spent"), 1, "{}", service.log_tail());
-    assert_eq!(slots(&database.sql), [slot.clone()]);
+    assert_eq!(slots(&database.sql), [slot.as_str()]);
     write_wal(&database.sql, 10);
     service.wait_for("the slot is dropped", |_| slots(&database.sql).is_empty());
     service.wait_for("the stream has ended", |service| phase(service).0 == "waiting");
@@ -227,7 +227,7 @@ fn two_services_that_start_at_once_make_one_slot() {
     wait_until("one is ready", || services.iter().any(Service::is_ready));
     services.sort_by_key(|service| !service.is_ready());
     let [first, second] = &mut services;
-    assert_eq!(slots(&database.sql), [first.slot.clone()]);
+    assert_eq!(slots(&database.sql), [first.slot.as_str()]);
     second.wait_for("the other waits", |second| phase(second).0 == "waiting");
     assert_eq!(first.verify_clean("docs"), 100);
     first.kill();
@@ -303,7 +303,7 @@ fn half_open_proxy(port: u16) -> u16 {
                 drop(to_server);
             });
             std::thread::spawn(move || {
-                let mut buffer = [0; 65536];
+                let mut buffer = [0; 8192];
                 while let Ok(length) = from_server.read(&mut buffer)
                     && length > 0
                 {
