@@ -6,7 +6,7 @@ mod support;
 
 use ruvector::cli::private_postgres::{PrivatePostgres, Settings, Stop};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -61,7 +61,7 @@ fn is_wanted(major: u32) -> bool {
     named.trim().is_empty() || named.split(',').any(|one| one.trim() == major.to_string())
 }
 
-fn major_of(bin_dir: &PathBuf) -> Option<u32> {
+fn major_of(bin_dir: &Path) -> Option<u32> {
     let output = Command::new(bin_dir.join("postgres")).arg("--version").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     text.split(' ').nth(2)?.split('.').next()?.trim().parse().ok()
@@ -237,7 +237,7 @@ impl Story {
     fn a_dropped_slot(&mut self) {
         let old = self.slot();
         let drop = format!(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{old}' AND active;
+            "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE slot_name = '{old}' AND active;
              SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{old}'"
         );
         let gone = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{old}'");
