@@ -94,6 +94,15 @@ impl Sql {
         })?
     }
 
+    /// The same; also `None` where the server does not answer.
+    pub fn try_text(&self, sql: &str) -> Option<String> {
+        let messages = RUNTIME.block_on(self.client.simple_query(sql)).ok()?;
+        messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),
+            _ => None,
+        })?
+    }
+
     /// The same, where there is one.
     pub fn one(&self, sql: &str) -> String {
         self.text(sql).unwrap_or_else(|| panic!("no row: {sql}"))
