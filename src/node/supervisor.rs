@@ -9,7 +9,7 @@ use crate::replication::start::{Decision, SlotFacts, SourceFacts, decide};
 use crate::replication::transport::{PgWalSource, SystemFacts};
 use crate::replication::{ReplicationError, copy, follow};
 use crate::source::catalog::{self, Table};
-use crate::source::policy::Backoff;
+use crate::source::policy::{Backoff, Policy};
 use crate::source::{SourceError, publication};
 use crate::storage::data_dir::{DataDir, EpochId, Pending};
 use crate::storage::state::Identity;
@@ -24,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 /// A connection that lasted so long was a good one: pauses begin anew.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+
+/// What comes before streaming asks little of the source: after so long, and the wait for the slot, the connection is dead.
+const PREPARE_LIMIT: Duration = Duration::from_secs(60);
 
 /// An epoch whose copy is under way.
 struct Making {
@@ -66,6 +69,10 @@ impl Supervisor {
             let started = std::time::Instant::now();
             let Err(error) = self.follow_once().await else { return Ok(()) };
             let error = match error {
+                NodeError::Stopped(reason) if connected_once && self.current.is_some() => {
+                    self.refuse(reason, &mut backoff).await;
+                    continue;
+                }
                 NodeError::Replication(ReplicationError::Stopped) if self.stop.is_cancelled() => return Ok(()),
                 NodeError::Replication(ReplicationError::Stopped) => continue,
                 NodeError::Replication(error) if self.may_go_on(&error, connected_once) => error,
@@ -85,6 +92,18 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+
+    /// What answers now is not what we follow, perhaps for a moment only: what is here goes on answering, marked stale.
+    async fn refuse(&mut self, reason: String, backoff: &mut Backoff) {
+        let pause = backoff.next(Policy::Refuse { remedy: "" });
+        tracing::error!(reason, ?pause, "refusing to follow; what is here goes on answering, marked stale");
+        self.progress.set_stale(Some(reason.clone()));
+        self.progress.set_phase(Phase::Stopped { reason });
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.stop.cancelled() => {}
+        }
     }
 
     /// A refusal at the first start is told at once; later what we have goes on answering while somebody looks.
@@ -118,8 +137,12 @@ impl Supervisor {
     async fn follow_once(&mut self) -> Result<(), NodeError> {
         let stop = self.stop.clone();
         // Whatever the preparation had begun is found and undone at the next start.
+        let limit = self.options.slot_lock_timeout + PREPARE_LIMIT;
         let (wal, system) = tokio::select! {
-            prepared = self.prepare() => prepared?,
+            prepared = tokio::time::timeout(limit, self.prepare()) => match prepared {
+                Ok(prepared) => prepared?,
+                Err(_) => return Err(ReplicationError::Transport(format!("not prepared within {limit:?}")).into()),
+            },
             () = stop.cancelled() => return Ok(()),
         };
         self.stream(wal, &system).await
@@ -425,6 +448,7 @@ impl Supervisor {
         self.data.make_current(epoch.id, &epoch.identity.slot)?;
         epoch.serving.kept.store(true, Ordering::Relaxed);
         epoch.remove_copy_logs(&self.data.epoch_dir(epoch.id));
+        self.progress.forget();
         self.progress.set_stale(None);
         tracing::info!(epoch = epoch.id.0, slot = epoch.identity.slot, "the copy is whole and answers");
         self.current = Some(epoch);

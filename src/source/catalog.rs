@@ -323,6 +323,8 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>> {
 pub struct SenderFacts {
     /// End of the flushed WAL.
     pub flushed: Lsn,
+    /// Somebody streams from the slot there: where that is us, it is the server that we follow.
+    pub followed: bool,
     /// When the slot's sender waits for more WAL: the position up to which it has sent everything.
     pub waiting_at: Option<Lsn>,
 }
@@ -332,11 +334,12 @@ pub async fn sender(client: &Client, slot: &str) -> Result<SenderFacts> {
     let sql = "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text,
                       (SELECT r.sent_lsn::text FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid
                          JOIN pg_stat_activity a ON a.pid = s.active_pid
-                        WHERE s.slot_name = $1 AND lower(a.wait_event) = 'walsenderwaitforwal')";
+                        WHERE s.slot_name = $1 AND lower(a.wait_event) = 'walsenderwaitforwal'),
+                      EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)";
     let row = client.query_one(sql, &[&slot]).await?;
     let flushed =
         lsn(&row, 0).ok_or_else(|| SourceError::Unavailable("the source does not tell its WAL position".into()))?;
-    Ok(SenderFacts { flushed, waiting_at: lsn(&row, 1) })
+    Ok(SenderFacts { flushed, followed: row.get(2), waiting_at: lsn(&row, 1) })
 }
 
 /// A position at or behind the end of everything visible now, and one that the source comes to send by itself.

@@ -142,8 +142,9 @@ fn standby_promoted(world: &mut World) -> Instant {
     standby.start_again().expect("the standby starts");
     let other = Proxy::start(standby.port(), world.random.next());
     let (here, there, name) = (world.proxy.port(), other.port(), &world.database.name);
-    let hosts =
-        format!("postgresql://postgres@127.0.0.1:{here},127.0.0.1:{there}/{name}?target_session_attrs=read-write");
+    let hosts = format!(
+        "postgresql://postgres@127.0.0.1:{here},127.0.0.1:{there}/{name}?target_session_attrs=read-write&connect_timeout=2"
+    );
     world.service.configure(&hosts, "silence_limit_s = 2\n", &format!("{DOCS}{BEACON}"));
     world.start_service();
     world.service.wait_ready();

@@ -94,6 +94,7 @@ impl World {
         let proxy = Proxy::start(postgres.port(), random.next());
         let mut dsn = database.dsn.replace(&postgres.port().to_string(), &proxy.port().to_string());
         let mut source = String::from("silence_limit_s = 2\n");
+        dsn.push_str("?connect_timeout=2");
         let mut service = Service::configured(&database, "", "");
         if kind == Kind::Role {
             dsn = dsn.replace("postgres@", "follower@");
@@ -409,15 +410,16 @@ fn ask(shared: &Shared, client: &Client, token: bool) -> Option<String> {
         return None;
     };
     let found: Option<i64> = stamp(&answer);
+    // Rounded to hundredths of a millisecond.
+    let as_of = asked.checked_sub(Duration::from_secs_f64((age + 0.1) / 1000.0))?;
+    // It says itself that it may be of the history before, whose positions mean nothing here.
+    if as_of < since {
+        return None;
+    }
     if let Some((stamp, lsn)) = wanted
         && found.is_none_or(|found| found < stamp)
     {
         return Some(format!("asked for {lsn} with stamp {stamp}, found {found:?} in {answer}"));
-    }
-    // Rounded to hundredths of a millisecond.
-    let as_of = asked.checked_sub(Duration::from_secs_f64((age + 0.1) / 1000.0))?;
-    if as_of < since {
-        return None;
     }
     let known = history.commits.partition_point(|commit| commit.at <= as_of);
     let least = known.checked_sub(1).map_or(base, |at| history.commits[at].stamp);
