@@ -5,6 +5,7 @@
 
 pub mod soak;
 
+use futures_util::SinkExt;
 use ruvector::cli::client::{Client, segment};
 use ruvector::cli::private_postgres::{PrivatePostgres, Settings};
 use ruvector::model::Lsn;
@@ -106,6 +107,27 @@ impl Sql {
     /// The same, where there is one.
     pub fn one(&self, sql: &str) -> String {
         self.text(sql).unwrap_or_else(|| panic!("no row: {sql}"))
+    }
+
+    /// All rows of one query, as text.
+    pub fn rows(&self, sql: &str) -> Vec<Vec<Option<String>>> {
+        let messages = RUNTIME.block_on(self.client.simple_query(sql));
+        let messages = messages.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        let row = |message: &SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()),
+            _ => None,
+        };
+        messages.iter().filter_map(row).collect()
+    }
+
+    /// COPY FROM STDIN of these lines.
+    pub fn copy_in(&self, sql: &str, lines: String) {
+        let copied: Result<u64, tokio_postgres::Error> = RUNTIME.block_on(async {
+            let mut sink = std::pin::pin!(self.client.copy_in(sql).await?);
+            sink.send(bytes::Bytes::from(lines)).await?;
+            sink.finish().await
+        });
+        copied.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
 
     /// Where the source's durable WAL ends: at or after everything that was committed.
