@@ -35,6 +35,8 @@ pub struct Table {
     pub replica_identity: char,
     /// Does row security apply to our role?
     pub row_security_active: bool,
+    /// `p` where its changes are in the WAL.
+    pub persistence: char,
     /// May we read it?
     pub can_select: bool,
     /// The planner's estimate of its rows; -1 when never analysed.
@@ -51,7 +53,8 @@ const TABLE: &str = "
     SELECT c.oid, c.relkind::text, c.relreplident::text, row_security_active(c.oid),
            has_table_privilege(c.oid, 'SELECT'), c.reltuples::bigint,
            pg_relation_filenode(c.oid),
-           (CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) / current_setting('block_size')::bigint ELSE 0 END)::bigint
+           (CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) / current_setting('block_size')::bigint ELSE 0 END)::bigint,
+           c.relpersistence::text
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
 
@@ -94,6 +97,7 @@ pub async fn table(client: &Client, schema: &str, name: &str) -> Result<Option<T
         estimated_rows: row.get(5),
         filenode: row.get(6),
         pages: row.get(7),
+        persistence: letter(8),
         columns: columns.iter().map(column).collect(),
     }))
 }
@@ -215,6 +219,12 @@ fn check_table(table: &Table, quoted: &str) -> Result<()> {
             format!(
                 "add a primary key, or: ALTER TABLE {quoted} REPLICA IDENTITY USING INDEX <unique not null index>;"
             ),
+        );
+    }
+    if table.persistence != 'p' {
+        return refuse(
+            format!("{quoted} is unlogged or temporary: it has no WAL"),
+            format!("ALTER TABLE {quoted} SET LOGGED;"),
         );
     }
     if !table.can_select {

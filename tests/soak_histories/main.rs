@@ -12,6 +12,7 @@ use ruvector::cli::client::Client;
 use ruvector::model::Lsn;
 use serde_json::{Value as Json, json};
 use sessions::{Sessions, Token};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -29,9 +30,10 @@ fn no_history_diverges_shows_half_a_transaction_or_answers_older_than_its_token(
     let operations = operations.map_or(if long { 5000 } else { 600 }, |text| text.parse().expect("a number"));
     let mut soak = Soak::new("histories", 2);
     let mut sums = [0; 6];
+    let mut kinds = BTreeMap::new();
     while let Some(seed) = soak.next_round() {
         soak.run(seed, &format!("RUVECTOR_SOAK_OPERATIONS={operations}"), || {
-            let counts = round(seed, operations);
+            let counts = round(seed, operations, &mut kinds);
             sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         });
     }
@@ -39,6 +41,7 @@ fn no_history_diverges_shows_half_a_transaction_or_answers_older_than_its_token(
     for (name, sum) in names.into_iter().zip(sums) {
         soak.fact(name, sum);
     }
+    soak.fact("kinds", json!(kinds));
     soak.finish();
 }
 
@@ -55,11 +58,11 @@ fn collections() -> String {
     text
 }
 
-fn round(seed: u64, operations: u64) -> [u64; 6] {
+fn round(seed: u64, operations: u64, kinds: &mut BTreeMap<String, u64>) -> [u64; 6] {
     let mut random = Random(seed);
     let database = Database::shared();
     let mut sessions = Sessions::new(&database, Random(random.next()));
-    let mut service = Service::configured(&database, "", &collections());
+    let mut service = Service::configured(&database, sessions::SOURCE, &collections());
     let restarts = random.below(2) == 0;
     let watch = Watch::start(random.next());
     service.start();
@@ -79,7 +82,7 @@ fn round(seed: u64, operations: u64) -> [u64; 6] {
         if random.below(operations / 3) == 0 {
             quiet += 1;
             watch.add(sessions.rest());
-            compare(&sessions.committed, &database.sql, &mut service, &mut random, Some(SAMPLE));
+            compare(&mut sessions, &database.sql, &mut service, &mut random, Some(SAMPLE));
         }
         if restarts && random.below(operations / 3) == 0 {
             restarted += 1;
@@ -98,17 +101,25 @@ fn round(seed: u64, operations: u64) -> [u64; 6] {
         watch.check();
     }
     watch.add(sessions.rest());
-    compare(&sessions.committed, &database.sql, &mut service, &mut random, None);
+    compare(&mut sessions, &database.sql, &mut service, &mut random, None);
     let (groups, tokens) = watch.end();
     assert_eq!(service.logged("the copy is whole"), 1, "{}", service.log_tail());
     service.terminate();
+    for (kind, count) in &sessions.kinds {
+        *kinds.entry(kind.clone()).or_default() += count;
+    }
     [sessions.operations, sessions.transactions, quiet + 1, restarted, groups, tokens]
 }
 
 /// Model, source and index are the same.
-fn compare(model: &Rows, sql: &Sql, service: &mut Service, random: &mut Random, sample: Option<u64>) {
+fn compare(sessions: &mut Sessions, sql: &Sql, service: &mut Service, random: &mut Random, sample: Option<u64>) {
     service.wait_ready();
     service.catch_up(sql);
+    if std::mem::take(&mut sessions.silent) {
+        let clean = |service: &Service| TABLES.iter().all(|table| service.verify(table.name())["mismatch_count"] == 0);
+        service.wait_for("it finds by itself what had no event", clean);
+    }
+    let model: &Rows = &sessions.committed;
     for table in TABLES {
         let name = table.name();
         let ours: Vec<_> = model.range((table, i64::MIN)..=(table, i64::MAX)).collect();

@@ -5,13 +5,16 @@ use super::model::{Embedding, GROUP, GROUPS, IDS, Key, Pending, Row, Rows, TABLE
 use super::support::soak::Random;
 use super::support::{Database, Sql};
 use ruvector::model::Lsn;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Sessions.
 const SESSIONS: usize = 3;
 
-/// What has no event in the stream and is not healed by itself: to be emptied as the product learns it.
+/// What is not healed by itself: to be emptied as the product learns it.
 pub const NOT_YET: &[Operation] = &[Operation::ColumnType, Operation::DetachAttach];
+
+/// More settings of the section `source`; with [`Operation::DetachAttach`] also how often the service compares by itself.
+pub const SOURCE: &str = "";
 
 /// What a step does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +98,11 @@ pub struct Sessions {
     pub committed: Rows,
     pub transactions: u64,
     pub operations: u64,
+    /// How many of each kind.
+    pub kinds: BTreeMap<String, u64>,
+    /// Since the last comparison something was done that has no event: the index learns of it later.
+    pub silent: bool,
+    tokens: Vec<Token>,
     stamp: i64,
     random: Random,
 }
@@ -163,6 +171,9 @@ impl Sessions {
             committed: Rows::new(),
             transactions: 0,
             operations: 0,
+            kinds: BTreeMap::new(),
+            silent: false,
+            tokens: Vec::new(),
             stamp: 0,
             random,
         };
@@ -204,7 +215,8 @@ impl Sessions {
             self.sessions.iter().position(|session| session.open.as_ref().is_some_and(|open| open.exclusive));
         let number = exclusive.unwrap_or_else(|| self.random.below(SESSIONS as u64) as usize);
         if exclusive.is_none() && !self.prepared.is_empty() && self.random.below(12) == 0 {
-            return self.end_prepared();
+            self.end_prepared();
+            return std::mem::take(&mut self.tokens);
         }
         if self.sessions[number].open.is_none() {
             self.sessions[number].sql.run("BEGIN");
@@ -212,13 +224,17 @@ impl Sessions {
         }
         let operation = self.choose();
         self.operations += 1;
+        *self.kinds.entry(format!("{operation:?}")).or_default() += 1;
         self.operate(number, operation);
         let open = self.sessions[number].open.as_mut();
         let ends = open.is_some_and(|open| {
             open.statements += 1;
             open.exclusive && open.statements > 1 || self.random.below(4) == 0
         });
-        if ends { self.end(number) } else { Vec::new() }
+        if ends {
+            self.end(number);
+        }
+        std::mem::take(&mut self.tokens)
     }
 
     fn choose(&mut self) -> Operation {
@@ -236,10 +252,16 @@ impl Sessions {
         }
     }
 
-    /// Is nobody else in a transaction? Then this one may lock tables.
-    fn alone(&self, number: usize) -> bool {
-        let others = self.sessions.iter().enumerate().filter(|(other, _)| *other != number);
-        self.prepared.is_empty() && others.into_iter().all(|(_, session)| session.open.is_none())
+    /// Everybody else ends: this one may lock tables.
+    fn alone(&mut self, number: usize) {
+        for other in 0..SESSIONS {
+            if other != number && self.sessions[other].open.is_some() {
+                self.end(other);
+            }
+        }
+        while !self.prepared.is_empty() {
+            self.end_prepared();
+        }
     }
 
     /// Ids of a table that this session may change: there, or not.
@@ -379,8 +401,10 @@ impl Sessions {
                 Insert | Payload | Vector | ToNull | Delete | KeyChange | KeySwap | DeleteInsert | Copy | ManyRows,
                 ..,
             ) => {}
-            (locking, ..) if self.alone(number) => self.lock_and(number, locking, table),
-            _ => {}
+            (locking, ..) => {
+                self.alone(number);
+                self.lock_and(number, locking, table);
+            }
         }
     }
 
@@ -518,6 +542,7 @@ impl Sessions {
             DetachAttach => {
                 // Rows that come and go with their partition.
                 let lost = 210 + number as i64;
+                self.silent = true;
                 remove = vec![(Table::Parts, lost)];
                 format!(
                     "ALTER TABLE parts DETACH PARTITION parts_2; DELETE FROM parts_2 WHERE id = {lost};
@@ -539,60 +564,56 @@ impl Sessions {
     }
 
     /// The transaction of a session ends in one of several ways.
-    fn end(&mut self, number: usize) -> Vec<Token> {
+    fn end(&mut self, number: usize) {
         let pending = self.sessions[number].open.take().expect("in a transaction");
         let how = self.random.below(20);
         if how < 2 {
             self.sessions[number].sql.run("ROLLBACK");
-            return Vec::new();
+            return;
         }
         if how < 5 && !pending.exclusive && self.prepared.len() < 3 {
             let name = format!("p{}_{}", std::process::id(), self.random.next());
             self.sessions[number].sql.run(&format!("PREPARE TRANSACTION '{name}'"));
             self.prepared.push((name, pending));
-            return Vec::new();
+            return;
         }
         self.sessions[number].sql.run("COMMIT");
-        self.committed(number, pending)
+        self.committed(number, pending);
     }
 
-    fn end_prepared(&mut self) -> Vec<Token> {
+    fn end_prepared(&mut self) {
         let at = self.random.below(self.prepared.len() as u64) as usize;
+        let idle = self.sessions.iter().position(|session| session.open.is_none());
+        // Not inside a transaction.
+        let Some(number) = idle else { return };
         let (name, pending) = self.prepared.swap_remove(at);
-        let number = self.sessions.iter().position(|session| session.open.is_none());
-        let Some(number) = number else {
-            self.prepared.push((name, pending));
-            return Vec::new();
-        };
         if self.random.below(4) == 0 {
             self.sessions[number].sql.run(&format!("ROLLBACK PREPARED '{name}'"));
-            return Vec::new();
+            return;
         }
         self.sessions[number].sql.run(&format!("COMMIT PREPARED '{name}'"));
-        self.committed(number, pending)
+        self.committed(number, pending);
     }
 
-    fn committed(&mut self, number: usize, pending: Pending) -> Vec<Token> {
+    fn committed(&mut self, number: usize, pending: Pending) {
         self.transactions += 1;
         let lsn = self.sessions[number].sql.lsn();
         let ledger = pending.changes.range((Table::Ledger, i64::MIN)..=(Table::Ledger, i64::MAX));
         let row = |row: &Option<Row>| row.as_ref().map(|row| Token { group: row.price, stamp: row.tag, lsn });
-        let tokens = ledger.filter_map(|(_, change)| row(change)).collect();
+        self.tokens.extend(ledger.filter_map(|(_, change)| row(change)));
         pending.apply(&mut self.committed);
-        tokens
     }
 
     /// Every transaction ends.
     pub fn rest(&mut self) -> Vec<Token> {
-        let mut tokens = Vec::new();
         for number in 0..SESSIONS {
             if self.sessions[number].open.is_some() {
-                tokens.extend(self.end(number));
+                self.end(number);
             }
         }
         while !self.prepared.is_empty() {
-            tokens.extend(self.end_prepared());
+            self.end_prepared();
         }
-        tokens
+        std::mem::take(&mut self.tokens)
     }
 }
