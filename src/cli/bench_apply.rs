@@ -171,11 +171,12 @@ impl<'a> Bench<'a> {
         );
         std::fs::write(&file, text)?;
         let options = node::Options::try_from(&Config::load(Some(&file))?)?;
+        let specs = tokio::sync::watch::channel(options.collections.clone()).1;
         let (listening, address) = mpsc::channel();
         let stop = CancellationToken::new();
         let (handle, token) = (self.runtime.handle().clone(), stop.clone());
         let thread = std::thread::spawn(move || {
-            handle.block_on(node::run(options, token, move |address| {
+            handle.block_on(node::run(options, specs, token, move |address| {
                 let _ = listening.send(address);
             }))
         });

@@ -43,6 +43,8 @@ enum Command {
     Search(operate::Search),
     /// Compare a running service's collections with their tables, row by row. Exit code 1 when they differ.
     Verify(operate::Verify),
+    /// Copy a running service's collections again, one by one. What there is answers until the new copy is whole.
+    Rebuild(operate::Rebuild),
     /// Check the source before anything is done to it. Exit code 1 with warnings, 2 with errors.
     Doctor(doctor::Args),
     /// Print the SQL that prepares a source (role, grants, publication); run it with --run.
@@ -90,6 +92,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => done(operate::status(&args)),
         Command::Search(args) => done(operate::search(&args)),
         Command::Verify(args) => operate::verify(&args),
+        Command::Rebuild(args) => done(operate::rebuild(&args)),
         Command::Doctor(args) => doctor::run(&args),
         Command::Init(args) => done(init::run(&args)),
         Command::Config(ConfigCommand::Default) => {

@@ -1,9 +1,13 @@
-//! `ruvector status`, `search` and `verify`: talking to a running service.
+//! `ruvector status`, `search`, `verify` and `rebuild`: talking to a running service.
 
 use crate::cli::client::{Client, Target, segment};
 use anyhow::{Context, anyhow, bail};
 use serde_json::{Value as Json, json};
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// Between two looks at a rebuild.
+const REBUILD_LOOK: Duration = Duration::from_millis(200);
 
 /// Arguments of `status`.
 #[derive(clap::Args)]
@@ -70,6 +74,19 @@ pub struct Verify {
     /// Print one JSON object per collection and line.
     #[arg(long)]
     json: bool,
+}
+
+/// Arguments of `rebuild`.
+#[derive(clap::Args)]
+pub struct Rebuild {
+    #[command(flatten)]
+    target: Target,
+    /// The collections.
+    #[arg(conflicts_with = "all")]
+    collections: Vec<String>,
+    /// All of them, one after the other.
+    #[arg(long)]
+    all: bool,
 }
 
 /// Shows what the service is doing.
@@ -196,17 +213,48 @@ pub fn search(args: &Search) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn names(client: &Client, asked: &[String]) -> anyhow::Result<Vec<String>> {
+    if !asked.is_empty() {
+        return Ok(asked.to_vec());
+    }
+    let all = client.get("/v1/collections")?;
+    let all = all["collections"].as_array().ok_or_else(|| anyhow!("the service lists no collections"))?;
+    Ok(all.iter().filter_map(|collection| collection["name"].as_str().map(str::to_owned)).collect())
+}
+
+/// Has collections copied again and waits until the new copies answer.
+pub fn rebuild(args: &Rebuild) -> anyhow::Result<()> {
+    if args.collections.is_empty() && !args.all {
+        bail!("name the collections, or say --all");
+    }
+    let client = Client::new(&args.target.url);
+    for name in names(&client, &args.collections)? {
+        let path = format!("/v1/collections/{}", segment(&name));
+        let before = client.get(&path)?["copied_at"].clone();
+        client.post(&format!("/v1/admin/collections/{}/rebuild", segment(&name)), &json!({}))?;
+        let mut said = String::new();
+        let rows = loop {
+            std::thread::sleep(REBUILD_LOOK);
+            let now = client.get(&path)?;
+            if now["copied_at"] != before {
+                break now["rows"].clone();
+            }
+            let progress = copy_progress(&now).unwrap_or_else(|| ", waiting".into());
+            if progress != said {
+                println!("{name}{progress}");
+                said = progress;
+            }
+        };
+        println!("{name}: copied again, {rows} rows");
+    }
+    Ok(())
+}
+
 /// Verifies and prints; exit code 1 when anything differs.
 pub fn verify(args: &Verify) -> anyhow::Result<ExitCode> {
     let client = Client::new(&args.target.url);
-    let mut names = args.collections.clone();
-    if names.is_empty() {
-        let all = client.get("/v1/collections")?;
-        let all = all["collections"].as_array().ok_or_else(|| anyhow!("the service lists no collections"))?;
-        names = all.iter().filter_map(|collection| collection["name"].as_str().map(str::to_owned)).collect();
-    }
     let mut clean = true;
-    for name in names {
+    for name in names(&client, &args.collections)? {
         let report = client.post(&format!("/v1/admin/collections/{}/verify", segment(&name)), &json!({}))?;
         let same = report["mismatch_count"] == 0 && report["source_checksum"] == report["index_checksum"];
         clean &= same;

@@ -1,11 +1,13 @@
 //! `ruvector serve` and `ruvector config check`.
 
 use crate::config::Config;
+use crate::model::CollectionSpec;
 use crate::{node, telemetry};
 use anyhow::Context;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Serves until SIGINT or SIGTERM.
@@ -18,12 +20,13 @@ pub fn run(file: Option<&Path>) -> anyhow::Result<()> {
     runtime.block_on(async {
         let stop = CancellationToken::new();
         stop_on_signals(stop.clone())?;
+        let specs = reload_on_hangup(file.map(Path::to_owned), options.collections.clone())?;
         let listening = |address| {
             // On standard output: scripts wait for this line.
             println!("listening on http://{address}");
             let _ = std::io::stdout().flush();
         };
-        Ok(node::run(options, stop, listening).await?)
+        Ok(node::run(options, specs, stop, listening).await?)
     })
 }
 
@@ -45,6 +48,30 @@ fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
         std::process::exit(130);
     });
     Ok(())
+}
+
+/// SIGHUP reads the configuration's collections again; everything else in it needs a new start.
+fn reload_on_hangup(
+    file: Option<PathBuf>,
+    specs: Vec<CollectionSpec>,
+) -> anyhow::Result<watch::Receiver<Vec<CollectionSpec>>> {
+    let (changed, now) = watch::channel(specs);
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match Config::load(file.as_deref()).and_then(|config| node::Options::try_from(&config)) {
+                Ok(options) => {
+                    tracing::info!(
+                        collections = options.collections.len(),
+                        "the configuration's collections were read again"
+                    );
+                    changed.send_replace(options.collections);
+                }
+                Err(error) => tracing::error!(%error, "the configuration is not taken over"),
+            }
+        }
+    });
+    Ok(now)
 }
 
 /// Says what would be served, or what is wrong.

@@ -91,6 +91,16 @@ pub async fn verify(
     pool: &Pool,
     collection: &str,
 ) -> Result<Option<Report>, VerifyError> {
+    Ok(compare(frontier, dsn, pool, collection).await?.map(|(report, _)| report))
+}
+
+/// Compares a collection with its table; also gives the keys of all rows that differ.
+pub async fn compare(
+    frontier: &Frontier,
+    dsn: &Dsn,
+    pool: &Pool,
+    collection: &str,
+) -> Result<Option<(Report, Vec<RowKey>)>, VerifyError> {
     let client = dsn.connect().await?;
     client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(SourceError::from)?;
     let (_, view) = frontier.view(&Consistency::default()).await?;
@@ -128,7 +138,8 @@ pub async fn verify(
     }
     mismatches.sort();
     metrics::counter!(names::VERIFY_MISMATCHES).increment(mismatches.len() as u64);
-    Ok(Some(report(collection, found, &source, &index, mismatches, at)))
+    let report = report(collection, found, &source, &index, &mismatches, at);
+    Ok(Some((report, mismatches)))
 }
 
 async fn catch_up(frontier: &Frontier, at: Lsn) -> Result<(Arc<Serving>, Arc<crate::engine::view::View>), VerifyError> {
@@ -222,7 +233,7 @@ fn checksum(rows: &Rows) -> String {
     format!("{:032x}", rows.values().fold(0u128, |sum, (hash, _)| sum.wrapping_add(*hash)))
 }
 
-fn report(name: &str, found: &CollectionView, source: &Rows, index: &Rows, keys: Vec<RowKey>, at: Lsn) -> Report {
+fn report(name: &str, found: &CollectionView, source: &Rows, index: &Rows, keys: &[RowKey], at: Lsn) -> Report {
     let kind = |key: &RowKey| match (source.contains_key(key), index.contains_key(key)) {
         (true, false) => Kind::Missing,
         (false, _) => Kind::Phantom,

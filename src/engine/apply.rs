@@ -1,19 +1,21 @@
 //! The applier: drains the logs into the collections. Rows, tombstones, statistics and the applied position move in one
 //! storage transaction; then one view is published.
 
-use crate::engine::Shared;
 use crate::engine::background::Done;
-use crate::engine::collection::CollectionWriter;
-use crate::engine::view::View;
-use crate::model::{Change, CommitLsn, LogRecord, TransactionHead, Version};
-use crate::storage::changelog::{self, LogReader};
-use crate::storage::state::{Applied, Batch, CollectionState, State};
+use crate::engine::collection::{CollectionWriter, Found};
+use crate::engine::incoming::{Incoming, Step};
+use crate::engine::view::{Arriving, View};
+use crate::engine::{NewCollection, Shared};
+use crate::model::{Change, CollectionId, CommitLsn, LogRecord, Lsn, RowKey, TransactionHead};
+use crate::storage::changelog::{self, LogPosition, LogReader};
+use crate::storage::state::{Applied, Batch, CollectionRecord, CollectionState, IndexRecord, State};
 use crate::storage::{Result, damaged};
 use crate::telemetry::names;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, atomic::Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
 /// Changes after which a batch is published even when more are waiting.
 const BATCH_CHANGES: usize = 4_000;
@@ -21,18 +23,55 @@ const BATCH_CHANGES: usize = 4_000;
 const BATCH_TIME: Duration = Duration::from_millis(50);
 /// A non-durable commit becomes durable after this long; until then a crash replays it from the log.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
-/// How long one wait for new records lasts; bounds the answer to a stop and to background results.
+/// How long one wait for new records lasts; bounds the answer to a stop, to commands and to background results.
 const WAIT: Duration = Duration::from_millis(25);
+
+/// What the applier is asked to do between two batches.
+pub enum Command {
+    /// Take a collection in. Its rows come from this copy log; it answers when it has caught up.
+    Add(Box<NewCollection>, LogReader),
+    /// Forget a collection and all its data.
+    Remove(CollectionId),
+    /// Stop following a collection.
+    Pause(CollectionId, String),
+    /// Note what was compared with the source.
+    Fingerprint(CollectionId, String),
+    /// These rows differ from the source: read them again.
+    Mark(CollectionId, Vec<RowKey>),
+    /// What the source showed of rows with missing values, at a position that ended at or before this one.
+    Fill(CollectionId, Vec<(RowKey, Found)>, Lsn),
+}
+
+/// A command, and who waits for it to be durable.
+pub type Ordered = (Command, oneshot::Sender<()>);
+
+/// Rows read again from the source, to be taken in when everything up to `at` is applied: what is missing then was not
+/// written meanwhile.
+struct Fill {
+    collection: CollectionId,
+    rows: Vec<(RowKey, Found)>,
+    at: Lsn,
+}
+
+/// What comes to an applier from outside.
+pub struct Inbox {
+    /// Results of the background threads.
+    pub background: Receiver<Done>,
+    /// Commands.
+    pub commands: Receiver<Ordered>,
+}
 
 /// Owns all state of the engine that changes.
 pub struct Applier {
     shared: Arc<Shared>,
     state: Arc<State>,
     collections: Vec<CollectionWriter>,
+    incoming: Vec<Incoming>,
     log_dir: PathBuf,
     reader: LogReader,
     applied: Applied,
-    background: Receiver<Done>,
+    inbox: Inbox,
+    fills: Vec<Fill>,
     /// When the first commit since the last durable one was made.
     undurable_since: Option<Instant>,
 }
@@ -43,27 +82,29 @@ impl Applier {
         shared: Arc<Shared>,
         state: Arc<State>,
         collections: Vec<CollectionWriter>,
+        incoming: Vec<Incoming>,
         log_dir: PathBuf,
         reader: LogReader,
-        background: Receiver<Done>,
+        inbox: Inbox,
     ) -> Result<Applier> {
         let applied = state.applied()?;
-        Ok(Applier { shared, state, collections, log_dir, reader, applied, background, undurable_since: None })
+        let (fills, undurable_since) = (Vec::new(), None);
+        let applier =
+            Applier { shared, state, collections, incoming, log_dir, reader, applied, inbox, fills, undurable_since };
+        Ok(applier)
     }
 
     /// Runs until told to stop. Any error is fatal: what is in memory may be half a transaction.
-    pub fn run(mut self, copies: Vec<(usize, LogReader)>) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
         self.publish();
-        for (number, copy) in copies {
-            if !self.load_copy(number, copy)? {
-                return Ok(());
-            }
-        }
         while !self.shared.stopping() {
+            self.take_commands()?;
             self.take_background()?;
-            if self.reader.wait(WAIT) {
+            let worked = self.take_in()?;
+            if self.reader.wait(if worked { Duration::ZERO } else { WAIT }) {
                 self.apply_batch()?;
             }
+            self.fill()?;
             if self.undurable_since.is_some_and(|since| since.elapsed() >= CHECKPOINT_EVERY) {
                 self.checkpoint()?;
             }
@@ -134,6 +175,7 @@ impl Applier {
             // A paused collection keeps what it has: following half of the changes would be worse.
             Some(collection) if matches!(collection.state(), CollectionState::Paused { .. }) => Ok(()),
             Some(collection) => collection.apply(batch, version, change.op),
+            // Nobody's any more, or of one that reads it when its copy is whole.
             None => Ok(()),
         }
     }
@@ -142,9 +184,7 @@ impl Applier {
     fn store(&mut self, batch: &mut Batch<'_>) -> Result<()> {
         self.applied.position = self.reader.position();
         for collection in &mut self.collections {
-            for index in &mut collection.indexes {
-                index.flush()?;
-            }
+            collection.flush()?;
             batch.put_collection(collection.record())?;
         }
         batch.set_applied(&self.applied)
@@ -152,19 +192,31 @@ impl Applier {
 
     /// Makes everything applied durable, and lets go of what the log no longer needs.
     fn checkpoint(&mut self) -> Result<()> {
-        for collection in &mut self.collections {
-            for index in &mut collection.indexes {
-                index.sync()?;
-            }
-        }
-        let state = self.state.clone();
-        state.write(true, |batch| self.store(batch))?;
-        self.undurable_since = None;
+        self.write_durably(|_| Ok(()))?;
         for collection in &mut self.collections {
             collection.indexes.iter_mut().for_each(|index| index.remove_retired());
         }
-        changelog::remove_before(&self.log_dir, self.applied.position)?;
+        changelog::remove_before(&self.log_dir, self.needed_from())?;
         Ok(())
+    }
+
+    /// Makes everything applied durable, with something on top of it. Vectors first: the state counts them.
+    fn write_durably(&mut self, more: impl FnOnce(&mut Batch<'_>) -> Result<()>) -> Result<()> {
+        let incoming = self.incoming.iter_mut().map(|incoming| &mut incoming.collection);
+        self.collections.iter_mut().chain(incoming).try_for_each(CollectionWriter::sync)?;
+        let state = self.state.clone();
+        state.write(true, |batch| {
+            self.store(batch)?;
+            more(batch)
+        })?;
+        self.undurable_since = None;
+        Ok(())
+    }
+
+    /// The first position of the change log that somebody still reads.
+    fn needed_from(&self) -> LogPosition {
+        let waiting = self.incoming.iter().map(|incoming| incoming.collection.from());
+        waiting.fold(self.applied.position, LogPosition::min)
     }
 
     fn publish(&mut self) {
@@ -172,6 +224,7 @@ impl Applier {
         view.applied = self.applied.lsn;
         view.commit_time = self.applied.commit_time;
         for collection in &mut self.collections {
+            self.shared.want(collection.id(), collection.take_missing());
             if collection.take_changed() {
                 view.collections.insert(collection.name().to_owned(), Arc::new(collection.view()));
             }
@@ -179,97 +232,162 @@ impl Applier {
         self.shared.publish(view);
     }
 
-    /// Loads a collection's copy to its end, links it and makes it live. False when told to stop.
-    fn load_copy(&mut self, number: usize, mut copy: LogReader) -> Result<bool> {
-        let id = self.collections[number].id();
-        let name = self.collections[number].name().to_owned();
-        let progress = self.shared.progress(id);
-        let mut total = None;
-        while total.is_none() {
-            if self.shared.stopping() {
-                return Ok(false);
-            }
-            if !copy.wait(WAIT) {
-                continue;
-            }
-            let state = self.state.clone();
-            let started = Instant::now();
-            total = state.write(false, |batch| {
-                let collection = &mut self.collections[number];
-                let version = Version { commit: CommitLsn(collection.copied_at().0), ordinal: 0 };
-                while let Some(record) = copy.next_record()? {
-                    match record {
-                        LogRecord::Copied(rows) => {
-                            progress.loaded.fetch_add(rows.len() as u64, Ordering::Relaxed);
-                            for row in rows {
-                                collection.load(batch, version, row)?;
-                            }
-                        }
-                        LogRecord::CopyEnd { rows, .. } => return Ok(Some(rows)),
-                        other => return Err(damaged(&self.log_dir, format!("unexpected in a copy: {other:?}"))),
-                    }
-                    if started.elapsed() > CHECKPOINT_EVERY {
-                        break;
-                    }
-                }
-                Ok(None)
-            })?;
+    /// Publishes a view made from nothing: collections came or went.
+    pub fn publish_all(&mut self) {
+        let mut view = View::clone(&self.shared.view());
+        view.collections.clear();
+        view.incoming.clear();
+        for incoming in &mut self.incoming {
+            let (name, seen) = (incoming.collection.name().to_owned(), incoming.collection.view());
+            let failed = incoming.failed().map(str::to_owned);
+            view.incoming.insert(name.clone(), Arriving { def: seen.def.clone(), failed });
+            view.collections.insert(name, Arc::new(seen));
         }
-        self.link_copied(number);
-        // What was copied is linked once, not again after every crash.
-        self.seal(|segment| !segment.graph.is_empty())?;
-        for index in &mut self.collections[number].indexes {
-            index.set_segment_rows(self.shared.options.segment_rows);
+        for collection in &mut self.collections {
+            view.collections.insert(collection.name().to_owned(), Arc::new(collection.view()));
         }
-        self.collections[number].set_state(CollectionState::Live);
-        // A copy sees everything up to its consistent point.
-        self.applied.lsn = self.applied.lsn.max(self.collections[number].copied_at());
-        self.checkpoint()?;
+        self.shared.publish(view);
         self.publish();
-        tracing::info!(collection = name, rows = total, "collection is live");
-        Ok(true)
     }
 
-    /// Links what the copy brought with all threads, so that the first searches need no long scan.
-    fn link_copied(&mut self, number: usize) {
-        let collection = &mut self.collections[number];
-        let progress = self.shared.progress(collection.id());
-        for index in &collection.indexes {
-            for segment in index.view().segments {
-                segment.graph.build(self.shared.options.build_threads, &|linked| {
-                    progress.linked.fetch_add(linked as u64, Ordering::Relaxed);
-                });
+    /// Lets the collections on their way in go on for a while. True when there is more to do at once.
+    fn take_in(&mut self) -> Result<bool> {
+        let mut worked = false;
+        // Those that answer must not wait long for their changes.
+        let time = if self.collections.is_empty() { CHECKPOINT_EVERY } else { BATCH_TIME };
+        let mut at = 0;
+        while at < self.incoming.len() {
+            let started = Instant::now();
+            let incoming = &mut self.incoming[at];
+            let failed = incoming.failed().is_some();
+            match incoming.step(&self.shared, &self.state, &self.reader, self.applied.lsn, time)? {
+                Step::Waiting => {}
+                Step::Worked => {
+                    worked = true;
+                    self.undurable_since.get_or_insert(started);
+                }
+                Step::Arrived => {
+                    self.arrive(at)?;
+                    continue;
+                }
+            }
+            if self.incoming[at].failed().is_some() != failed {
+                self.publish_all();
+            }
+            at += 1;
+        }
+        Ok(worked)
+    }
+
+    /// A collection has caught up: from now on it answers, and what answered under its name is forgotten.
+    fn arrive(&mut self, at: usize) -> Result<()> {
+        let mut collection = self.incoming.remove(at).collection;
+        collection.set_state(CollectionState::Live);
+        let name = collection.name().to_owned();
+        let rows = collection.view().rows;
+        let before = self.collections.iter().position(|old| old.name() == name).map(|at| self.collections.remove(at));
+        self.collections.push(collection);
+        self.write_durably(|batch| before.as_ref().map_or(Ok(()), |old| batch.remove_collection(old.id())))?;
+        self.publish_all();
+        if let Some(old) = before {
+            old.remove_files();
+        }
+        tracing::info!(collection = name, rows, "collection is live");
+        self.checkpoint()
+    }
+
+    fn take_commands(&mut self) -> Result<()> {
+        while let Ok((command, done)) = self.inbox.commands.try_recv() {
+            self.obey(command)?;
+            let _ = done.send(());
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::Add(new, copy) => {
+                let record = new.record();
+                self.write_durably(|batch| {
+                    batch.set_last_collection(record.def.id)?;
+                    batch.put_collection(&record)
+                })?;
+                let collection = self.shared.open_incoming(&self.state, record)?;
+                self.incoming.push(Incoming::new(collection, copy));
+            }
+            Command::Remove(id) => self.remove(id)?,
+            Command::Pause(id, reason) => {
+                let found = self.collections.iter_mut().find(|collection| collection.id() == id);
+                if let Some(collection) = found {
+                    tracing::error!(collection = collection.name(), reason, "the collection is paused");
+                    collection.set_state(CollectionState::Paused { reason });
+                }
+                self.checkpoint()?;
+            }
+            Command::Fingerprint(id, fingerprint) => {
+                let found = self.collections.iter_mut().find(|collection| collection.id() == id);
+                if let Some(collection) = found {
+                    collection.set_fingerprint(fingerprint);
+                }
+                self.checkpoint()?;
+            }
+            Command::Mark(id, keys) => {
+                let found = self.collections.iter_mut().find(|collection| collection.id() == id);
+                if let Some(collection) = found {
+                    let at = self.applied.lsn;
+                    let state = self.state.clone();
+                    state.write(false, |batch| keys.iter().try_for_each(|key| collection.mark(batch, key, at)))?;
+                }
+                self.checkpoint()?;
+            }
+            Command::Fill(collection, rows, at) => {
+                self.fills.push(Fill { collection, rows, at });
+                return Ok(());
             }
         }
+        self.publish_all();
+        Ok(())
+    }
+
+    fn remove(&mut self, id: CollectionId) -> Result<()> {
+        let arriving = self.incoming.extract_if(.., |incoming| incoming.id() == id);
+        let mut gone: Vec<_> = arriving.map(|incoming| incoming.collection).collect();
+        gone.extend(self.collections.extract_if(.., |collection| collection.id() == id));
+        self.write_durably(|batch| batch.remove_collection(id))?;
+        gone.iter().for_each(CollectionWriter::remove_files);
+        Ok(())
+    }
+
+    /// Takes in rows that were read again from the source, as soon as everything they may show is applied.
+    fn fill(&mut self) -> Result<()> {
+        let applied = self.applied.lsn;
+        let incoming = |id: CollectionId| self.incoming.iter().any(|incoming| incoming.id() == id);
+        let due: Vec<_> = self.fills.extract_if(.., |fill| fill.at <= applied && !incoming(fill.collection)).collect();
+        for Fill { collection, rows, .. } in due {
+            let Some(found) = self.collections.iter_mut().find(|found| found.id() == collection) else { continue };
+            let (state, started) = (self.state.clone(), Instant::now());
+            state.write(false, |batch| {
+                rows.into_iter().try_for_each(|(key, row)| found.fill(batch, &key, row))?;
+                found.flush()?;
+                batch.put_collection(found.record())
+            })?;
+            self.undurable_since.get_or_insert(started);
+            self.publish();
+        }
+        Ok(())
     }
 
     /// On a graceful stop the growing segments get files too, so that the next start need not link them again.
     fn seal_all(&mut self) -> Result<()> {
         let least = self.shared.options.seal_rows_on_stop;
-        self.seal(|segment| segment.graph.len() as usize >= least)
-    }
-
-    /// Gives the linked segments that are chosen their files; they grow no more.
-    fn seal(&mut self, choose: impl Fn(&crate::engine::segment::Segment) -> bool) -> Result<()> {
-        for collection in &mut self.collections {
-            for index in &mut collection.indexes {
-                // In the order of their nodes: a restart links again what lies behind the last sealed one.
-                for segment in index.unsealed() {
-                    if !segment.is_linked() || !choose(&segment) {
-                        break;
-                    }
-                    segment.save(&index.segment_path(segment.id))?;
-                    index.sealed(segment.id);
-                }
-            }
-        }
-        Ok(())
+        let large = |segment: &crate::engine::segment::Segment| segment.graph.len() as usize >= least;
+        self.collections.iter_mut().try_for_each(|collection| collection.seal(large))
     }
 
     /// Takes in what the background threads finished.
     fn take_background(&mut self) -> Result<()> {
         let mut any = false;
-        while let Ok(done) = self.background.try_recv() {
+        while let Ok(done) = self.inbox.background.try_recv() {
             any = true;
             let Some(collection) = self.collections.iter_mut().find(|c| c.id() == done.collection()) else { continue };
             match done {
@@ -287,5 +405,21 @@ impl Applier {
             self.publish();
         }
         Ok(())
+    }
+}
+
+impl NewCollection {
+    /// What is stored of it before its copy begins.
+    pub fn record(&self) -> CollectionRecord {
+        let NewCollection { def, from, expected_rows, fingerprint } = self;
+        CollectionRecord {
+            def: def.clone(),
+            state: CollectionState::Copying,
+            copied_at: Lsn::ZERO,
+            from: *from,
+            expected_rows: *expected_rows,
+            fingerprint: fingerprint.clone(),
+            indexes: vec![IndexRecord::default(); def.vectors.len()],
+        }
     }
 }

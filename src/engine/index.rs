@@ -255,6 +255,19 @@ impl IndexWriter {
         Ok(())
     }
 
+    /// Removes all files of this column. Readers that have them open go on.
+    pub fn remove_files(&self) {
+        let ours = format!("{}-{}", self.collection.0, self.number);
+        let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let rest = name.to_str().and_then(|name| name.strip_prefix(&ours));
+            if rest.is_some_and(|rest| rest.starts_with(['-', '.'])) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// What queries see from now on.
     pub fn view(&self) -> IndexView {
         IndexView {

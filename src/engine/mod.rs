@@ -7,28 +7,31 @@ pub mod candidates;
 pub mod collection;
 pub mod distance;
 pub mod hnsw;
+pub mod incoming;
 pub mod index;
 pub mod paged;
 pub mod segment;
 pub mod view;
 
-use crate::engine::apply::Applier;
+use crate::engine::apply::{Applier, Command, Inbox, Ordered};
 use crate::engine::collection::CollectionWriter;
+use crate::engine::incoming::Incoming;
+use crate::engine::index::IndexWriter;
 use crate::engine::view::{CollectionView, View};
 use crate::model::{CollectionDef, CollectionId, Lsn, RowKey};
-use crate::storage::changelog::LogReader;
-use crate::storage::state::{CollectionRecord, CollectionState, DeadLetter, IndexRecord, State, StoredRow};
-use crate::storage::{Result, StorageError, originals::Originals};
+use crate::storage::changelog::{LogPosition, LogReader};
+use crate::storage::state::{CollectionRecord, CollectionState, DeadLetter, State, StoredRow};
+use crate::storage::{Result, StorageError, damaged, originals::Originals};
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 /// Settings of the engine.
 #[derive(Debug, Clone)]
@@ -80,15 +83,52 @@ pub struct CopyProgress {
 pub struct Shared {
     /// The settings.
     pub options: Options,
+    epoch: PathBuf,
     view: ArcSwap<View>,
     applied: watch::Sender<Lsn>,
     progress: Mutex<HashMap<CollectionId, Arc<CopyProgress>>>,
     stop: AtomicBool,
     stopped: (Mutex<()>, Condvar),
     failure: watch::Sender<Option<String>>,
+    wanted: Mutex<HashMap<CollectionId, HashSet<RowKey>>>,
 }
 
 impl Shared {
+    /// Runs work of the engine on a thread of its own; a panic is the engine's failure.
+    fn thread(
+        self: Arc<Self>,
+        name: &str,
+        work: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> Result<JoinHandle<()>> {
+        let path = self.epoch.clone();
+        let run = move || match std::panic::catch_unwind(AssertUnwindSafe(work)) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                if error.is_damage() {
+                    remember_damage(&self.epoch, &error);
+                }
+                self.fail(&error);
+            }
+            Err(_) => self.fail(&"an engine thread panicked; see the log"),
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+        thread.map_err(|source| StorageError::Io { action: "start a thread for", path, source })
+    }
+
+    /// Opens an empty collection that a copy fills.
+    fn open_incoming(&self, state: &State, record: CollectionRecord) -> Result<CollectionWriter> {
+        // One segment for all of the copy, so that it becomes one graph.
+        let rows = self.options.segment_rows.max(record.expected_rows.min(LARGEST_COPY_SEGMENT) as usize);
+        CollectionWriter::open(&self.epoch, state, record, rows)
+    }
+
+    /// These rows have values that must be read again from the source.
+    fn want(&self, collection: CollectionId, keys: Vec<RowKey>) {
+        if !keys.is_empty() {
+            self.wanted.lock().entry(collection).or_default().extend(keys);
+        }
+    }
+
     fn view(&self) -> Arc<View> {
         self.view.load_full()
     }
@@ -144,18 +184,20 @@ impl Shared {
 pub struct Engine {
     shared: Arc<Shared>,
     state: Arc<State>,
-    epoch: PathBuf,
+    commands: mpsc::Sender<Ordered>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// A collection that is to be copied: its definition, the copy's consistent point, about how many rows.
+/// A collection that is to be copied.
 pub struct NewCollection {
     /// What it is.
     pub def: CollectionDef,
-    /// Consistent point of its copy.
-    pub copied_at: Lsn,
-    /// Estimate, for sizing.
+    /// From here on its changes are in the change log.
+    pub from: LogPosition,
+    /// About how many rows it has, for sizing.
     pub expected_rows: u64,
+    /// What has no event in the stream when it changes, as it was before the copy.
+    pub fingerprint: String,
 }
 
 /// Where the engine reads from.
@@ -169,94 +211,104 @@ pub struct Logs {
 }
 
 impl Engine {
-    /// Adds collections to the state; their rows will come from copy logs.
+    /// Adds collections to a new state; their rows will come from copy logs.
     pub fn register(state: &State, new: &[NewCollection]) -> Result<()> {
         state.write(true, |batch| {
-            for NewCollection { def, copied_at, .. } in new {
-                batch.put_collection(&CollectionRecord {
-                    def: def.clone(),
-                    state: CollectionState::Copying,
-                    copied_at: *copied_at,
-                    indexes: vec![IndexRecord::default(); def.vectors.len()],
-                })?;
+            for new in new {
+                batch.set_last_collection(new.def.id)?;
+                batch.put_collection(&new.record())?;
             }
             Ok(())
         })
     }
 
-    /// Opens the engine on an epoch's state: loads rows and sealed segments, starts its threads.
-    pub fn start(
-        epoch: &Path,
-        state: Arc<State>,
-        options: Options,
-        logs: Logs,
-        expected: &[(CollectionId, u64)],
-    ) -> Result<Engine> {
-        let mut collections = Vec::new();
-        for record in state.collections()? {
-            let mut collection = CollectionWriter::open(epoch, &state, record, options.segment_rows)?;
-            let id = collection.id();
-            for index in &mut collection.indexes {
-                index.remove_orphans()?;
-                if let Some((_, rows)) = expected.iter().find(|(new, _)| *new == id) {
-                    index.set_segment_rows(options.segment_rows.max((*rows).min(LARGEST_COPY_SEGMENT) as usize));
-                }
-            }
-            collections.push(collection);
-        }
+    /// Opens the engine on an epoch's state: loads rows and sealed segments, starts its threads. A collection whose copy
+    /// was not taken in whole is taken in again from its copy log.
+    pub fn start(epoch: &Path, state: Arc<State>, options: Options, logs: Logs) -> Result<Engine> {
         let shared = Arc::new(Shared {
             options,
+            epoch: epoch.to_owned(),
             view: ArcSwap::default(),
             applied: watch::channel(Lsn::ZERO).0,
             progress: Mutex::default(),
             stop: AtomicBool::new(false),
             stopped: Default::default(),
             failure: watch::channel(None).0,
+            wanted: Mutex::default(),
         });
-        let engine = Engine { shared, state: state.clone(), epoch: epoch.to_owned(), threads: Mutex::default() };
-        engine.publish_opened(&mut collections)?;
-        let (done, finished) = mpsc::channel();
-        let number = |id| collections.iter().position(|collection| collection.id() == id);
-        let copies = logs.copies.into_iter().filter_map(|(id, copy)| Some((number(id)?, copy))).collect();
-        let applier = Applier::new(engine.shared.clone(), state, collections, logs.dir, logs.changes, finished)?;
-        engine.spawn("apply", move |_, _| applier.run(copies))?;
+        let (mut collections, mut incoming) = (Vec::new(), Vec::new());
+        let mut copies: HashMap<_, _> = logs.copies.into_iter().collect();
+        for record in state.collections()? {
+            if record.state == CollectionState::Copying {
+                let id = record.def.id;
+                let copy = copies.remove(&id).ok_or_else(|| damaged(epoch, format!("no copy log of {}", id.0)))?;
+                state.write(true, |batch| batch.remove_all_rows(id))?;
+                let collection = shared.open_incoming(&state, record)?;
+                collection.indexes.iter().try_for_each(IndexWriter::remove_orphans)?;
+                incoming.push(Incoming::new(collection, copy));
+                continue;
+            }
+            let collection = CollectionWriter::open(epoch, &state, record, shared.options.segment_rows)?;
+            collection.indexes.iter().try_for_each(IndexWriter::remove_orphans)?;
+            collections.push(collection);
+        }
+        let (commands, commanded) = mpsc::channel();
+        let (done, background) = mpsc::channel();
+        let engine = Engine { shared: shared.clone(), state: state.clone(), commands, threads: Mutex::default() };
+        let inbox = Inbox { background, commands: commanded };
+        let mut applier = Applier::new(shared.clone(), state, collections, incoming, logs.dir, logs.changes, inbox)?;
+        // What the state holds, before anything new is applied.
+        applier.publish_all();
+        engine.spawn("apply", |_| applier.run())?;
         let link_done = done.clone();
-        engine.spawn("link", move |shared, epoch| background::link(shared, epoch, &link_done))?;
-        engine.spawn("merge", move |shared, epoch| background::merge(shared, epoch, &done))?;
+        engine.spawn("link", move |shared| background::link(shared, &shared.epoch, &link_done))?;
+        engine.spawn("merge", move |shared| background::merge(shared, &shared.epoch, &done))?;
         Ok(engine)
     }
 
-    /// The first view: what the state holds, before anything new is applied.
-    fn publish_opened(&self, collections: &mut [CollectionWriter]) -> Result<()> {
-        let applied = self.state.applied()?;
-        let views = collections.iter_mut().map(|c| (c.name().to_owned(), Arc::new(c.view()))).collect();
-        self.shared.publish(View { applied: applied.lsn, commit_time: applied.commit_time, collections: views });
+    fn spawn(&self, name: &str, work: impl FnOnce(&Shared) -> Result<()> + Send + 'static) -> Result<()> {
+        let shared = self.shared.clone();
+        let thread = self.shared.clone().thread(name, move || work(&shared))?;
+        self.threads.lock().push(thread);
         Ok(())
     }
 
-    fn spawn(&self, name: &str, work: impl FnOnce(&Shared, &Path) -> Result<()> + Send + 'static) -> Result<()> {
-        let (shared, epoch) = (self.shared.clone(), self.epoch.clone());
-        let run = move || {
-            let worked = std::panic::catch_unwind(AssertUnwindSafe(|| work(&shared, &epoch)));
-            match worked {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    if error.is_damage() {
-                        remember_damage(&epoch, &error);
-                    }
-                    shared.fail(&error);
-                }
-                Err(_) => shared.fail(&"an engine thread panicked; see the log"),
-            }
-        };
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
-        let thread = thread.map_err(|source| StorageError::Io {
-            action: "start a thread for",
-            path: self.epoch.clone(),
-            source,
-        })?;
-        self.threads.lock().push(thread);
-        Ok(())
+    /// Hands a command to the applier; resolves when it is carried out and durable. A [`Command::Fill`] is only taken
+    /// note of.
+    pub async fn order(&self, command: Command) -> Result<()> {
+        let (done, carried_out) = oneshot::channel();
+        let gone = || damaged(&self.shared.epoch, "the applier has ended");
+        self.commands.send((command, done)).map_err(|_| gone())?;
+        carried_out.await.map_err(|_| gone())
+    }
+
+    /// A number for a collection that none had in this epoch.
+    pub fn next_collection(&self) -> Result<CollectionId> {
+        let given = self.state.last_collection()?;
+        let stored = self.state.collections()?.into_iter().map(|record| record.def.id).max();
+        Ok(given.max(stored).map_or(CollectionId(0), |last| CollectionId(last.0 + 1)))
+    }
+
+    /// What is stored of a collection.
+    pub fn record(&self, collection: CollectionId) -> Result<Option<CollectionRecord>> {
+        Ok(self.state.collections()?.into_iter().find(|record| record.def.id == collection))
+    }
+
+    /// Rows with values that must be read again from the source, at most `limit`, of one collection. They are given once.
+    pub fn take_wanted(&self, limit: usize) -> Option<(CollectionId, Vec<RowKey>)> {
+        let mut wanted = self.shared.wanted.lock();
+        let (&id, keys) = wanted.iter_mut().next()?;
+        let taken: HashSet<_> = keys.iter().take(limit).cloned().collect();
+        keys.retain(|key| !taken.contains(key));
+        if keys.is_empty() {
+            wanted.remove(&id);
+        }
+        Some((id, taken.into_iter().collect()))
+    }
+
+    /// Gives back what [`Engine::take_wanted`] gave and could not be read.
+    pub fn want(&self, collection: CollectionId, keys: Vec<RowKey>) {
+        self.shared.want(collection, keys);
     }
 
     /// The newest view.
@@ -316,7 +368,7 @@ impl Engine {
         let record = self.state.collections()?.into_iter().find(|record| record.def.id == collection);
         let Some(record) = record else { return Ok(None) };
         let Some(dimensions) = record.def.vectors[column].dimensions else { return Ok(None) };
-        let path = self.epoch.join("vectors").join(format!("{}-{column}.f32", collection.0));
+        let path = self.shared.epoch.join("vectors").join(format!("{}-{column}.f32", collection.0));
         if !path.exists() {
             return Ok(None);
         }

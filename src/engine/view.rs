@@ -66,6 +66,8 @@ pub struct CollectionView {
     pub def: Arc<CollectionDef>,
     /// Fit to answer?
     pub state: CollectionState,
+    /// Consistent point of its copy.
+    pub copied_at: Lsn,
     /// Rows, with or without a usable vector.
     pub rows: u64,
     /// Vectors that could not be indexed.
@@ -74,6 +76,15 @@ pub struct CollectionView {
     pub graph_writes: u64,
     /// One per vector column.
     pub indexes: Vec<Arc<IndexView>>,
+}
+
+/// A collection on its way in.
+#[derive(Clone)]
+pub struct Arriving {
+    /// Its definition.
+    pub def: Arc<CollectionDef>,
+    /// Why it will not arrive, if so.
+    pub failed: Option<String>,
 }
 
 /// The engine's state at one position.
@@ -85,4 +96,6 @@ pub struct View {
     pub commit_time: i64,
     /// By name.
     pub collections: BTreeMap<String, Arc<CollectionView>>,
+    /// Those on their way in, by name: what stands above under the same name is what answers until they arrive.
+    pub incoming: BTreeMap<String, Arriving>,
 }

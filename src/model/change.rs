@@ -71,8 +71,18 @@ pub struct TransactionHead {
     pub commit_time: i64,
 }
 
+/// Some heap pages of one table, as the copy reads them: `[first, end)`, to the end of the heap when `end` is `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PageRange {
+    /// The first page.
+    pub first: u32,
+    /// The page behind the last one.
+    pub end: Option<u32>,
+}
+
 /// What the logs hold. The change log has transactions in commit order: `Begin`, any number of `Changes`, `Commit`,
-/// nothing between them; a tail without its `Commit` never happened. A copy log has `Copied` and one `CopyEnd`.
+/// nothing between them; a tail without its `Commit` never happened. A copy log has one `CopyStart` per attempt, `Copied`
+/// and `RangeCopied` behind it, and one `CopyEnd`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LogRecord {
     /// A transaction starts.
@@ -89,11 +99,20 @@ pub enum LogRecord {
         /// The position.
         upto: Lsn,
     },
-    /// Rows read by the initial copy, in no order.
+    /// A copy begins, or goes on after it was interrupted, under a snapshot that shows exactly what is covered by `at`.
+    CopyStart {
+        /// The consistent point.
+        at: Lsn,
+        /// The file that holds the table's rows; 0 when it has none of its own. Another one means other pages.
+        filenode: u32,
+    },
+    /// Rows read by the copy, in no order.
     Copied(Vec<RowImage>),
-    /// The copy is whole: every row visible at its consistent point is in the log.
+    /// All rows of these pages are in the log, as the last `CopyStart` before saw them.
+    RangeCopied(PageRange),
+    /// The copy is whole.
     CopyEnd {
-        /// The consistent point: streamed transactions that are not covered by it come on top.
+        /// The consistent point of its last attempt.
         at: Lsn,
         /// Rows copied.
         rows: u64,

@@ -6,6 +6,9 @@ use crate::model::metric::Metric;
 use crate::model::value::{ColumnType, MAX_DIMENSIONS};
 use serde::{Deserialize, Serialize};
 
+/// Vector and filter columns a collection can have.
+pub const MAX_COLUMNS: usize = 63;
+
 /// A vector column.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VectorColumn {

@@ -13,8 +13,8 @@ mod search;
 mod spec;
 mod value;
 
-pub use change::{Change, CollectionId, LogRecord, Op, RowImage, TransactionHead};
-pub use collection::{CollectionDef, FilterColumn, VectorColumn, quote_ident, quote_literal};
+pub use change::{Change, CollectionId, LogRecord, Op, PageRange, RowImage, TransactionHead};
+pub use collection::{CollectionDef, FilterColumn, MAX_COLUMNS, VectorColumn, quote_ident, quote_literal};
 pub use filter::{Comparison, Filter};
 pub use key::{KeyColumn, RowKey};
 pub use lsn::{BadLsn, CommitLsn, Lsn, Version};

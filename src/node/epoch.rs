@@ -1,18 +1,31 @@
-//! Opening and making epochs: one slot, one change log, one engine that belong together.
+//! Opening and making epochs: one slot, one change log, one engine that belong together, and the copies under way in it.
 
 use crate::consistency::frontier::Serving;
+use crate::engine::apply::Command;
+use crate::engine::view::View;
 use crate::engine::{self, Engine, Logs, NewCollection, damage_mark};
-use crate::model::{CollectionDef, CollectionId, Lsn};
-use crate::replication::copy::CopyTable;
+use crate::model::{CollectionDef, CollectionId};
+use crate::node::NodeError;
+use crate::replication::ReplicationError;
+use crate::replication::copy::{self, CopyTarget, Exported};
+use crate::replication::definitions::Definitions;
+use crate::replication::progress::Progress;
 use crate::replication::start::Checkpoint;
 use crate::source::catalog::Table;
+use crate::source::connect::Dsn;
 use crate::storage::changelog::{self, ChangeLog};
 use crate::storage::data_dir::{DataDir, EpochId};
 use crate::storage::state::{CollectionState, Identity, State};
 use crate::storage::{Result, damaged};
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// A flowing stream takes new definitions in between two transactions.
+const DEFINED_WITHIN: Duration = Duration::from_secs(60);
 
 /// One epoch at work.
 pub struct Epoch {
@@ -20,84 +33,122 @@ pub struct Epoch {
     pub id: EpochId,
     /// What it was derived from.
     pub identity: Identity,
-    /// Its collections.
-    pub defs: Vec<CollectionDef>,
     /// Its transactional state.
     pub state: Arc<State>,
     /// What answers.
     pub serving: Arc<Serving>,
+    /// What its stream feeds.
+    pub definitions: Arc<Definitions>,
     /// The writing end of its change log; away while a stream writes to it.
     pub log: Option<ChangeLog>,
+    dir: PathBuf,
+    copies: HashMap<CollectionId, Arc<CopyTarget>>,
+    copier: Option<JoinHandle<std::result::Result<(), ReplicationError>>>,
+}
+
+/// A collection to be, with its table: as it is in the catalog, and what has no event when it changes.
+pub struct NewTable {
+    /// The collection.
+    pub def: CollectionDef,
+    /// Its table; without one the collection is paused for this reason.
+    pub table: std::result::Result<Table, String>,
+    /// What has no event in the stream when it changes.
+    pub fingerprint: String,
+}
+
+fn copy_dir(epoch: &Path, id: CollectionId) -> PathBuf {
+    epoch.join(format!("copy-{}", id.0))
 }
 
 impl Epoch {
     /// Opens an epoch after any kind of end. Damage is an error: everything can be copied again.
-    pub fn open(data: &DataDir, id: EpochId, options: engine::Options) -> Result<Epoch> {
+    pub fn open(
+        data: &DataDir,
+        id: EpochId,
+        options: engine::Options,
+        progress: &Progress,
+    ) -> std::result::Result<Epoch, NodeError> {
         let dir = data.epoch_dir(id);
         if let Ok(what) = std::fs::read_to_string(damage_mark(&dir)) {
-            return Err(damaged(&dir, what));
+            return Err(damaged(&dir, what).into());
         }
         let state = Arc::new(State::open(&dir.join("state.redb"))?);
         let (identity, applied) = (state.identity()?, state.applied()?);
         let log_dir = dir.join("log");
         let log = ChangeLog::open(&log_dir)?;
         if applied.position > log.tail().durable().position {
-            return Err(damaged(&log_dir, "the change log ends before what was applied from it"));
+            return Err(damaged(&log_dir, "the change log ends before what was applied from it").into());
         }
-        let records = state.collections()?;
-        if let Some(record) = records.iter().find(|record| record.state == CollectionState::Copying) {
-            return Err(damaged(&dir, format!("the copy of {} is not whole", record.def.name)));
+        let mut copies = HashMap::new();
+        for record in state.collections()? {
+            if record.state != CollectionState::Copying {
+                continue;
+            }
+            let id = record.def.id;
+            match CopyTarget::open(record.def, &copy_dir(&dir, id), progress) {
+                Ok(target) => drop(copies.insert(id, Arc::new(target))),
+                Err(error) => {
+                    // It was never whole: nothing is lost but time.
+                    tracing::warn!(%error, "a copy log cannot be read; the copy begins anew");
+                    state.write(true, |batch| batch.remove_collection(id))?;
+                }
+            }
         }
-        let defs = records.into_iter().map(|record| record.def).collect();
-        let logs = Logs { changes: log.reader(applied.position), dir: log_dir, copies: Vec::new() };
-        let engine = Engine::start(&dir, state.clone(), options, logs, &[])?;
-        Ok(Epoch::joined(id, identity, defs, state, engine, log, true))
+        Ok(Epoch::join(id, dir, identity, state, log, copies, options)?)
     }
 
-    /// Makes an epoch whose rows will come through the copy logs that are returned.
+    /// Makes an epoch whose rows will come through copies.
     pub fn create(
         dir: &Path,
         id: EpochId,
         identity: Identity,
-        tables: Vec<(CollectionDef, Table)>,
+        tables: Vec<NewTable>,
         options: engine::Options,
-    ) -> Result<(Epoch, Vec<CopyTable>)> {
-        let at: Lsn = identity.consistent_point;
+        progress: &Progress,
+    ) -> std::result::Result<Epoch, NodeError> {
         let state = Arc::new(State::create(&dir.join("state.redb"), &identity)?);
-        let new: Vec<_> = tables
-            .iter()
-            .map(|(def, table)| NewCollection { def: def.clone(), copied_at: at, expected_rows: expected_rows(table) })
-            .collect();
-        Engine::register(&state, &new)?;
-        let log_dir = dir.join("log");
-        let log = ChangeLog::create(&log_dir, at)?;
-        let start = changelog::start_of(&log_dir)?;
-        let (mut copies, mut copy_tables) = (Vec::new(), Vec::new());
-        for (def, table) in tables {
-            let copy_dir = dir.join(format!("copy-{}", def.id.0));
-            let copy_log = ChangeLog::create(&copy_dir, Lsn::ZERO)?;
-            copies.push((def.id, copy_log.reader(changelog::start_of(&copy_dir)?)));
-            copy_tables.push(CopyTable { def, table, log: copy_log });
+        let log = ChangeLog::create(&dir.join("log"), identity.consistent_point)?;
+        let mut copies = HashMap::new();
+        for NewTable { def, table, fingerprint } in tables {
+            let id = def.id;
+            let expected_rows = table.as_ref().map_or(0, expected_rows);
+            let new = NewCollection { def: def.clone(), from: changelog::START, expected_rows, fingerprint };
+            let mut record = new.record();
+            match table {
+                Ok(_) => {
+                    let target = CopyTarget::create(def, &copy_dir(dir, id), progress)?;
+                    copies.insert(id, Arc::new(target));
+                }
+                Err(reason) => record.state = CollectionState::Paused { reason },
+            }
+            state.write(true, |batch| {
+                batch.set_last_collection(id)?;
+                batch.put_collection(&record)
+            })?;
         }
-        let logs = Logs { changes: log.reader(start), dir: log_dir, copies };
-        let expected: Vec<(CollectionId, u64)> = new.iter().map(|new| (new.def.id, new.expected_rows)).collect();
-        let engine = Engine::start(dir, state.clone(), options, logs, &expected)?;
-        let defs = new.into_iter().map(|new| new.def).collect();
-        Ok((Epoch::joined(id, identity, defs, state, engine, log, false), copy_tables))
+        Ok(Epoch::join(id, dir.to_owned(), identity, state, log, copies, options)?)
     }
 
-    fn joined(
+    fn join(
         id: EpochId,
+        dir: PathBuf,
         identity: Identity,
-        defs: Vec<CollectionDef>,
         state: Arc<State>,
-        engine: Engine,
         log: ChangeLog,
-        kept: bool,
-    ) -> Epoch {
-        let (engine, slot) = (Arc::new(engine), identity.slot.clone());
-        let serving = Serving { engine, log: log.tail(), slot, kept: AtomicBool::new(kept) };
-        Epoch { id, identity, defs, state, serving: Arc::new(serving), log: Some(log) }
+        copies: HashMap<CollectionId, Arc<CopyTarget>>,
+        options: engine::Options,
+    ) -> Result<Epoch> {
+        let defs = state.collections()?.into_iter().map(|record| record.def).collect();
+        let copy_logs = copies.iter().map(|(id, target)| (*id, target.reader())).collect();
+        let changes = log.reader(state.applied()?.position);
+        let logs = Logs { changes, dir: dir.join("log"), copies: copy_logs };
+        let engine = Arc::new(Engine::start(&dir, state.clone(), options, logs)?);
+        let serving = Serving { engine, log: log.tail(), slot: identity.slot.clone(), kept: AtomicBool::new(false) };
+        let definitions = Arc::new(Definitions::new(defs));
+        let (serving, log, copier) = (Arc::new(serving), Some(log), None);
+        let epoch = Epoch { id, identity, state, serving, definitions, log, dir, copies, copier };
+        epoch.remove_stray_copies();
+        Ok(epoch)
     }
 
     /// What the start decision needs to know of us.
@@ -109,22 +160,116 @@ impl Epoch {
         }
     }
 
-    /// Are all its collections copied and linked?
-    pub fn is_live(&self) -> bool {
-        let view = self.serving.engine.view();
-        view.collections.values().all(|collection| collection.state != CollectionState::Copying)
+    /// Its newest view.
+    pub fn view(&self) -> Arc<View> {
+        self.serving.engine.view()
     }
 
-    /// The copy logs have been taken in; they are needed no more.
-    pub fn remove_copy_logs(&self, dir: &Path) {
-        for def in &self.defs {
-            let copy = dir.join(format!("copy-{}", def.id.0));
-            if let Err(error) = std::fs::remove_dir_all(&copy)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                tracing::warn!(dir = %copy.display(), %error, "cannot remove a copy log");
+    /// Are all its collections copied and linked?
+    pub fn is_live(&self) -> bool {
+        self.view().incoming.is_empty()
+    }
+
+    /// Copies what is not copied yet, unless that is under way.
+    pub fn copy(&mut self, dsn: &Dsn, options: &copy::Options, first: Option<Exported>) {
+        let left: Vec<_> = self.copies.values().filter(|target| !target.is_whole()).cloned().collect();
+        if self.copier.is_none() && !left.is_empty() {
+            let names: Vec<_> = left.iter().map(|target| target.def.name.as_str()).collect();
+            tracing::info!(collections = names.join(", "), "copying");
+            self.copier = Some(tokio::spawn(copy::run(dsn.clone(), options.clone(), left, first)));
+        }
+    }
+
+    /// The result of a copy that has ended since the last call.
+    pub async fn copy_ended(&mut self) -> Option<std::result::Result<(), NodeError>> {
+        let ended = self.copier.take_if(|copier| copier.is_finished())?;
+        Some(match ended.await {
+            Ok(result) => result.map_err(NodeError::from),
+            Err(panic) => Err(NodeError::Engine(format!("the copy ended: {panic}"))),
+        })
+    }
+
+    /// Must the copy of this collection begin anew, under another number?
+    pub fn is_spoiled(&self, id: CollectionId) -> bool {
+        self.copies.get(&id).is_none_or(|target| target.is_spoiled())
+    }
+
+    /// Takes a collection in while the stream flows: from now on its changes go to the log, and its rows are copied.
+    pub async fn add(&mut self, new: NewTable, progress: &Progress) -> std::result::Result<(), NodeError> {
+        let engine = self.serving.engine.clone();
+        let mut def = new.def;
+        def.id = engine.next_collection()?;
+        let id = def.id;
+        let dir = copy_dir(&self.dir, id);
+        // What an earlier attempt left that no record names.
+        let _ = std::fs::remove_dir_all(&dir);
+        let mut defs = self.definitions.get();
+        defs.push(def.clone());
+        let effective = tokio::time::timeout(DEFINED_WITHIN, self.definitions.set(defs));
+        let from = effective.await.ok().and_then(std::result::Result::ok);
+        let from = from.ok_or_else(|| ReplicationError::Transport("the stream took no new definitions in".into()))?;
+        let target = CopyTarget::create(def.clone(), &dir, progress)?;
+        let expected_rows = new.table.as_ref().map_or(0, expected_rows);
+        let collection = Box::new(NewCollection { def, from, expected_rows, fingerprint: new.fingerprint });
+        engine.order(Command::Add(collection, target.reader())).await?;
+        self.copies.insert(id, Arc::new(target));
+        Ok(())
+    }
+
+    /// Forgets a collection.
+    pub async fn remove(&mut self, id: CollectionId) -> std::result::Result<(), NodeError> {
+        self.stop_copying();
+        self.serving.engine.order(Command::Remove(id)).await?;
+        self.tidy();
+        Ok(())
+    }
+
+    /// Lets go of copy logs that were taken in and of definitions nothing has any more.
+    pub fn tidy(&mut self) {
+        let view = self.view();
+        let arriving = |id: CollectionId| view.incoming.values().any(|arriving| arriving.def.id == id);
+        let gone: Vec<_> = self.copies.keys().copied().filter(|id| !arriving(*id)).collect();
+        for id in &gone {
+            self.copies.remove(id);
+            remove_copy_log(&copy_dir(&self.dir, *id));
+        }
+        let known = |id: CollectionId| arriving(id) || view.collections.values().any(|found| found.def.id == id);
+        let mut defs = self.definitions.get();
+        let before = defs.len();
+        defs.retain(|def| known(def.id));
+        if defs.len() != before {
+            drop(self.definitions.set(defs));
+        }
+    }
+
+    fn remove_stray_copies(&self) {
+        let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("copy-")?.parse().ok());
+            if number.is_some_and(|number| !self.copies.contains_key(&CollectionId(number))) {
+                remove_copy_log(&entry.path());
             }
         }
+    }
+
+    /// Ends a copy that is under way; what it has read stays in its log.
+    pub fn stop_copying(&mut self) {
+        self.copier.take().iter().for_each(JoinHandle::abort);
+    }
+
+    /// Ends its work, after what is applied is durable.
+    pub fn stop(&mut self) {
+        self.stop_copying();
+        tokio::task::block_in_place(|| self.serving.engine.stop());
+    }
+}
+
+fn remove_copy_log(dir: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(dir)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(dir = %dir.display(), %error, "cannot remove a copy log");
     }
 }
 

@@ -1,11 +1,14 @@
 //! Opens every part, joins them, shuts down in order.
 
+mod collections;
 mod epoch;
 mod options;
+mod repair;
 mod supervisor;
 
 use crate::consistency::frontier::Frontier;
 use crate::consistency::recheck::SourceHeap;
+use crate::model::CollectionSpec;
 use crate::node::supervisor::Supervisor;
 use crate::query::QueryService;
 use crate::replication::progress::{Phase, Progress};
@@ -18,6 +21,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use options::Options;
@@ -52,9 +56,11 @@ pub enum NodeError {
     Engine(String),
 }
 
-/// Runs until `stop` is cancelled or something must not go on. `listening` is called with the bound address.
+/// Runs until `stop` is cancelled or something must not go on. `specs` tells the configured collections anew when they
+/// change; `listening` is called with the bound address.
 pub async fn run(
     options: Options,
+    specs: watch::Receiver<Vec<CollectionSpec>>,
     stop: CancellationToken,
     listening: impl FnOnce(SocketAddr),
 ) -> Result<(), NodeError> {
@@ -68,7 +74,7 @@ pub async fn run(
         SourceHeap { pool: pool.clone(), timeout: options.recheck_timeout },
         options.query,
     );
-    let app = Arc::new(App::new(query, options.dsn.clone(), pool, metrics, options.http));
+    let app = Arc::new(App::new(query, options.dsn.clone(), pool.clone(), metrics, options.http));
     let listen = |error| NodeError::Listen { address: options.listen, error };
     let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
     listening(listener.local_addr().map_err(listen)?);
@@ -88,7 +94,7 @@ pub async fn run(
             watch_source(&dsn, interval, slot, &frontier.progress, &stop).await;
         })
     };
-    let mut supervisor = Supervisor::new(options, data, frontier.clone(), stop.clone());
+    let mut supervisor = Supervisor::new(options, data, frontier.clone(), pool, specs, stop.clone());
     let result = supervisor.run().await;
     if let Err(error) = &result {
         tracing::error!(%error, "the service stops");

@@ -26,6 +26,8 @@ pub struct Options {
     pub copy_connections: usize,
     /// Longest wait for older transactions when the slot is made.
     pub slot_lock_timeout: Duration,
+    /// How often tables and publication are compared with the collections.
+    pub reconcile_every: Duration,
     /// The WAL intake.
     pub intake: Intake,
     /// Where our files are.
@@ -68,6 +70,7 @@ impl TryFrom<&Config> for Options {
             create_publication: config.source.create_publication,
             copy_connections: config.source.copy_connections,
             slot_lock_timeout: s(config.source.slot_lock_timeout_s),
+            reconcile_every: s(config.source.reconcile_s),
             intake: Intake {
                 status_interval: ms(config.source.status_interval_ms),
                 silence_limit: s(config.source.silence_limit_s),

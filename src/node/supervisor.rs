@@ -1,42 +1,49 @@
-//! Follows the source for as long as the node lives: connects, decides, streams, copies again, backs off.
+//! Follows the source for as long as the node lives: connects, decides, streams, copies, reconciles, backs off.
 
 use crate::consistency::frontier::Frontier;
-use crate::model::{CollectionDef, CollectionId};
-use crate::node::epoch::Epoch;
-use crate::node::{NodeError, Options};
+use crate::engine::apply::Command;
+use crate::model::{CollectionDef, CollectionId, CollectionSpec};
+use crate::node::collections::{Answering, Arriving, Step, Wanted, plan};
+use crate::node::epoch::{Epoch, NewTable};
+use crate::node::{NodeError, Options, repair};
+use crate::replication::copy::{self, Exported};
 use crate::replication::progress::{Phase, Progress};
 use crate::replication::start::{Decision, SlotFacts, SourceFacts, decide};
 use crate::replication::transport::{PgWalSource, SystemFacts};
-use crate::replication::{ReplicationError, copy, follow};
+use crate::replication::{ReplicationError, follow};
 use crate::source::catalog::{self, Table};
+use crate::source::connect::Pool;
 use crate::source::policy::{Backoff, Policy};
 use crate::source::{SourceError, publication};
 use crate::storage::data_dir::{DataDir, EpochId, Pending};
-use crate::storage::state::Identity;
+use crate::storage::state::{CollectionState, Identity};
 use crate::telemetry::names;
-use std::pin::pin;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 /// A connection that lasted so long was a good one: pauses begin anew.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+/// How often somebody looks after copies and collections.
+const TEND: Duration = Duration::from_millis(50);
+/// While a collection cannot be followed, the source is looked at again after so long.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What comes before streaming asks little of the source: after so long, and the wait for the slot, the connection is dead.
 const PREPARE_LIMIT: Duration = Duration::from_secs(60);
 
-/// An epoch whose copy is under way.
-struct Making {
-    epoch: Epoch,
-    /// Until its result was taken.
-    copy: Option<JoinHandle<Result<(), ReplicationError>>>,
+/// A configured collection as the source has it now.
+struct Looked {
+    wanted: Wanted,
+    table: Option<Table>,
+    /// Why it cannot be followed, as an error.
+    refused: Option<SourceError>,
 }
-
-/// Definitions, with their tables where those still fit.
-type Resolved = Vec<(CollectionDef, Option<Table>)>;
 
 /// Owns the epochs.
 pub struct Supervisor {
@@ -44,29 +51,78 @@ pub struct Supervisor {
     data: DataDir,
     frontier: Arc<Frontier>,
     progress: Arc<Progress>,
+    pool: Pool,
+    /// What is configured; changes while the service runs.
+    specs: watch::Receiver<Vec<CollectionSpec>>,
     stop: CancellationToken,
     /// What answers.
     current: Option<Epoch>,
-    /// What will.
-    making: Option<Making>,
+    /// What will: its copies are under way.
+    making: Option<Epoch>,
     /// Why the slot cannot be read on, although it is there.
     unreadable: Option<String>,
+    /// Collections whose table did not fit when it was last looked at: between two statements of a migration it may not.
+    unfit: BTreeSet<String>,
+    /// Collections that somebody wants copied again.
+    rebuild: BTreeSet<String>,
+    reconciled: Instant,
+    /// A collection could not be followed when last looked at.
+    troubled: bool,
+    reconcile_now: bool,
+    comparing: Option<JoinHandle<()>>,
+    copy_backoff: Backoff,
+    copy_from: Instant,
 }
 
 impl Supervisor {
     /// A supervisor of an opened data directory.
-    pub fn new(options: Options, data: DataDir, frontier: Arc<Frontier>, stop: CancellationToken) -> Supervisor {
+    pub fn new(
+        options: Options,
+        data: DataDir,
+        frontier: Arc<Frontier>,
+        pool: Pool,
+        specs: watch::Receiver<Vec<CollectionSpec>>,
+        stop: CancellationToken,
+    ) -> Supervisor {
         let progress = frontier.progress.clone();
-        Supervisor { options, data, frontier, progress, stop, current: None, making: None, unreadable: None }
+        let now = Instant::now();
+        Supervisor {
+            options,
+            data,
+            frontier,
+            progress,
+            pool,
+            specs,
+            stop,
+            current: None,
+            making: None,
+            unreadable: None,
+            unfit: BTreeSet::new(),
+            rebuild: BTreeSet::new(),
+            reconciled: now,
+            troubled: false,
+            reconcile_now: true,
+            comparing: None,
+            copy_backoff: Backoff::default(),
+            copy_from: now,
+        }
     }
 
     /// Runs until stopped (`Ok`) or until something must not go on.
     pub async fn run(&mut self) -> Result<(), NodeError> {
-        self.open_current()?;
+        self.open()?;
+        let refetch = repair::refetch(self.frontier.clone(), self.options.dsn.clone(), self.stop.clone());
+        let refetch = tokio::spawn(refetch);
+        let result = self.follow_always().await;
+        refetch.abort();
+        result
+    }
+
+    async fn follow_always(&mut self) -> Result<(), NodeError> {
         let mut backoff = Backoff::default();
         let mut connected_once = false;
         while !self.stop.is_cancelled() {
-            let started = std::time::Instant::now();
+            let started = Instant::now();
             let Err(error) = self.follow_once().await else { return Ok(()) };
             let error = match error {
                 NodeError::Stopped(reason) if connected_once && self.current.is_some() => {
@@ -113,24 +169,43 @@ impl Supervisor {
     }
 
     /// Opens what is there, so that it answers before the source does. Damage means copying again, not failing.
-    fn open_current(&mut self) -> Result<(), NodeError> {
-        let Some(id) = self.data.current()?.map(|current| current.epoch) else { return Ok(()) };
-        match Epoch::open(&self.data, id, self.options.engine.clone()) {
-            Ok(epoch) => {
-                tracing::info!(epoch = id.0, at = %epoch.checkpoint().durable, "opened the data directory");
-                // Nobody knows yet whether the source can be followed from here.
-                self.progress.set_stale(Some("not compared with the source since the start".into()));
-                epoch.remove_copy_logs(&self.data.epoch_dir(id));
-                self.frontier.serve(Some(epoch.serving.clone()));
-                self.current = Some(epoch);
-                Ok(())
+    fn open(&mut self) -> Result<(), NodeError> {
+        let current = self.data.current()?.map(|current| current.epoch);
+        // Nobody knows yet whether the source can be followed from here.
+        self.progress.set_stale(Some("not compared with the source since the start".into()));
+        if let Some(id) = current {
+            match self.open_epoch(id) {
+                Ok(epoch) => {
+                    epoch.serving.kept.store(true, Ordering::Relaxed);
+                    self.frontier.serve(Some(epoch.serving.clone()));
+                    self.current = Some(epoch);
+                }
+                Err(NodeError::Storage(error)) if error.is_damage() => {
+                    tracing::error!(%error, epoch = id.0, "the data is damaged; everything is copied again");
+                }
+                Err(other) => return Err(other),
             }
-            Err(error) if error.is_damage() => {
-                tracing::error!(%error, epoch = id.0, "the data is damaged; everything is copied again");
-                Ok(())
-            }
-            Err(other) => Err(other.into()),
         }
+        let Some(pending) = self.data.pending()?.filter(|pending| Some(pending.epoch) != current) else {
+            return Ok(());
+        };
+        match self.open_epoch(pending.epoch) {
+            Ok(epoch) => {
+                if self.current.is_none() {
+                    self.frontier.serve(Some(epoch.serving.clone()));
+                }
+                self.making = Some(epoch);
+            }
+            // Its slot and files go at the next connection.
+            Err(error) => tracing::info!(%error, "an unfinished copy cannot be continued"),
+        }
+        Ok(())
+    }
+
+    fn open_epoch(&self, id: EpochId) -> Result<Epoch, NodeError> {
+        let epoch = Epoch::open(&self.data, id, self.options.engine.clone(), &self.progress)?;
+        tracing::info!(epoch = id.0, at = %epoch.checkpoint().durable, "opened the data directory");
+        Ok(epoch)
     }
 
     /// Connects, decides and follows until something ends it. `Ok` when told to stop.
@@ -148,7 +223,7 @@ impl Supervisor {
         self.stream(wal, &system).await
     }
 
-    /// Connects and decides; starts a copy where that was decided.
+    /// Connects and decides; makes an epoch where that was decided.
     async fn prepare(&mut self) -> Result<(PgWalSource, SystemFacts), NodeError> {
         if self.making.is_none() {
             self.progress.set_phase(Phase::Starting);
@@ -164,50 +239,44 @@ impl Supervisor {
         let mut decision = decide(checkpoint.as_ref(), &facts);
         if self.making.is_some() {
             if !matches!(decision, Decision::Stream { .. }) {
-                self.discard_making().await;
+                self.discard_making();
                 let why = format!("the copy under way cannot be continued, a new one is made: {decision:?}");
                 return Err(ReplicationError::Transport(why).into());
             }
-        } else {
-            if self.current.is_none() && self.data.current()?.is_some() && facts.slot.is_some() {
-                // Damaged data: the slot is ours, but what belongs to it is gone.
-                decision = Decision::Resync { reason: "the data directory is damaged".into() };
-            }
-            if let Decision::Stop { reason } = decision {
-                // Before anything is changed at what may be somebody else's.
-                return Err(NodeError::Stopped(reason));
-            }
-            // Before anything is made there: this needs a restart of the server, so waiting does not help.
-            catalog::check_wal_level(&client).await.map_err(ReplicationError::from)?;
-            let streams = matches!(decision, Decision::Stream { .. });
-            let (tables, published) = self.resolve(&client, streams).await?;
-            if streams && let Some(reason) = self.definitions_changed(&tables) {
-                decision = Decision::Resync { reason };
-            } else if streams && let Some(reason) = self.unreadable.take() {
-                decision = Decision::Resync { reason };
-            } else if streams && published {
-                // What was written while it was missing was never sent.
-                let reason = "the publication, or a table of it, was missing".into();
-                decision = Decision::Resync { reason };
-            }
-            let tables = tables.into_iter().filter_map(|(def, table)| Some((def, table?))).collect();
-            match decision {
-                Decision::Stop { reason } => return Err(NodeError::Stopped(reason)),
-                Decision::Stream { from } => tracing::info!(%from, "going on from our checkpoint"),
-                Decision::Fresh => self.make_epoch(&client, &mut wal, &system, tables, None).await?,
-                Decision::Resync { reason } => {
-                    tracing::warn!(reason, "copying everything again; what is here goes on answering, marked stale");
-                    metrics::counter!(names::RESYNCS).increment(1);
-                    self.progress.set_stale(Some(reason.clone()));
-                    self.make_epoch(&client, &mut wal, &system, tables, Some(reason)).await?;
-                }
-            }
-            if self.making.is_some() {
-                // That connection held the exported snapshot; streaming starts on a fresh one.
-                wal = PgWalSource::connect(&self.options.dsn).await?;
-            }
+            return Ok((wal, system));
         }
-        Ok((wal, system))
+        if self.current.is_none() && self.data.current()?.is_some() && facts.slot.is_some() {
+            // Damaged data: the slot is ours, but what belongs to it is gone.
+            decision = Decision::Resync { reason: "the data directory is damaged".into() };
+        }
+        if let Decision::Stop { reason } = decision {
+            // Before anything is changed at what may be somebody else's.
+            return Err(NodeError::Stopped(reason));
+        }
+        // Before anything is made there: this needs a restart of the server, so waiting does not help.
+        catalog::check_wal_level(&client).await.map_err(ReplicationError::from)?;
+        if matches!(decision, Decision::Stream { .. })
+            && let Some(reason) = self.unreadable.take()
+        {
+            decision = Decision::Resync { reason };
+        }
+        let reason = match decision {
+            Decision::Stop { reason } => return Err(NodeError::Stopped(reason)),
+            Decision::Stream { from } => {
+                tracing::info!(%from, "going on from our checkpoint");
+                return Ok((wal, system));
+            }
+            Decision::Fresh => None,
+            Decision::Resync { reason } => {
+                tracing::warn!(reason, "copying everything again; what is here goes on answering, marked stale");
+                metrics::counter!(names::RESYNCS).increment(1);
+                self.progress.set_stale(Some(reason.clone()));
+                Some(reason)
+            }
+        };
+        self.make_epoch(&client, wal, &system, reason).await?;
+        // That connection holds the exported snapshot; streaming starts on a fresh one.
+        Ok((PgWalSource::connect(&self.options.dsn).await?, system))
     }
 
     async fn source_facts(
@@ -216,7 +285,7 @@ impl Supervisor {
         wal: &mut PgWalSource,
         system: &SystemFacts,
     ) -> Result<SourceFacts, NodeError> {
-        let ours = self.making.as_ref().map(|making| &making.epoch).or(self.current.as_ref());
+        let ours = self.newest();
         let name = match ours {
             Some(epoch) => epoch.identity.slot.clone(),
             None => self.slot_without_data()?,
@@ -256,61 +325,70 @@ impl Supervisor {
         }
     }
 
-    /// The configured collections against the catalog, and the publication that must send them. With `going_on` a table
-    /// that fits no more keeps its stored definition: the stream pauses its collection, and the others follow theirs. True
-    /// when something was missing in the publication.
-    async fn resolve(&self, client: &Client, going_on: bool) -> Result<(Resolved, bool), NodeError> {
-        let stored = |name: &str| {
-            let current = self.current.as_ref().filter(|_| going_on)?;
-            current.defs.iter().find(|def| def.name == name).cloned()
-        };
-        let mut tables = Vec::new();
+    /// Looks at every configured collection's table, and has the publication send it. Every one whose table does not fit
+    /// says so; only what concerns all is an error.
+    async fn look(&mut self, client: &Client) -> Result<Vec<Looked>, SourceError> {
+        let mut looked = Vec::new();
         for (number, spec) in self.options.collections.iter().enumerate() {
-            match catalog::resolve(client, CollectionId(number as u32), spec).await {
-                Ok((def, table)) => tables.push((def, Some(table))),
-                Err(error @ SourceError::Refused { .. }) => match stored(spec.name()) {
-                    Some(def) => {
-                        tracing::warn!(collection = spec.name(), %error, "the table no longer fits the collection");
-                        tables.push((def, None));
-                    }
-                    None => return Err(ReplicationError::from(error).into()),
-                },
-                Err(error) => return Err(ReplicationError::from(error).into()),
-            }
+            let (def, table, refused) = match catalog::resolve(client, CollectionId(number as u32), spec).await {
+                Ok((def, table)) => (Ok(def), Some(table), None),
+                Err(error @ SourceError::Refused { .. }) => (Err(error.to_string()), None, Some(error)),
+                Err(error) => return Err(error),
+            };
+            let rebuild = self.rebuild.contains(spec.name());
+            let name = spec.name().to_owned();
+            let wanted = Wanted { name, def, fingerprint: String::new(), unpublished: false, rebuild };
+            looked.push(Looked { wanted, table, refused });
         }
-        let defs: Vec<_> = tables.iter().filter(|(_, table)| table.is_some()).map(|(def, _)| def.clone()).collect();
-        let ensured =
-            publication::ensure(client, &self.options.publication, &defs, self.options.create_publication).await;
-        Ok((tables, ensured.map_err(ReplicationError::from)?))
-    }
-
-    /// Why what we have does not serve what is configured now, if so.
-    fn definitions_changed(&self, tables: &Resolved) -> Option<String> {
-        let current = self.current.as_ref()?;
-        for (def, _) in tables {
-            match current.defs.iter().find(|stored| stored.name == def.name) {
-                None => return Some(format!("collection {} is new", def.name)),
-                Some(stored) if !stored.serves(def) => {
-                    return Some(format!("collection {} or its table is defined differently now", def.name));
+        let fit: Vec<_> = looked.iter().filter_map(|looked| looked.wanted.def.clone().ok()).collect();
+        let name = &self.options.publication;
+        let ensured = publication::ensure(client, name, &fit, self.options.create_publication).await?;
+        let fitting = looked.iter_mut().filter(|looked| looked.wanted.def.is_ok());
+        for ((looked, def), ensured) in fitting.zip(&fit).zip(ensured) {
+            match ensured {
+                Ok(was_missing) => {
+                    looked.wanted.unpublished = was_missing;
+                    looked.wanted.fingerprint = publication::fingerprint(client, name, def).await?;
                 }
-                Some(_) => {}
+                Err(error @ SourceError::Refused { .. }) => {
+                    looked.wanted.def = Err(error.to_string());
+                    looked.refused = Some(error);
+                }
+                Err(error) => return Err(error),
             }
         }
-        let gone = current.defs.iter().find(|stored| tables.iter().all(|(def, _)| def.name != stored.name));
-        gone.map(|stored| format!("collection {} is no longer configured", stored.name))
+        Ok(looked)
     }
 
-    /// Makes a slot and an epoch on it, and starts the copy.
+    /// Makes a slot and an epoch on it, and starts the copies.
     async fn make_epoch(
         &mut self,
         client: &Client,
-        wal: &mut PgWalSource,
+        mut wal: PgWalSource,
         system: &SystemFacts,
-        mut tables: Vec<(CollectionDef, Table)>,
         reason: Option<String>,
     ) -> Result<(), NodeError> {
-        for (def, _) in &mut tables {
-            catalog::learn_dimensions(client, def).await.map_err(ReplicationError::from)?;
+        let mut tables = Vec::new();
+        for Looked { wanted, table, refused } in self.look(client).await.map_err(ReplicationError::from)? {
+            let id = CollectionId(tables.len() as u32);
+            let stored = || {
+                let view = self.current.as_ref()?.view();
+                view.collections.get(&wanted.name).map(|found| CollectionDef::clone(&found.def))
+            };
+            let (mut def, table) = match (wanted.def, table, refused) {
+                (Ok(mut def), Some(table), None) => {
+                    catalog::learn_dimensions(client, &mut def).await.map_err(ReplicationError::from)?;
+                    (def, Ok(table))
+                }
+                // At the first start somebody is there who can do something about it.
+                (_, _, Some(error)) if reason.is_none() => return Err(ReplicationError::from(error).into()),
+                (def, ..) => match stored() {
+                    Some(stored) => (stored, Err(def.err().unwrap_or_default())),
+                    None => continue,
+                },
+            };
+            def.id = id;
+            tables.push(NewTable { def, table, fingerprint: wanted.fingerprint });
         }
         let before = self.data.current()?;
         let id = before.as_ref().map_or(EpochId(1), |current| current.epoch.next());
@@ -328,10 +406,7 @@ impl Supervisor {
         let version = catalog::server_version(client).await.map_err(ReplicationError::from)?;
         let database = client_database(client).await?;
         tracing::info!(slot, "making a replication slot; this waits for open transactions");
-        let lock_timeout = self.options.slot_lock_timeout;
-        let new = wal.create_slot(&slot, version, lock_timeout).await?;
-        let sessions =
-            copy::open_sessions(&self.options.dsn, &new.snapshot, &tables, self.options.copy_connections).await?;
+        let new = wal.create_slot(&slot, false, version, self.options.slot_lock_timeout).await?;
         let identity = Identity {
             system_id: system.system_id.clone(),
             timeline: system.timeline,
@@ -339,33 +414,38 @@ impl Supervisor {
             slot,
             consistent_point: new.consistent_point,
         };
-        tracing::info!(at = %new.consistent_point, "copying");
-        let (epoch, copy_tables) = Epoch::create(&dir, id, identity, tables, self.options.engine.clone())?;
+        tracing::info!(at = %new.consistent_point, "a new epoch begins");
+        let mut epoch = Epoch::create(&dir, id, identity, tables, self.options.engine.clone(), &self.progress)?;
         if self.current.is_none() {
             // Nothing else answers: let this one say how far it is.
             self.frontier.serve(Some(epoch.serving.clone()));
         }
-        let progress = self.progress.clone();
-        let at = new.consistent_point;
-        let copy = tokio::spawn(async move { copy::run(sessions, copy_tables, at, &progress).await });
-        self.making = Some(Making { epoch, copy: Some(copy) });
+        epoch.copy(&self.options.dsn, &self.copy_options(), Some(Exported { held_by: wal, slot: new }));
+        self.making = Some(epoch);
         Ok(())
     }
 
-    /// Streams into the newest epoch's log; meanwhile finishes its copy if it has one.
+    fn copy_options(&self) -> copy::Options {
+        copy::Options {
+            connections: self.options.copy_connections,
+            lock_timeout: self.options.slot_lock_timeout,
+            slot: self.options.slot.clone(),
+        }
+    }
+
+    /// Streams into the newest epoch's log; meanwhile looks after copies and collections.
     async fn stream(&mut self, mut wal: PgWalSource, system: &SystemFacts) -> Result<(), NodeError> {
-        let epoch = match (&mut self.making, &mut self.current) {
-            (Some(making), _) => &mut making.epoch,
-            (None, Some(current)) => current,
-            (None, None) => return Err(NodeError::Stopped("there is nothing to stream into".into())),
+        let Some(epoch) = self.newest_mut() else {
+            return Err(NodeError::Stopped("there is nothing to stream into".into()));
         };
         let from = epoch.serving.log.durable().lsn;
         if epoch.identity.timeline != system.timeline {
             epoch.identity.timeline = system.timeline;
             epoch.state.set_identity(&epoch.identity)?;
         }
-        wal.start(&epoch.identity.slot, &self.options.publication, from).await?;
-        let log = match epoch.log.take() {
+        let (slot, definitions) = (epoch.identity.slot.clone(), epoch.definitions.clone());
+        wal.start(&slot, &self.options.publication, from).await?;
+        let log = match self.newest_mut().and_then(|epoch| epoch.log.take()) {
             Some(log) => log,
             None => return Err(NodeError::Stopped("the change log is in use".into())),
         };
@@ -374,55 +454,36 @@ impl Supervisor {
             self.progress.set_stale(None);
         }
         tracing::info!(%from, "streaming");
-        let defs = self.newest().map(|epoch| epoch.defs.clone()).unwrap_or_default();
-        let mut failure = self.newest().map(|epoch| epoch.serving.engine.failure());
-        let old = self.current.as_ref().filter(|_| self.making.is_some());
-        let mut old_failure = old.map(|epoch| epoch.serving.engine.failure());
+        // What happened to the tables while nobody looked has no event in the stream.
+        self.reconcile_now = true;
         let stop = self.stop.child_token();
-        let (intake, progress) = (self.options.intake, self.progress.clone());
-        let mut following = pin!(follow(wal, intake, &defs, log, &progress, &stop));
-        let mut making_failed = None;
-        let (log, ended) = loop {
+        let mut following = {
+            let (intake, progress, stop) = (self.options.intake, self.progress.clone(), stop.clone());
+            tokio::spawn(async move { follow(wal, intake, definitions, log, &progress, &stop).await })
+        };
+        let mut tended = Ok(());
+        let ended = loop {
+            let tending = async {
+                tokio::time::sleep(TEND).await;
+                self.tend().await
+            };
             tokio::select! {
                 ended = &mut following => break ended,
-                made = finish(&mut self.making), if self.making.is_some() && making_failed.is_none() => {
-                    match made {
-                        Ok(()) => {
-                            old_failure = None;
-                            self.promote().await?;
-                        }
-                        Err(error) => {
-                            making_failed = Some(error);
-                            stop.cancel();
-                        }
-                    }
-                }
-                reason = failed(&mut failure), if making_failed.is_none() => {
+                result = tending => if result.is_err() {
+                    tended = result;
                     stop.cancel();
-                    if self.making.is_some() && self.current.is_some() {
-                        // What answers is another engine: it goes on, and the copy is tried again.
-                        let why = format!("the engine of the new copy failed: {reason}");
-                        making_failed = Some(ReplicationError::Transport(why).into());
-                        continue;
-                    }
-                    let _ = (&mut following).await;
-                    return Err(NodeError::Engine(reason));
-                }
-                reason = failed(&mut old_failure) => {
-                    stop.cancel();
-                    let _ = (&mut following).await;
-                    return Err(NodeError::Engine(reason));
-                }
+                    break (&mut following).await;
+                },
             }
         };
-        if let Some(error) = making_failed {
-            drop(log);
-            self.discard_making().await;
-            return Err(error);
-        }
-        if let Some(epoch) = self.newest() {
+        let (log, ended) = match ended {
+            Ok(ended) => ended,
+            Err(panic) => return Err(NodeError::Engine(format!("following the source ended: {panic}"))),
+        };
+        if let Some(epoch) = self.newest_mut() {
             epoch.log = Some(log);
         }
+        tended?;
         if ended.sqlstate() == Some("42704") {
             // The catalog is read as of the change: a publication that was missing then is missing for ever.
             self.unreadable = Some(format!("changes were written while the publication was missing: {ended}"));
@@ -433,21 +494,171 @@ impl Supervisor {
         }
     }
 
-    fn newest(&mut self) -> Option<&mut Epoch> {
-        self.making.as_mut().map(|making| &mut making.epoch).or(self.current.as_mut())
+    /// One look at what goes on beside the stream. An error ends the stream.
+    async fn tend(&mut self) -> Result<(), NodeError> {
+        self.check_engines()?;
+        self.tend_copies().await?;
+        if self.making.as_ref().is_some_and(Epoch::is_live) {
+            self.promote().await?;
+        }
+        self.rebuild.extend(self.progress.take_rebuilds());
+        if self.specs.has_changed().unwrap_or(false) {
+            self.options.collections = self.specs.borrow_and_update().clone();
+            self.reconcile_now = true;
+        }
+        let troubled = self.newest().is_some_and(is_troubled);
+        let every = if self.troubled || !self.unfit.is_empty() { LOOK_AGAIN } else { self.options.reconcile_every };
+        let due = self.reconcile_now || self.reconciled.elapsed() >= every;
+        if due || (troubled && !self.troubled) || !self.rebuild.is_empty() {
+            self.reconcile_now = false;
+            let reconciled = self.reconcile().await;
+            (self.reconciled, self.troubled) = (Instant::now(), troubled);
+            match reconciled {
+                Err(NodeError::Replication(error @ (ReplicationError::Source(_) | ReplicationError::Transport(_)))) => {
+                    tracing::warn!(%error, "cannot compare the collections with the source's tables; trying again");
+                    // Soon, but not at once.
+                    self.troubled = true;
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    fn check_engines(&mut self) -> Result<(), NodeError> {
+        let failure = |epoch: &Epoch| epoch.serving.engine.failure().borrow().clone();
+        if let Some(reason) = self.current.as_ref().and_then(failure) {
+            return Err(NodeError::Engine(reason));
+        }
+        let Some(reason) = self.making.as_ref().and_then(failure) else { return Ok(()) };
+        if self.current.is_none() {
+            return Err(NodeError::Engine(reason));
+        }
+        // What answers is another engine: it goes on, and the copy is tried again.
+        self.discard_making();
+        Err(ReplicationError::Transport(format!("the engine of the new copy failed: {reason}")).into())
+    }
+
+    async fn tend_copies(&mut self) -> Result<(), NodeError> {
+        let (dsn, options) = (self.options.dsn.clone(), self.copy_options());
+        let Some(epoch) = self.making.as_mut().or(self.current.as_mut()) else { return Ok(()) };
+        epoch.tidy();
+        match epoch.copy_ended().await {
+            Some(Ok(())) => self.copy_backoff.reset(),
+            Some(Err(NodeError::Replication(
+                error @ (ReplicationError::Source(_) | ReplicationError::Transport(_)),
+            ))) => {
+                let pause = self.copy_backoff.next(error.policy());
+                tracing::warn!(%error, ?pause, "a copy ended; looking at its table again");
+                self.copy_from = Instant::now() + pause;
+                self.reconcile_now = true;
+                return Ok(());
+            }
+            Some(Err(other)) => return Err(other),
+            None => {}
+        }
+        if Instant::now() >= self.copy_from && !self.reconcile_now {
+            epoch.copy(&dsn, &options, None);
+        }
+        Ok(())
+    }
+
+    /// Compares what there is with what is configured and what the source has, and does what follows.
+    async fn reconcile(&mut self) -> Result<(), NodeError> {
+        let client = self.options.dsn.connect().await.map_err(ReplicationError::from)?;
+        let mut looked = self.look(&client).await.map_err(ReplicationError::from)?;
+        let making = self.making.is_some();
+        let Some(epoch) = self.making.as_mut().or(self.current.as_mut()) else { return Ok(()) };
+        let view = epoch.view();
+        let mut answering = Vec::new();
+        for found in view.collections.values().filter(|found| found.state != CollectionState::Copying) {
+            let fingerprint = epoch.serving.engine.record(found.def.id)?.map(|record| record.fingerprint);
+            let paused = matches!(found.state, CollectionState::Paused { .. });
+            let def = CollectionDef::clone(&found.def);
+            answering.push(Answering { def, paused, fingerprint: fingerprint.unwrap_or_default() });
+        }
+        let arriving = view.incoming.values().map(|arriving| Arriving {
+            def: CollectionDef::clone(&arriving.def),
+            failed: arriving.failed.is_some() || epoch.is_spoiled(arriving.def.id),
+        });
+        let arriving: Vec<_> = arriving.collect();
+        let before = std::mem::take(&mut self.unfit);
+        for Looked { wanted, .. } in &mut looked {
+            let follows = answering.iter().find(|have| have.def.name == wanted.name && !have.paused);
+            if let (Err(_), Some(follows)) = (&wanted.def, follows) {
+                self.unfit.insert(wanted.name.clone());
+                if !before.contains(&wanted.name) {
+                    (wanted.def, wanted.fingerprint) = (Ok(follows.def.clone()), follows.fingerprint.clone());
+                }
+            }
+        }
+        let (wanted, tables): (Vec<_>, Vec<_>) = looked.into_iter().map(|looked| (looked.wanted, looked.table)).unzip();
+        for step in plan(&wanted, &answering, &arriving) {
+            match step {
+                Step::Remove(id) => {
+                    tracing::info!(collection = id.0, "forgetting a collection's data");
+                    epoch.remove(id).await?;
+                }
+                Step::Pause(id, reason) => {
+                    epoch.serving.engine.order(Command::Pause(id, reason)).await?;
+                }
+                Step::Copy { wanted: number, reason } => {
+                    let (wanted, Some(table)) = (&wanted[number], &tables[number]) else { continue };
+                    let Ok(mut def) = wanted.def.clone() else { continue };
+                    catalog::learn_dimensions(&client, &mut def).await.map_err(ReplicationError::from)?;
+                    tracing::info!(collection = wanted.name, reason, "copying a collection");
+                    metrics::counter!(names::COPIES).increment(1);
+                    self.rebuild.remove(&wanted.name);
+                    let (table, fingerprint) = (Ok(table.clone()), wanted.fingerprint.clone());
+                    epoch.add(NewTable { def, table, fingerprint }, &self.progress).await?;
+                }
+                Step::Compare(id, fingerprint) => {
+                    // One at a time, and of what answers.
+                    let busy = self.comparing.as_ref().is_some_and(|comparing| !comparing.is_finished());
+                    if busy || making {
+                        continue;
+                    }
+                    let Some(found) = view.collections.values().find(|found| found.def.id == id) else { continue };
+                    tracing::info!(
+                        collection = found.def.name,
+                        "comparing with the source: partitions or publication changed"
+                    );
+                    self.comparing = Some(tokio::spawn(repair::compare(
+                        self.frontier.clone(),
+                        epoch.serving.engine.clone(),
+                        self.options.dsn.clone(),
+                        self.pool.clone(),
+                        (id, found.def.name.clone()),
+                        fingerprint,
+                    )));
+                    break;
+                }
+            }
+        }
+        // What nobody can copy is not asked for for ever.
+        self.rebuild.clear();
+        Ok(())
+    }
+
+    fn newest(&self) -> Option<&Epoch> {
+        self.making.as_ref().or(self.current.as_ref())
+    }
+
+    fn newest_mut(&mut self) -> Option<&mut Epoch> {
+        self.making.as_mut().or(self.current.as_mut())
     }
 
     /// The new epoch is whole: from now on it answers.
     async fn promote(&mut self) -> Result<(), NodeError> {
-        let Some(Making { epoch, .. }) = self.making.take() else { return Ok(()) };
+        let Some(mut epoch) = self.making.take() else { return Ok(()) };
         self.frontier.serve(Some(epoch.serving.clone()));
-        if let Some(old) = self.current.take() {
-            tokio::task::block_in_place(|| old.serving.engine.stop());
+        if let Some(mut old) = self.current.take() {
+            old.stop();
         }
         // The old epoch's files go with its slot: nothing works on them any more.
         self.data.make_current(epoch.id, &epoch.identity.slot)?;
         epoch.serving.kept.store(true, Ordering::Relaxed);
-        epoch.remove_copy_logs(&self.data.epoch_dir(epoch.id));
+        epoch.tidy();
         self.progress.forget();
         self.progress.set_stale(None);
         tracing::info!(epoch = epoch.id.0, slot = epoch.identity.slot, "the copy is whole and answers");
@@ -463,14 +674,13 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The copy failed: its engine ends, its slot and files go at the next connection.
-    async fn discard_making(&mut self) {
-        if let Some(Making { epoch, copy }) = self.making.take() {
-            copy.iter().for_each(JoinHandle::abort);
+    /// The new epoch cannot be continued: its engine ends, its slot and files go at the next connection.
+    fn discard_making(&mut self) {
+        if let Some(mut epoch) = self.making.take() {
             if self.current.is_none() {
                 self.frontier.serve(None);
             }
-            tokio::task::block_in_place(|| epoch.serving.engine.stop());
+            epoch.stop();
         }
     }
 
@@ -500,40 +710,18 @@ impl Supervisor {
 
     /// Ends the engines, after what they applied is durable.
     pub async fn close(&mut self) {
-        if let Some(Making { epoch, copy }) = self.making.take() {
-            copy.iter().for_each(JoinHandle::abort);
-            tokio::task::block_in_place(|| epoch.serving.engine.stop());
-        }
-        if let Some(epoch) = self.current.take() {
-            tokio::task::block_in_place(|| epoch.serving.engine.stop());
+        self.comparing.take().iter().for_each(JoinHandle::abort);
+        for mut epoch in self.making.take().into_iter().chain(self.current.take()) {
+            epoch.stop();
         }
     }
 }
 
-/// Resolves when the copy is in its log and the engine has taken it in.
-async fn finish(making: &mut Option<Making>) -> Result<(), NodeError> {
-    let Some(making) = making else { return std::future::pending().await };
-    // Asked until it was told: a copy that fails while the stream is away must not be forgotten.
-    if let Some(copy) = &mut making.copy {
-        match copy.await {
-            Ok(copied) => copied?,
-            Err(panic) => return Err(NodeError::Engine(format!("the copy ended: {panic}"))),
-        }
-        making.copy = None;
-    }
-    while !making.epoch.is_live() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
-}
-
-async fn failed(failure: &mut Option<tokio::sync::watch::Receiver<Option<String>>>) -> String {
-    let Some(failure) = failure else { return std::future::pending().await };
-    let reason = match failure.wait_for(Option::is_some).await {
-        Ok(reason) => reason.clone(),
-        Err(_) => None,
-    };
-    reason.unwrap_or_else(|| "it is gone".into())
+/// Does a collection of it not follow its table?
+fn is_troubled(epoch: &Epoch) -> bool {
+    let view = epoch.view();
+    let paused = view.collections.values().any(|found| matches!(found.state, CollectionState::Paused { .. }));
+    paused || view.incoming.values().any(|arriving| arriving.failed.is_some())
 }
 
 async fn client_database(client: &Client) -> Result<String, NodeError> {

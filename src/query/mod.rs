@@ -153,7 +153,7 @@ impl<V: Visibility> QueryService<V> {
         let (serving, view) = self.frontier.view(&request.consistency).await?;
         let found = view.collections.get(&request.collection);
         let found = found.ok_or_else(|| unknown_collection(&view, &request.collection))?;
-        check_state(found)?;
+        let paused = check_state(found, request)?;
         let (column, index) = vector_column(found, request)?;
         check_columns(&found.def, request)?;
         let query = query_vector(&serving, found, column, index, request)?;
@@ -163,7 +163,7 @@ impl<V: Visibility> QueryService<V> {
             complete: true,
             applied_lsn: view.applied,
             staleness: self.frontier.staleness(view.applied),
-            stale: stale.or_else(|| self.frontier.progress.stale()),
+            stale: stale.or_else(|| self.frontier.progress.stale()).or(paused),
             recheck: RecheckReport { mode: request.recheck, ..RecheckReport::default() },
             stats: SearchStats { took_us: 0, visited: 0, plan: plan.name, reason: plan.reason.clone() },
         };
@@ -246,13 +246,15 @@ fn check_numbers(request: &SearchRequest) -> Result<(), QueryError> {
     }
 }
 
-fn check_state(found: &CollectionView) -> Result<(), QueryError> {
+/// Why answers are of the past, if so. Who asks for a position gets none of a collection that stands still.
+fn check_state(found: &CollectionView, request: &SearchRequest) -> Result<Option<String>, QueryError> {
     match &found.state {
-        CollectionState::Live => Ok(()),
+        CollectionState::Live => Ok(None),
         CollectionState::Copying => Err(QueryError::Copying(found.def.name.clone())),
-        CollectionState::Paused { reason } => {
+        CollectionState::Paused { reason } if request.consistency.at_least.is_some() || found.rows == 0 => {
             Err(QueryError::Paused { name: found.def.name.clone(), reason: reason.clone() })
         }
+        CollectionState::Paused { reason } => Ok(Some(format!("the collection is paused: {reason}"))),
     }
 }
 

@@ -52,13 +52,20 @@ struct Mapping {
     filters: Vec<(usize, ColumnType)>,
 }
 
-/// A relation as we see it.
+/// What a relation's rows mean to one collection.
 #[derive(Debug, Clone)]
-enum Known {
-    /// Feeds a collection.
-    Ours(Mapping),
-    /// Does not.
-    NotOurs,
+enum Feed {
+    /// They are its rows.
+    Rows(Mapping),
+    /// They no longer fit it: every transaction with such rows says so, and stops it.
+    Drifted(CollectionId, String),
+}
+
+/// A relation as the stream described it last, and the collections it feeds.
+#[derive(Debug, Clone)]
+struct Known {
+    relation: Relation,
+    feeds: Vec<Feed>,
 }
 
 /// The transaction that is being received.
@@ -70,11 +77,29 @@ struct Open {
     started: bool,
     pending: Vec<Change>,
     pending_bytes: usize,
+    /// Collections that were stopped in it.
+    drifted: Vec<CollectionId>,
+}
+
+impl Open {
+    fn add(&mut self, collection: CollectionId, op: Op) {
+        self.ordinal += 1;
+        self.pending_bytes += size(&op);
+        self.pending.push(Change { collection, ordinal: self.ordinal, op });
+    }
+
+    /// Stops a collection, once.
+    fn drift(&mut self, collection: CollectionId, reason: &str) {
+        if !self.drifted.contains(&collection) {
+            self.drifted.push(collection);
+            self.add(collection, Op::Drift { reason: reason.to_owned() });
+        }
+    }
 }
 
 /// Turns the stream of one connection into log records.
 pub struct Assembler {
-    collections: HashMap<u32, CollectionDef>,
+    collections: Vec<CollectionDef>,
     types: HashMap<u32, (String, String)>,
     relations: HashMap<u32, Known>,
     open: Option<Open>,
@@ -89,13 +114,21 @@ impl Assembler {
     /// For a connection that streams from `durable`.
     pub fn new(collections: &[CollectionDef], durable: Lsn) -> Assembler {
         Assembler {
-            collections: collections.iter().map(|def| (def.oid, def.clone())).collect(),
+            collections: collections.to_vec(),
             types: HashMap::new(),
             relations: HashMap::new(),
             open: None,
             start: durable,
             reached: durable,
             commit_time: 0,
+        }
+    }
+
+    /// From the next transaction on these are the collections. Not inside a transaction.
+    pub fn define(&mut self, collections: &[CollectionDef]) {
+        self.collections = collections.to_vec();
+        for known in self.relations.values_mut() {
+            known.feeds = feeds(&self.collections, &known.relation, &self.types);
         }
     }
 
@@ -128,19 +161,19 @@ impl Assembler {
                 self.describe(relation);
                 self.emit_full_chunk(emit)
             }
-            Message::Insert { relation, new, .. } => self.change(relation, emit, |mapping| {
+            Message::Insert { relation, new, .. } => self.change(relation, emit, &|mapping| {
                 let row = image(relation, mapping, &new, None)?;
                 Ok(Op::Upsert { old_key: None, row })
             }),
-            Message::Update { relation, old, new, .. } => self.change(relation, emit, |mapping| {
+            Message::Update { relation, old, new, .. } => self.change(relation, emit, &|mapping| {
                 let row = image(relation, mapping, &new, old.as_ref())?;
-                let old_key = old.map(|old| key(relation, mapping, tuple(&old), None)).transpose()?;
+                let old_key = old.as_ref().map(|old| key(relation, mapping, tuple(old), None)).transpose()?;
                 Ok(Op::Upsert { old_key: old_key.filter(|old| *old != row.key), row })
             }),
             Message::Delete { relation, old, .. } => self
-                .change(relation, emit, |mapping| Ok(Op::Delete { key: key(relation, mapping, tuple(&old), None)? })),
+                .change(relation, emit, &|mapping| Ok(Op::Delete { key: key(relation, mapping, tuple(&old), None)? })),
             Message::Truncate { relations, .. } => {
-                relations.into_iter().try_for_each(|relation| self.change(relation, emit, |_| Ok(Op::Truncate)))
+                relations.into_iter().try_for_each(|relation| self.change(relation, emit, &|_| Ok(Op::Truncate)))
             }
             Message::Origin { .. } | Message::Message { .. } => Ok(()),
             // Newer servers may send an abort to clients that never asked for streaming; it concerns nothing we have.
@@ -156,7 +189,8 @@ impl Assembler {
         self.commit_time = commit_time;
         let replayed = commit.is_covered_by(self.start);
         let pending = Vec::new();
-        self.open = Some(Open { commit, replayed, ordinal: 0, started: false, pending, pending_bytes: 0 });
+        let drifted = Vec::new();
+        self.open = Some(Open { commit, replayed, ordinal: 0, started: false, pending, pending_bytes: 0, drifted });
         Ok(())
     }
 
@@ -175,60 +209,43 @@ impl Assembler {
         emit(if open.started { LogRecord::Commit { end } } else { LogRecord::Progress { upto: end } })
     }
 
-    /// Learns how a relation's rows look from now on. A relation of ours that no longer fits its collection stops that
-    /// collection, loudly, and no other.
+    /// Learns how a relation's rows look from now on.
     fn describe(&mut self, relation: Relation) {
-        let oid = relation.oid;
-        let known = match self.collections.get(&oid) {
-            None => Known::NotOurs,
-            Some(def) => match map(def, &relation, &self.types) {
-                Ok(mapping) => Known::Ours(mapping),
-                Err(reason) => {
-                    let collection = def.id;
-                    self.collections.remove(&oid);
-                    self.add(collection, Op::Drift { reason });
-                    Known::NotOurs
+        let feeds = feeds(&self.collections, &relation, &self.types);
+        if let Some(open) = self.open.as_mut().filter(|open| !open.replayed) {
+            for feed in &feeds {
+                if let Feed::Drifted(collection, reason) = feed {
+                    open.drift(*collection, reason);
                 }
-            },
-        };
-        self.relations.insert(oid, known);
+            }
+        }
+        self.relations.insert(relation.oid, Known { relation, feeds });
     }
 
     fn change<E: From<AssembleError>>(
         &mut self,
         relation: u32,
         emit: &mut dyn FnMut(LogRecord) -> std::result::Result<(), E>,
-        op: impl FnOnce(&Mapping) -> Result<Op>,
+        op: &dyn Fn(&Mapping) -> Result<Op>,
     ) -> std::result::Result<(), E> {
-        let open = self.open.as_ref().ok_or(AssembleError::OutOfPlace("a change outside a transaction"))?;
+        let open = self.open.as_mut().ok_or(AssembleError::OutOfPlace("a change outside a transaction"))?;
         if open.replayed {
             return Ok(());
         }
         let known = self.relations.get(&relation).ok_or(AssembleError::UnknownRelation(relation))?;
-        if let Known::Ours(mapping) = known {
-            let (collection, op) = match op(mapping) {
-                Ok(op) => (mapping.collection, op),
-                // Nothing of that collection can be followed any more; the others can.
-                Err(AssembleError::Key { reason, .. }) => {
-                    let op = Op::Drift { reason: format!("a row's key cannot be read: {reason}") };
-                    let collection = mapping.collection;
-                    self.relations.insert(relation, Known::NotOurs);
-                    (collection, op)
-                }
-                Err(other) => return Err(other.into()),
-            };
-            self.add(collection, op);
-            self.emit_full_chunk(emit)?;
+        for feed in &known.feeds {
+            match feed {
+                Feed::Drifted(collection, reason) => open.drift(*collection, reason),
+                Feed::Rows(mapping) => match op(mapping) {
+                    // Nothing of that collection can be followed any more; the others can.
+                    Err(AssembleError::Key { reason, .. }) => {
+                        open.drift(mapping.collection, &format!("a row's key cannot be read: {reason}"));
+                    }
+                    made => open.add(mapping.collection, made?),
+                },
+            }
         }
-        Ok(())
-    }
-
-    fn add(&mut self, collection: CollectionId, op: Op) {
-        if let Some(open) = self.open.as_mut().filter(|open| !open.replayed) {
-            open.ordinal += 1;
-            open.pending_bytes += size(&op);
-            open.pending.push(Change { collection, ordinal: open.ordinal, op });
-        }
+        self.emit_full_chunk(emit)
     }
 
     fn emit_full_chunk<E>(
@@ -268,6 +285,16 @@ fn cell_size(cell: &Cell) -> usize {
         Cell::Value(crate::model::Value::Text(text)) => text.len(),
         _ => 8,
     }
+}
+
+/// What a relation's rows mean to the collections of that table.
+fn feeds(collections: &[CollectionDef], relation: &Relation, types: &HashMap<u32, (String, String)>) -> Vec<Feed> {
+    let of_table = collections.iter().filter(|def| def.oid == relation.oid);
+    let feed = |def: &CollectionDef| match map(def, relation, types) {
+        Ok(mapping) => Feed::Rows(mapping),
+        Err(reason) => Feed::Drifted(def.id, reason),
+    };
+    of_table.map(feed).collect()
 }
 
 fn map(

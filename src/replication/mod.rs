@@ -3,6 +3,7 @@
 pub mod assemble;
 pub mod copy;
 pub mod copy_rows;
+pub mod definitions;
 pub mod frame;
 pub mod pgoutput;
 pub mod progress;
@@ -10,8 +11,9 @@ pub mod start;
 pub mod stream;
 pub mod transport;
 
-use crate::model::{CollectionDef, LogRecord, Lsn};
+use crate::model::{LogRecord, Lsn};
 use crate::replication::assemble::{AssembleError, Assembler};
+use crate::replication::definitions::Definitions;
 use crate::replication::frame::Frame;
 use crate::replication::pgoutput::Message;
 use crate::replication::progress::Progress;
@@ -22,6 +24,7 @@ use crate::source::{SourceError, catalog};
 use crate::storage::StorageError;
 use crate::storage::changelog::ChangeLog;
 use crate::telemetry::names;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -139,7 +142,7 @@ const SYNC_AFTER: Duration = Duration::from_millis(20);
 pub async fn follow<S: WalSource>(
     source: S,
     intake: Intake,
-    collections: &[CollectionDef],
+    definitions: Arc<Definitions>,
     mut log: ChangeLog,
     progress: &Progress,
     stop: &CancellationToken,
@@ -150,8 +153,7 @@ pub async fn follow<S: WalSource>(
     }
     let tail = log.tail();
     let (sender, receiver) = stream::queue();
-    let assembler = Assembler::new(collections, log.durable());
-    let writer = tokio::task::spawn_blocking(move || write(log, assembler, receiver));
+    let writer = tokio::task::spawn_blocking(move || write(log, &definitions, receiver));
     let received = stream::receive(source, intake, sender, tail, progress, stop).await;
     // The queue is closed now: the writer ends after what it has.
     match (writer.await, received) {
@@ -165,20 +167,28 @@ pub async fn follow<S: WalSource>(
 /// The log's own thread: decodes, assembles, appends, syncs in groups.
 fn write(
     mut log: ChangeLog,
-    mut assembler: Assembler,
+    definitions: &Definitions,
     mut queue: mpsc::Receiver<Queued>,
 ) -> (ChangeLog, Result<(), ReplicationError>) {
-    let result = write_all(&mut log, &mut assembler, &mut queue);
+    let mut assembler = Assembler::new(&[], log.durable());
+    let result = write_all(&mut log, &mut assembler, definitions, &mut queue);
     (log, result)
 }
 
 fn write_all(
     log: &mut ChangeLog,
     assembler: &mut Assembler,
+    definitions: &Definitions,
     queue: &mut mpsc::Receiver<Queued>,
 ) -> Result<(), ReplicationError> {
     let mut unsynced: Option<Instant> = None;
+    let mut generation = 0;
     loop {
+        // Whoever asked waits for a place in the log from which on the changes of his collections are in it.
+        if !assembler.in_transaction() && definitions.generation() != generation {
+            log.sync()?;
+            generation = definitions.take_effect(assembler, log.tail().durable().position);
+        }
         let next = match queue.try_recv() {
             Ok(queued) => Some(queued),
             Err(mpsc::error::TryRecvError::Disconnected) => None,
@@ -198,6 +208,10 @@ fn write_all(
         for frame in queued.frames {
             if take_frame(log, assembler, frame)? {
                 unsynced.get_or_insert_with(Instant::now);
+            }
+            if !assembler.in_transaction() && definitions.generation() != generation {
+                log.sync()?;
+                generation = definitions.take_effect(assembler, log.tail().durable().position);
             }
         }
         if unsynced.is_some_and(|since| since.elapsed() >= SYNC_AFTER) {

@@ -3,7 +3,7 @@
 use crate::model::{CollectionId, Lsn};
 use parking_lot::Mutex;
 use serde::Serialize;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -78,6 +78,8 @@ pub struct Progress {
     copies: Mutex<BTreeMap<CollectionId, Arc<CopyStatus>>>,
     freshness: Mutex<Freshness>,
     nudge: Notify,
+    /// Collections somebody wants copied again.
+    rebuilds: Mutex<BTreeSet<String>>,
 }
 
 impl Default for Progress {
@@ -91,6 +93,7 @@ impl Default for Progress {
             copies: Mutex::default(),
             freshness: Mutex::new(Freshness { heard: VecDeque::new(), proven: None, caught_up: None }),
             nudge: Notify::new(),
+            rebuilds: Mutex::default(),
         }
     }
 }
@@ -191,6 +194,16 @@ impl Progress {
     /// Somebody waits for a position: ask the source now instead of at the next tick.
     pub fn nudge(&self) {
         self.nudge.notify_one();
+    }
+
+    /// Asks for a new copy of a collection; what it has answers until then.
+    pub fn ask_rebuild(&self, collection: &str) {
+        self.rebuilds.lock().insert(collection.to_owned());
+    }
+
+    /// The collections that were asked to be copied again since the last call.
+    pub fn take_rebuilds(&self) -> BTreeSet<String> {
+        std::mem::take(&mut self.rebuilds.lock())
     }
 
     pub(crate) async fn nudged(&self) {

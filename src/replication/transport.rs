@@ -74,16 +74,19 @@ impl PgWalSource {
         }
     }
 
-    /// Makes a slot and exports its snapshot. Waits for older transactions, for each at most `lock_timeout`.
+    /// Makes a slot and exports its snapshot. Waits for older transactions, for each at most `lock_timeout`. A temporary
+    /// one goes with the connection.
     pub async fn create_slot(
         &mut self,
         name: &str,
+        temporary: bool,
         version: i32,
         lock_timeout: Duration,
     ) -> Result<NewSlot, ReplicationError> {
         self.ask(&format!("SET lock_timeout = {}", lock_timeout.as_millis()), ANSWER_LIMIT).await?;
         let export = if version >= 150_000 { "(SNAPSHOT 'export')" } else { "EXPORT_SNAPSHOT" };
-        let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {export}", quote_ident(name));
+        let temporary = if temporary { "TEMPORARY " } else { "" };
+        let sql = format!("CREATE_REPLICATION_SLOT {} {temporary}LOGICAL pgoutput {export}", quote_ident(name));
         // A slot is found consistent in up to three rounds of waiting; the server ends each.
         let rows = self.ask(&sql, lock_timeout * 3 + ANSWER_LIMIT).await?;
         let slot = || {

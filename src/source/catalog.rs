@@ -1,7 +1,7 @@
 //! Facts of the source's catalog: what a table looks like, where a slot stands, where the WAL ends.
 
 use crate::model::{
-    CollectionDef, CollectionId, CollectionSpec, ColumnType, FilterColumn, KeyColumn, Lsn, MAX_DIMENSIONS,
+    CollectionDef, CollectionId, CollectionSpec, ColumnType, FilterColumn, KeyColumn, Lsn, MAX_COLUMNS, MAX_DIMENSIONS,
     VectorColumn, quote_ident,
 };
 use crate::source::{Result, SourceError};
@@ -261,6 +261,10 @@ pub fn check_spec(spec: &CollectionSpec) -> std::result::Result<(), String> {
     }
     if spec.vectors.is_empty() {
         return Err(format!("collection {name}: no vector column"));
+    }
+    let columns = spec.vectors.len() + spec.filter_columns.len();
+    if columns > MAX_COLUMNS {
+        return Err(format!("collection {name}: {columns} vector and filter columns, at most {MAX_COLUMNS} can be"));
     }
     for vector in &spec.vectors {
         let column = &vector.column;

@@ -14,8 +14,14 @@ struct Member {
 }
 
 /// Makes sure that the publication sends what the collections need. With `create` what is missing is made, else it is
-/// an error that carries the SQL. True when something was missing: changes made before now were not sent.
-pub async fn ensure(client: &Client, name: &str, collections: &[CollectionDef], create: bool) -> Result<bool> {
+/// an error that carries the SQL. For each collection: true when its table was missing, so that changes made before now
+/// were not sent; or why it cannot be followed.
+pub async fn ensure(
+    client: &Client,
+    name: &str,
+    collections: &[CollectionDef],
+    create: bool,
+) -> Result<Vec<Result<bool>>> {
     let publication = quote_ident(name);
     let tables: Vec<_> = collections.iter().map(CollectionDef::from_clause).collect();
     let head = client
@@ -25,12 +31,15 @@ pub async fn ensure(client: &Client, name: &str, collections: &[CollectionDef], 
         )
         .await?;
     let Some(head) = head else {
+        if collections.is_empty() {
+            return Ok(Vec::new());
+        }
         let sql = format!(
             "CREATE PUBLICATION {publication} FOR TABLE {} WITH (publish_via_partition_root = true)",
             tables.join(", ")
         );
         run(client, create, format!("publication {publication} does not exist"), &sql).await?;
-        return Ok(true);
+        return Ok(collections.iter().map(|_| Ok(true)).collect());
     };
     for (at, op) in ["insert", "update", "delete", "truncate"].iter().enumerate() {
         if !head.get::<_, bool>(at) {
@@ -38,31 +47,41 @@ pub async fn ensure(client: &Client, name: &str, collections: &[CollectionDef], 
             return Err(SourceError::refused(format!("publication {publication} does not publish {op}"), sql));
         }
     }
-    if let Some(def) = collections.iter().find(|def| def.partitioned && !head.get::<_, bool>(4)) {
-        let problem =
-            format!("publication {publication} sends the partitions of {} under their own names", def.quoted_table());
-        let sql = format!("ALTER PUBLICATION {publication} SET (publish_via_partition_root = true);");
-        return Err(SourceError::refused(problem, sql));
-    }
     let members = members(client, name).await?;
-    let mut changed = false;
+    let mut ensured = Vec::new();
     for (def, table) in collections.iter().zip(&tables) {
-        match members.iter().find(|member| member.schema == def.schema && member.table == def.table) {
-            Some(member) => check_member(member, def, &publication)?,
+        let member = members.iter().find(|member| member.schema == def.schema && member.table == def.table);
+        ensured.push(match member {
+            _ if def.partitioned && !head.get::<_, bool>(4) => {
+                let problem = format!(
+                    "publication {publication} sends the partitions of {} under their own names",
+                    def.quoted_table()
+                );
+                let sql = format!("ALTER PUBLICATION {publication} SET (publish_via_partition_root = true);");
+                Err(SourceError::refused(problem, sql))
+            }
+            Some(member) => check_member(member, def, &publication).map(|()| false),
             None => {
                 let sql = format!("ALTER PUBLICATION {publication} ADD TABLE {table}");
-                run(
-                    client,
-                    create,
-                    format!("publication {publication} does not have table {}", def.quoted_table()),
-                    &sql,
-                )
-                .await?;
-                changed = true;
+                let problem = format!("publication {publication} does not have table {}", def.quoted_table());
+                run(client, create, problem, &sql).await.map(|()| true)
             }
-        }
+        });
     }
-    Ok(changed)
+    Ok(ensured)
+}
+
+/// What of a table and its publication has no event in the stream when it changes: which partitions there are and where
+/// their rows lie, and since when the publication has the table.
+pub async fn fingerprint(client: &Client, name: &str, def: &CollectionDef) -> Result<String> {
+    // Row versions of the catalog: a table that was taken out and put back looks the same otherwise.
+    let sql = "SELECT concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin,
+                      (SELECT md5(string_agg(concat_ws(' ', t.relid::oid, pg_relation_filenode(t.relid)), ',' ORDER BY t.relid::oid))
+                         FROM pg_partition_tree($2::oid) t WHERE t.isleaf AND t.relid::oid <> $2::oid))
+                 FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = $2::oid
+                WHERE p.pubname = $1";
+    let row = client.query_opt(sql, &[&name, &def.oid]).await?;
+    Ok(row.map(|row| row.get(0)).unwrap_or_default())
 }
 
 async fn run(client: &Client, create: bool, problem: String, sql: &str) -> Result<()> {

@@ -33,6 +33,9 @@ pub struct LogPosition {
     pub offset: u64,
 }
 
+/// Where every log starts.
+pub const START: LogPosition = LogPosition { file: 1, offset: HEADER };
+
 /// How far the log is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Durable {
@@ -87,7 +90,7 @@ impl ChangeLog {
     pub fn create(dir: &Path, base: Lsn) -> Result<ChangeLog> {
         std::fs::create_dir_all(dir).context("create", dir)?;
         let (file, path) = create_file(dir, 1, base)?;
-        Ok(ChangeLog::at(dir, file, path, Durable { lsn: base, position: LogPosition { file: 1, offset: HEADER } }))
+        Ok(ChangeLog::at(dir, file, path, Durable { lsn: base, position: START }))
     }
 
     /// Opens a log after any kind of end. What follows the last boundary is cut off: it was never confirmed, so the
@@ -227,7 +230,7 @@ fn boundary_of(record: &LogRecord) -> Option<Lsn> {
         LogRecord::Commit { end } => Some(*end),
         LogRecord::Progress { upto } => Some(*upto),
         // In a copy log every record stands alone.
-        LogRecord::Copied(_) => Some(Lsn::ZERO),
+        LogRecord::Copied(_) | LogRecord::CopyStart { .. } | LogRecord::RangeCopied(_) => Some(Lsn::ZERO),
         LogRecord::CopyEnd { at, .. } => Some(*at),
         LogRecord::Begin(_) | LogRecord::Changes(_) => None,
     }
@@ -372,6 +375,11 @@ impl LogReader {
     /// The shared durable end.
     pub fn tail(&self) -> &LogTail {
         &self.tail
+    }
+
+    /// Another reader of the same log.
+    pub fn again_from(&self, position: LogPosition) -> LogReader {
+        LogReader::new(&self.dir, self.tail.clone(), position)
     }
 
     /// Waits for more durable records, at most `timeout`.

@@ -1,7 +1,7 @@
 //! The bytes of log records and row cells: fixed little-endian, total to read.
 
 use crate::model::{
-    Cell, Change, CollectionId, CommitLsn, LogRecord, Lsn, Op, RowImage, RowKey, TransactionHead, Value,
+    Cell, Change, CollectionId, CommitLsn, LogRecord, Lsn, Op, PageRange, RowImage, RowKey, TransactionHead, Value,
 };
 
 /// Bytes that are not a record, with what was expected.
@@ -238,6 +238,8 @@ const COMMIT: u8 = 3;
 const PROGRESS: u8 = 4;
 const COPIED: u8 = 5;
 const COPY_END: u8 = 6;
+const COPY_START: u8 = 7;
+const RANGE_COPIED: u8 = 8;
 
 /// Appends a log record's body.
 pub fn put_record(out: &mut Vec<u8>, record: &LogRecord) {
@@ -259,6 +261,17 @@ pub fn put_record(out: &mut Vec<u8>, record: &LogRecord) {
         LogRecord::Progress { upto } => {
             out.push(PROGRESS);
             put_u64(out, upto.0);
+        }
+        LogRecord::CopyStart { at, filenode } => {
+            out.push(COPY_START);
+            put_u64(out, at.0);
+            put_u32(out, *filenode);
+        }
+        LogRecord::RangeCopied(PageRange { first, end }) => {
+            out.push(RANGE_COPIED);
+            put_u32(out, *first);
+            out.push(u8::from(end.is_some()));
+            put_u32(out, end.unwrap_or(0));
         }
         LogRecord::Copied(rows) => {
             out.push(COPIED);
@@ -282,6 +295,11 @@ pub fn get_record(bytes: &[u8]) -> Read<LogRecord> {
         COMMIT => LogRecord::Commit { end: Lsn(from.u64()?) },
         PROGRESS => LogRecord::Progress { upto: Lsn(from.u64()?) },
         COPIED => LogRecord::Copied(from.list(get_row)?),
+        COPY_START => LogRecord::CopyStart { at: Lsn(from.u64()?), filenode: from.u32()? },
+        RANGE_COPIED => {
+            let (first, bounded, end) = (from.u32()?, from.u8()? != 0, from.u32()?);
+            LogRecord::RangeCopied(PageRange { first, end: bounded.then_some(end) })
+        }
         COPY_END => LogRecord::CopyEnd { at: Lsn(from.u64()?), rows: from.u64()? },
         _ => return Err(BadRecord("unknown kind of record")),
     };
@@ -324,7 +342,10 @@ mod tests {
             ]),
             LogRecord::Commit { end: Lsn(5) },
             LogRecord::Progress { upto: Lsn(6) },
+            LogRecord::CopyStart { at: Lsn(7), filenode: 9 },
             LogRecord::Copied(vec![row(), row()]),
+            LogRecord::RangeCopied(PageRange { first: 1, end: None }),
+            LogRecord::RangeCopied(PageRange { first: 1, end: Some(5) }),
             LogRecord::CopyEnd { at: Lsn(7), rows: 2 },
         ]
     }
@@ -344,7 +365,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_record_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 1u8..8) {
+        fn any_bytes_are_a_record_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 1u8..10) {
             let _ = get_record(&bytes);
             let mut tagged = vec![kind];
             tagged.extend(bytes);

@@ -2,7 +2,7 @@
 //! moved in one transaction.
 
 use crate::model::{Cell, CollectionDef, CollectionId, CommitLsn, Lsn, RowKey, Version};
-use crate::storage::changelog::LogPosition;
+use crate::storage::changelog::{self, LogPosition};
 use crate::storage::record::{BadRecord, Reader, get_cell, put_cell};
 use crate::storage::{Result, StorageError, damaged};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
@@ -101,6 +101,15 @@ pub struct CollectionRecord {
     pub state: CollectionState,
     /// Consistent point of its copy: earlier transactions are in the copied rows already.
     pub copied_at: Lsn,
+    /// Where its changes begin in the change log. While it is copied they wait there.
+    #[serde(default)]
+    pub from: LogPosition,
+    /// About how many rows the copy brings, for sizing.
+    #[serde(default)]
+    pub expected_rows: u64,
+    /// What has no event in the stream when it changes: partitions, membership of the publication. As last compared.
+    #[serde(default)]
+    pub fingerprint: String,
     /// One per vector column.
     pub indexes: Vec<IndexRecord>,
 }
@@ -114,18 +123,27 @@ pub struct StoredRow {
     pub nodes: Vec<Option<u32>>,
     /// The filter columns.
     pub filters: Vec<Cell>,
-    /// How many of its vectors are dead letters.
+    /// How many dead letters it has.
     pub dead: u8,
+    /// One bit per column, vectors first, then filter columns: the value is not known here and is read again from the
+    /// source. The highest bit: so is whether there is such a row.
+    pub missing: u64,
 }
 
 const NO_NODE: u32 = u32::MAX;
+/// In the byte of `dead`: a mask of missing columns follows.
+const HAS_MISSING: u8 = 0x80;
 
 impl StoredRow {
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(32 + self.filters.len() * 12);
         out.extend_from_slice(&self.version.commit.0.to_le_bytes());
         out.extend_from_slice(&self.version.ordinal.to_le_bytes());
-        out.extend_from_slice(&[self.dead, self.nodes.len() as u8]);
+        let has_missing = if self.missing == 0 { 0 } else { HAS_MISSING };
+        out.extend_from_slice(&[self.dead | has_missing, self.nodes.len() as u8]);
+        if self.missing != 0 {
+            out.extend_from_slice(&self.missing.to_le_bytes());
+        }
         for node in &self.nodes {
             out.extend_from_slice(&node.unwrap_or(NO_NODE).to_le_bytes());
         }
@@ -137,6 +155,7 @@ impl StoredRow {
         let mut from = Reader(bytes);
         let version = Version { commit: CommitLsn(from.u64()?), ordinal: from.u32()? };
         let (dead, count) = (from.u8()?, from.u8()?);
+        let missing = if dead & HAS_MISSING == 0 { 0 } else { from.u64()? };
         let mut nodes = Vec::new();
         for _ in 0..count {
             nodes.push(Some(from.u32()?).filter(|&node| node != NO_NODE));
@@ -145,7 +164,7 @@ impl StoredRow {
         while from.end().is_err() {
             filters.push(get_cell(&mut from)?);
         }
-        Ok(StoredRow { version, nodes, filters, dead })
+        Ok(StoredRow { version, nodes, filters, dead: dead & !HAS_MISSING, missing })
     }
 }
 
@@ -175,7 +194,9 @@ impl State {
         state.write(true, |batch| {
             batch.put_meta("format", &FORMAT)?;
             batch.put_meta("identity", identity)?;
-            batch.put_meta("applied", &Applied::default())
+            // Everything up to the consistent point is in the copies.
+            let applied = Applied { lsn: identity.consistent_point, commit_time: 0, position: changelog::START };
+            batch.put_meta("applied", &applied)
         })?;
         Ok(state)
     }
@@ -216,6 +237,12 @@ impl State {
     /// How far the change log is applied.
     pub fn applied(&self) -> Result<Applied> {
         self.meta("applied")
+    }
+
+    /// The last number that was given to a collection: none is given twice in an epoch.
+    pub fn last_collection(&self) -> Result<Option<CollectionId>> {
+        let table = self.database.begin_read()?.open_table(META)?;
+        table.get("last_collection")?.map(|bytes| self.parse("last_collection", bytes.value())).transpose()
     }
 
     /// Every collection, by number.
@@ -305,6 +332,18 @@ impl<'t> Batch<'t> {
     /// Moves the applied position.
     pub fn set_applied(&mut self, applied: &Applied) -> Result<()> {
         self.put_meta("applied", applied)
+    }
+
+    /// Numbers up to this one were given to collections.
+    pub fn set_last_collection(&mut self, last: CollectionId) -> Result<()> {
+        self.put_meta("last_collection", &last)
+    }
+
+    /// Removes a collection with all that is stored of it.
+    pub fn remove_collection(&mut self, collection: CollectionId) -> Result<()> {
+        self.remove_all_rows(collection)?;
+        self.transaction.open_table(COLLECTIONS)?.remove(collection.0)?;
+        Ok(())
     }
 
     /// Stores a collection's record.
@@ -406,12 +445,15 @@ mod tests {
             nodes: vec![Some(3), None],
             filters: vec![Cell::Null, Cell::Value(Value::Text("x".into()))],
             dead: 1,
+            missing: 0,
         };
+        let patchy = StoredRow { missing: 0b101, ..row.clone() };
         let applied = Applied { lsn: Lsn(11), commit_time: 5, position: LogPosition { file: 1, offset: 32 } };
         let letter = DeadLetter { key: "1".into(), column: "e".into(), reason: "NaN".into(), lsn: Lsn(1) };
         state
             .write(true, |batch| {
                 batch.put_row(id, &key(1), &row)?;
+                batch.put_row(id, &key(2), &patchy)?;
                 assert_eq!(batch.set_dead_letters(id, &key(1), std::slice::from_ref(&letter))?, 0);
                 batch.set_applied(&applied)
             })
@@ -427,6 +469,7 @@ mod tests {
         assert_eq!(state.identity().expect("identity"), identity());
         assert_eq!(state.applied().expect("applied"), applied);
         assert_eq!(state.row(id, &key(1)).expect("row"), Some(row));
+        assert_eq!(state.row(id, &key(2)).expect("row"), Some(patchy));
         assert_eq!(state.dead_letters(id, 10).expect("letters"), [letter]);
         state
             .write(false, |batch| {

@@ -46,6 +46,12 @@ metric_names! {
     RECONNECTS = Counter "ruvector_replication_reconnects_total";
     /// Complete new copies of the source, by reason.
     RESYNCS = Counter "ruvector_replication_resyncs_total";
+    /// Copies of single collections begun while the others went on.
+    COPIES = Counter "ruvector_replication_collection_copies_total";
+    /// Rows read again by key because the stream did not carry a value.
+    ROWS_REFETCHED = Counter "ruvector_replication_rows_refetched_total";
+    /// Rows that differed from the source in a comparison and were read again.
+    ROWS_REPAIRED = Counter "ruvector_replication_rows_repaired_total";
     /// Time to apply one batch and publish its view.
     APPLY_SECONDS = Histogram "ruvector_apply_seconds";
     /// Rows copied by the initial copy.

@@ -41,7 +41,12 @@ impl Epoch {
         let state = Arc::new(State::create(&dir.join("state.redb"), &identity).expect("a new state"));
         let new: Vec<_> = tables
             .iter()
-            .map(|(def, rows)| NewCollection { def: def.clone(), copied_at: at, expected_rows: rows.len() as u64 })
+            .map(|(def, rows)| NewCollection {
+                def: def.clone(),
+                from: changelog::START,
+                expected_rows: rows.len() as u64,
+                fingerprint: String::new(),
+            })
             .collect();
         Engine::register(&state, &new).expect("new collections");
         let log_dir = dir.join("log");
@@ -50,16 +55,16 @@ impl Epoch {
         let mut copies = Vec::new();
         for (def, rows) in &tables {
             let mut copy = ChangeLog::create(&copy_dir(def), Lsn::ZERO).expect("a new copy log");
+            let begun = LogRecord::CopyStart { at, filenode: 1 };
             let chunks = rows.chunks(COPY_CHUNK).map(|rows| LogRecord::Copied(rows.to_vec()));
+            let chunks = [begun].into_iter().chain(chunks);
             let end = LogRecord::CopyEnd { at, rows: rows.len() as u64 };
             chunks.chain([end]).for_each(|record| copy.append(&record).expect("append"));
             copy.sync().expect("sync");
-            copies.push((def.id, copy.reader(changelog::start_of(&copy_dir(def)).expect("start"))));
+            copies.push((def.id, copy.reader(changelog::START)));
         }
-        let start = changelog::start_of(&log_dir).expect("start");
-        let logs = Logs { changes: log.reader(start), dir: log_dir, copies };
-        let expected: Vec<_> = new.iter().map(|new| (new.def.id, new.expected_rows)).collect();
-        let engine = Engine::start(dir, state.clone(), options, logs, &expected).expect("the engine starts");
+        let logs = Logs { changes: log.reader(changelog::START), dir: log_dir, copies };
+        let engine = Engine::start(dir, state.clone(), options, logs).expect("the engine starts");
         let epoch = Epoch::joined(state, engine, log);
         epoch.wait_until("the copies are taken in", |epoch| {
             epoch.engine.view().collections.values().all(|collection| collection.state == CollectionState::Live)
@@ -76,7 +81,7 @@ impl Epoch {
         let applied = state.applied().expect("the applied position");
         assert!(applied.position <= log.tail().durable().position, "nothing is applied that the log lost");
         let logs = Logs { changes: log.reader(applied.position), dir: log_dir, copies: Vec::new() };
-        let engine = Engine::start(dir, state.clone(), options, logs, &[]).expect("the engine starts");
+        let engine = Engine::start(dir, state.clone(), options, logs).expect("the engine starts");
         Epoch::joined(state, engine, log)
     }
 

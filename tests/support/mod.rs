@@ -368,6 +368,12 @@ impl Service {
         status.unwrap_or_else(|| panic!("it does not end after {name}:\n{}", self.log_tail()))
     }
 
+    /// Has it read its configuration's collections again.
+    pub fn hang_up(&mut self) {
+        let running = self.running.as_mut().expect("it runs");
+        writeln!(running.signals.as_mut().expect("open until the end"), "HUP").expect("it lives");
+    }
+
     /// Kills it, as a crash does.
     pub fn kill(&mut self) {
         self.signal("KILL");

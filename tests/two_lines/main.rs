@@ -14,6 +14,7 @@ use ruvector::model::{
     LogRecord, Lsn, Metric, Recheck, RowKey, SearchBy, SearchRequest, Value, VectorColumn,
 };
 use ruvector::query::{QueryError, QueryService};
+use ruvector::replication::definitions::Definitions;
 use ruvector::replication::frame::Frame;
 use ruvector::replication::progress::Progress;
 use ruvector::replication::stream::Intake;
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use wire::{Col, ITEMS, Script, Status, Tx, garbage, group, keepalive, keepalive_that_asks, row, vector};
+use wire::{Col, ITEMS, Script, Status, Tx, garbage, group, keepalive, keepalive_that_asks, row, stream_abort, vector};
 
 /// Where the slot starts.
 const START: u64 = 100;
@@ -142,7 +143,9 @@ impl Lines {
         let stop = CancellationToken::new();
         let (progress, stopped) = (self.progress.clone(), stop.clone());
         let intake = Intake { status_interval, silence_limit: Duration::from_secs(60), queue_bytes: 1 << 20 };
-        let following = tokio::spawn(async move { follow(script, intake, &[items()], log, &progress, &stopped).await });
+        let definitions = Arc::new(Definitions::new(vec![items()]));
+        let following =
+            tokio::spawn(async move { follow(script, intake, definitions, log, &progress, &stopped).await });
         self.wire = Some(Wire { frames, stop, following });
     }
 
@@ -415,6 +418,18 @@ async fn a_keepalive_moves_the_position_between_transactions_and_not_inside_one(
     lines.stop().await;
     let last = *lines.statuses.lock().expect("not poisoned").last().expect("statuses");
     assert!(last.flushed <= Lsn(500));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_abort_that_nobody_asked_for_is_ignored() {
+    let mut lines = Lines::new();
+    lines.send([stream_abort(7)]);
+    let mut frames = Tx::new(200).insert(row(1, at(1.0), group(1))).commit(210);
+    frames.insert(frames.len() - 1, stream_abort(9));
+    lines.send(frames);
+    lines.applied(210).await;
+    assert_eq!(lines.all(210).await.len(), 1);
+    lines.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! What there is: collections, their progress, rows that could not be indexed, verification.
 
 use crate::consistency::verify;
-use crate::engine::view::CollectionView;
+use crate::engine::view::{CollectionView, View};
 use crate::model::{CollectionDef, VectorColumn};
 use crate::query::QueryError;
 use crate::server::http::{App, Name, Shared};
@@ -9,6 +9,7 @@ use crate::server::problem::Problem;
 use crate::storage::state::{CollectionState, DeadLetter};
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use serde::Serialize;
 use std::sync::atomic::Ordering;
 
@@ -52,17 +53,21 @@ pub struct Shown {
     vectors: serde_json::Value,
     #[serde(flatten)]
     state: CollectionState,
+    /// Consistent point of the copy it grew from; another one means that it was copied again.
+    copied_at: String,
     rows: u64,
     dead_letters: u64,
     graph_writes: u64,
+    /// Of the copy that will answer when it is whole; until then this one does.
     #[serde(skip_serializing_if = "Option::is_none")]
     copy: Option<Copy>,
     applied_lsn: String,
     staleness_ms: Option<f64>,
 }
 
-fn shown(app: &App, found: &CollectionView, applied: crate::model::Lsn) -> Shown {
-    let CollectionDef { id, name, schema, table, key, filters, .. } = &*found.def;
+fn shown(app: &App, view: &View, found: &CollectionView) -> Shown {
+    let applied = view.applied;
+    let CollectionDef { name, schema, table, key, filters, .. } = &*found.def;
     let vector = |index: &std::sync::Arc<crate::engine::view::IndexView>| {
         let (nodes, linked) = index.linked();
         serde_json::to_value(Vector {
@@ -76,9 +81,10 @@ fn shown(app: &App, found: &CollectionView, applied: crate::model::Lsn) -> Shown
         .unwrap_or_default()
     };
     let frontier = &app.query.frontier;
-    let copying = found.state == CollectionState::Copying;
-    let copy = frontier.serving().filter(|_| copying).map(|serving| {
-        let (read, taken) = (frontier.progress.copy(*id), serving.engine.copy_progress(*id));
+    let arriving = frontier.serving().zip(view.incoming.get(name));
+    let copy = arriving.map(|(serving, arriving)| {
+        let id = arriving.def.id;
+        let (read, taken) = (frontier.progress.copy(id), serving.engine.copy_progress(id));
         Copy {
             rows_read: read.rows.load(Ordering::Relaxed),
             share_read: read.share(),
@@ -93,6 +99,7 @@ fn shown(app: &App, found: &CollectionView, applied: crate::model::Lsn) -> Shown
         filter_columns: serde_json::to_value(filters).unwrap_or_default(),
         vectors: found.indexes.iter().map(vector).collect(),
         state: found.state.clone(),
+        copied_at: found.copied_at.to_string(),
         rows: found.rows,
         dead_letters: found.dead_letters,
         graph_writes: found.graph_writes,
@@ -105,7 +112,7 @@ fn shown(app: &App, found: &CollectionView, applied: crate::model::Lsn) -> Shown
 /// `GET /v1/collections`
 pub async fn list(State(app): Shared) -> Result<Json<serde_json::Value>, Problem> {
     let (_, view) = app.query.frontier.view(&Default::default()).await?;
-    let all: Vec<_> = view.collections.values().map(|found| shown(&app, found, view.applied)).collect();
+    let all: Vec<_> = view.collections.values().map(|found| shown(&app, &view, found)).collect();
     Ok(Json(serde_json::json!({ "collections": all })))
 }
 
@@ -114,7 +121,7 @@ pub async fn show(State(app): Shared, Name(name): Name) -> Result<Json<Shown>, P
     app.query.definition(&name)?;
     let (_, view) = app.query.frontier.view(&Default::default()).await?;
     let found = view.collections.get(&name).ok_or(QueryError::Copying(name))?;
-    Ok(Json(shown(&app, found, view.applied)))
+    Ok(Json(shown(&app, &view, found)))
 }
 
 /// Dead letters shown at once.
@@ -127,6 +134,14 @@ pub async fn dead_letters(State(app): Shared, Name(name): Name) -> Result<Json<s
     let letters: Vec<DeadLetter> = serving.engine.dead_letters(def.id, LETTERS).map_err(QueryError::Storage)?;
     let total = view.collections.get(&name).map_or(0, |found| found.dead_letters);
     Ok(Json(serde_json::json!({ "total": total, "dead_letters": letters })))
+}
+
+/// `POST /v1/admin/collections/{name}/rebuild`: a new copy; what there is answers until it is whole.
+pub async fn rebuild(State(app): Shared, Name(name): Name) -> Result<(StatusCode, Json<serde_json::Value>), Problem> {
+    let def = app.query.definition(&name)?;
+    app.query.frontier.progress.ask_rebuild(&def.name);
+    let body = serde_json::json!({ "collection": def.name, "follow": format!("/v1/collections/{name}") });
+    Ok((StatusCode::ACCEPTED, Json(body)))
 }
 
 /// `POST /v1/admin/collections/{name}/verify`

@@ -108,6 +108,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/collections/{name}", get(collections::show))
         .route("/v1/collections/{name}/dead_letters", get(collections::dead_letters))
         .route("/v1/collections/{name}/search", post(search::search))
+        .route("/v1/admin/collections/{name}/rebuild", post(collections::rebuild))
         .route("/v1/admin/collections/{name}/verify", post(collections::verify))
         .route("/v1/status", get(probes::status))
         .route("/errors/{code}", get(probes::error_page))

@@ -165,7 +165,8 @@ async fn published(client: &Client, name: &str, create: bool, defs: &[Collection
         return finding("D09", Severity::Ok, &check, observed.into(), "");
     }
     let published = publication::ensure(client, name, defs, false).await;
-    let mut finding = from_result("D09", &check, published.map(|_| "has every table and column".into()));
+    let each = published.and_then(|each| each.into_iter().collect::<Result<Vec<_>>>());
+    let mut finding = from_result("D09", &check, each.map(|_| "has every table and column".into()));
     if create && finding.severity == Severity::Error {
         // The service makes it itself; where it may not after all, this is the SQL.
         finding.severity = Severity::Warning;
