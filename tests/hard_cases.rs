@@ -364,8 +364,9 @@ fn a_primary_key_that_is_dropped_pauses_the_collection_with_the_reason() {
     let mut service = Service::ready(&database, DOCS);
     database.sql.run("ALTER TABLE docs DROP CONSTRAINT docs_pkey; INSERT INTO docs VALUES (20, 's', 'b', vec(20, 4))");
     service.catch_up(&database.sql);
-    let said = service.try_search("docs", &near(1, 4, 1)).expect_err("a problem").to_string();
-    assert!(said.contains("replica identity"), "{said}");
+    assert_eq!(service.collection("docs")["state"], "paused");
+    let answer = service.search("docs", &near(1, 4, 1));
+    assert!(answer["stale"].as_str().is_some_and(|why| why.contains("replica identity")), "{answer:#}");
 }
 
 #[test]

@@ -42,7 +42,7 @@ const FAULTS: &[(&str, Kind, Fault)] = &[
 ];
 
 /// Rounds among all tests: some of the faults, others every time.
-const SHORT: u64 = 10;
+const SHORT: u64 = 8;
 
 #[test]
 fn every_fault_of_the_source_heals_or_is_refused_loudly() {
