@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod consistency;
 pub mod engine;
+pub mod failpoint;
 pub mod model;
 pub mod node;
 pub mod query;
@@ -12,3 +13,5 @@ pub mod server;
 pub mod source;
 pub mod storage;
 pub mod telemetry;
+
+pub(crate) use failpoint::failpoint;

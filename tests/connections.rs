@@ -8,7 +8,7 @@ use ruvector::replication::ReplicationError;
 use ruvector::replication::frame::Frame;
 use ruvector::replication::progress::Progress;
 use ruvector::replication::stream::{self, Intake, WalSource};
-use ruvector::replication::transport::PgWalSource;
+use ruvector::replication::transport::{PgWalSource, SlotKind};
 use ruvector::source::SourceError;
 use ruvector::source::connect::Dsn;
 use ruvector::source::policy::Policy;
@@ -464,7 +464,8 @@ async fn make_slot(source: &Source, dsn: &Dsn) -> Lsn {
     assert!(facts.current > Lsn(0) && !facts.system_id.is_empty());
     let version =
         source.admin.query_one("SELECT current_setting('server_version_num')::int", &[]).await.expect("a row");
-    let slot = wal.create_slot("s", version.get(0), Duration::from_secs(10)).await.expect("a slot");
+    let kept = SlotKind::Kept { failover: true };
+    let slot = wal.create_slot("s", kept, version.get(0), Duration::from_secs(10)).await.expect("a slot");
     assert!(!slot.snapshot.is_empty());
     slot.consistent_point
 }
@@ -548,6 +549,7 @@ async fn status_flows_while_intake_is_shut() {
         status_interval: Duration::from_millis(100),
         silence_limit: Duration::from_secs(30),
         queue_bytes: 64 * 1024,
+        spool_bytes: 1 << 20,
     };
     let (progress, stop) = (Progress::default(), CancellationToken::new());
     let drain = async {

@@ -1050,6 +1050,49 @@ fn what_a_table_missed_while_it_was_out_of_the_publication_is_found_and_read_aga
     service.terminate();
 }
 
+/// A ready service on 300 rows, stopped; then its table was out of the publication while a row went and another came.
+fn with_a_gap() -> (Database, Service) {
+    let database = Database::shared();
+    database.docs(300);
+    let mut service = Service::ready(&database, DOCS);
+    service.terminate();
+    let name = &service.slot;
+    database.sql.run(&format!("ALTER PUBLICATION \"{name}\" DROP TABLE docs"));
+    database.sql.run("DELETE FROM docs WHERE id = 1; INSERT INTO docs VALUES (5000, 's', 'b', vec(5000, 4))");
+    (database, service)
+}
+
+fn read_again(database: &Database, service: &mut Service) {
+    service.wait_for("the rows are read again", |service| {
+        service.is_ready() && service.verify("docs")["mismatch_count"] == 0
+    });
+    service.catch_up(&database.sql);
+    assert_eq!(service.verify_clean("docs"), 300);
+    assert_eq!(service.status()["slot"], service.slot.as_str());
+    service.terminate();
+}
+
+#[test]
+fn a_gap_in_the_publication_is_not_forgotten_by_a_crash() {
+    let (database, mut service) = with_a_gap();
+    service.set_environment("RUVECTOR_FAILPOINT", Some("publication.changed@1".into()));
+    service.start_mortal();
+    wait_until("it is dead", || service.has_ended());
+    service.set_environment("RUVECTOR_FAILPOINT", None);
+    service.start_checking_confirmed(&database);
+    read_again(&database, &mut service);
+}
+
+#[test]
+fn what_a_table_missed_is_found_when_it_is_put_back_into_the_publication_by_hand() {
+    let (database, mut service) = with_a_gap();
+    service.configure(&database.dsn, "create_publication = false", DOCS);
+    service.start();
+    service.wait_for("it asks for the table", |service| service.logged("ADD TABLE") > 0);
+    database.sql.run(&format!("ALTER PUBLICATION \"{}\" ADD TABLE docs", service.slot));
+    read_again(&database, &mut service);
+}
+
 #[test]
 fn a_deferrable_primary_key_is_refused_before_it_makes_updates_fail() {
     let database = Database::shared();

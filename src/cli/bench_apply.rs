@@ -24,6 +24,8 @@ const BATCH: usize = 1_000;
 const SMALL: usize = 10;
 /// How often positions are looked at; no figure here is finer.
 const LOOK: Duration = Duration::from_millis(1);
+/// While a backlog is drained, looking takes time from what is measured.
+const LOOK_AT_BACKLOG: Duration = Duration::from_millis(20);
 const DEADLINE: Duration = Duration::from_secs(1800);
 
 /// Arguments of `bench apply`.
@@ -87,6 +89,8 @@ struct Service {
     client: Client,
     stop: CancellationToken,
     thread: JoinHandle<Result<(), node::NodeError>>,
+    /// How often its positions are looked at.
+    look: Duration,
 }
 
 impl<'a> Bench<'a> {
@@ -181,7 +185,7 @@ impl<'a> Bench<'a> {
             }))
         });
         let Ok(address) = address.recv() else { return Err(ended(thread)) };
-        Ok(Service { client: Client::new(&format!("http://{address}")), stop, thread })
+        Ok(Service { client: Client::new(&format!("http://{address}")), stop, thread, look: LOOK })
     }
 
     fn end(&self, service: Service) -> anyhow::Result<()> {
@@ -285,12 +289,15 @@ impl<'a> Bench<'a> {
         if !status.success() {
             bail!("pg_recvlogical failed: {status}");
         }
+        let before = peak_rss()?;
         let started = Instant::now();
-        let service = self.serve()?;
+        let mut service = self.serve()?;
+        service.look = LOOK_AT_BACKLOG;
         service.wait(|status| status["replication"]["phase"] == "streaming")?;
         let streaming = started.elapsed();
         let durable = service.reach("durable", end, started)?;
         let searchable = service.reach("applied", end, started)?;
+        let peak = peak_rss()?;
         self.end(service)?;
         let ratio = |ours: Duration| (theirs.as_secs_f64() / ours.as_secs_f64() * 1000.0).round() / 1000.0;
         let theirs_line = json!({
@@ -310,6 +317,9 @@ impl<'a> Bench<'a> {
             "searchable_seconds": seconds(searchable),
             "searchable_rows_per_s": self.per_second(searchable),
             "searchable_to_pg_recvlogical": ratio(searchable),
+            "rss_mib_before": before.now_mib,
+            "rss_mib_peak": peak.peak_mib,
+            "rss_mib_after": peak.now_mib,
         });
         Ok((theirs_line, ours_line))
     }
@@ -325,7 +335,7 @@ impl Service {
             if self.client.get("/v1/status").is_ok_and(|status| holds(&status)) {
                 return Ok(());
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(self.look);
         }
         bail!("not within {DEADLINE:?}")
     }
@@ -373,6 +383,25 @@ fn watch(client: &Client, committed: &mpsc::Receiver<(Lsn, Instant)>) -> anyhow:
         std::thread::sleep(LOOK);
     }
     Ok(times)
+}
+
+/// Memory of this process, in MiB.
+struct Rss {
+    now_mib: u64,
+    /// Since the last call.
+    peak_mib: u64,
+}
+
+/// Reads it, and begins a new peak. The service is in this process, and the bench itself holds next to nothing.
+fn peak_rss() -> anyhow::Result<Rss> {
+    let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
+    let mib = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|line| line.trim_end_matches("kB").trim().parse::<u64>().ok()).unwrap_or(0) / 1024
+    };
+    // 5: the peak becomes what is used now (proc(5)).
+    std::fs::write("/proc/self/clear_refs", "5").context("/proc/self/clear_refs")?;
+    Ok(Rss { now_mib: mib("VmRSS:"), peak_mib: mib("VmHWM:") })
 }
 
 fn millis(time: Duration) -> f64 {

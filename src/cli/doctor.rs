@@ -2,7 +2,8 @@
 
 use crate::config::Config;
 use crate::source::connect::Dsn;
-use crate::source::preflight::{self, Finding, Severity};
+use crate::source::preflight::{self, Depth, Finding, Severity, Subject};
+use crate::storage::ownership;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -28,15 +29,24 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let source = &config.source;
-    let findings = runtime.block_on(preflight::run(
-        &dsn,
-        &source.slot,
-        &source.publication,
-        source.create_publication,
-        &config.collections,
-    ));
+    // Later copies have slots with numbers; the data directory, if it is here, says which one is ours now.
+    let followed = ownership::slot_followed(&config.storage.dir).ok().flatten().filter(|_| args.dsn.is_none());
+    let known = match args.dsn {
+        None => ownership::slots(&config.storage.dir).unwrap_or_default(),
+        Some(_) => Vec::new(),
+    };
+    let subject = Subject {
+        dsn: &dsn,
+        base: &source.slot,
+        known: &known,
+        slot: followed.as_deref().unwrap_or(&source.slot),
+        publication: &source.publication,
+        create: source.create_publication,
+        collections: &config.collections,
+    };
+    let findings = runtime.block_on(preflight::run(&subject, Depth::All));
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&findings)?);
+        say!("{}", serde_json::to_string_pretty(&findings)?);
     } else {
         findings.iter().for_each(print);
     }
@@ -49,8 +59,8 @@ fn print(finding: &Finding) {
         Severity::Warning => "warning",
         Severity::Error => "ERROR  ",
     };
-    println!("{mark} {} {}: {}", finding.code, finding.check, finding.observed);
+    say!("{mark} {} {}: {}", finding.code, finding.check, finding.observed);
     if let Some(fix) = &finding.fix {
-        println!("            fix: {fix}");
+        say!("            fix: {fix}");
     }
 }

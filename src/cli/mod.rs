@@ -1,9 +1,17 @@
 //! The command line: what a person or a script types.
 
+/// Prints a line. That nobody reads any more, as behind `| head`, is no error.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*)));
+    }};
+}
+
 pub mod bench_ann;
 pub mod bench_apply;
 pub mod client;
 mod demo;
+mod detach;
 mod doctor;
 mod init;
 mod npy;
@@ -37,7 +45,7 @@ enum Command {
     Demo(demo::Args),
     /// Follow the source and answer searches, until stopped.
     Serve(ConfigFile),
-    /// Show what a running service is doing.
+    /// Show what a running service is doing. Exit code 1 when it is not ready.
     Status(operate::Status),
     /// Search a collection of a running service.
     Search(operate::Search),
@@ -49,6 +57,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Print the SQL that prepares a source (role, grants, publication); run it with --run.
     Init(init::Args),
+    /// Take back what the service made on the source: slots, and the publication. Prints the SQL; runs it with --yes.
+    Detach(detach::Args),
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -89,11 +99,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => demo::run(&args),
         Command::Serve(file) => done(serve::run(file.config.as_deref())),
-        Command::Status(args) => done(operate::status(&args)),
+        Command::Status(args) => operate::status(&args),
         Command::Search(args) => done(operate::search(&args)),
         Command::Verify(args) => operate::verify(&args),
         Command::Rebuild(args) => done(operate::rebuild(&args)),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Detach(args) => detach::run(&args),
         Command::Init(args) => done(init::run(&args)),
         Command::Config(ConfigCommand::Default) => {
             print!("{}", crate::config::DEFAULTS);

@@ -89,30 +89,32 @@ pub struct Rebuild {
     all: bool,
 }
 
-/// Shows what the service is doing.
-pub fn status(args: &Status) -> anyhow::Result<()> {
+/// Shows what the service is doing; exit code 1 when it is not ready.
+pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
     let client = Client::new(&args.target.url);
     let status = client.get("/v1/status")?;
+    let code = if status["not_ready"].is_null() { ExitCode::SUCCESS } else { ExitCode::from(1) };
     if args.json {
-        println!("{status}");
-        return Ok(());
+        say!("{status}");
+        return Ok(code);
     }
     let text = |json: &Json| json.as_str().map_or_else(|| json.to_string(), str::to_owned);
-    println!("source       {}  slot {}", text(&status["source"]), text(&status["slot"]));
-    println!("replication  {}", describe(&status["replication"]));
+    say!("source       {}  slot {}", text(&status["source"]), text(&status["slot"]));
+    say!("replication  {}", describe(&status["replication"]));
     if let Some(reason) = status["not_ready"].as_str() {
-        println!("not ready    {reason}");
+        say!("not ready    {reason}");
     }
     let positions = &status["positions"];
     for name in ["source", "received", "durable", "confirmed", "applied"] {
-        println!("{name:<12} {}", text(&positions[name]));
+        say!("{name:<12} {}", text(&positions[name]));
     }
     match positions["staleness_ms"].as_f64() {
-        Some(ms) => println!("staleness    at most {ms:.0} ms"),
-        None => println!("staleness    unknown"),
+        Some(ms) => say!("staleness    at most {ms:.0} ms"),
+        None => say!("staleness    unknown"),
     }
+    source_slots(&status);
     for collection in client.get("/v1/collections")?["collections"].as_array().into_iter().flatten() {
-        println!(
+        say!(
             "collection   {}: {}, {} rows, {} dead letters{}",
             text(&collection["name"]),
             text(&collection["state"]),
@@ -121,7 +123,7 @@ pub fn status(args: &Status) -> anyhow::Result<()> {
             copy_progress(collection).unwrap_or_default()
         );
         for vector in collection["vectors"].as_array().into_iter().flatten() {
-            println!(
+            say!(
                 "  {} {} {}: {} vectors, {} of {} nodes linked, {} segments, {} MB",
                 text(&vector["name"]),
                 text(&vector["metric"]),
@@ -134,7 +136,31 @@ pub fn status(args: &Status) -> anyhow::Result<()> {
             );
         }
     }
-    Ok(())
+    Ok(code)
+}
+
+/// What our slots keep on the source, and what the doctor found.
+fn source_slots(status: &Json) {
+    let protection = &status["protection"];
+    let mib = |bytes: &Json| bytes.as_f64().map_or("unknown".into(), |bytes| format!("{:.1} MiB", bytes / 1_048_576.0));
+    for slot in protection["slots"].as_array().into_iter().flatten() {
+        let wal_status = slot["wal_status"].as_str().unwrap_or("unknown");
+        let name = slot["name"].as_str().unwrap_or("?");
+        say!("slot         {name}: keeps {} of WAL, {wal_status}", mib(&slot["retained_wal_bytes"]));
+    }
+    if !protection["budget_left_bytes"].is_null() {
+        let spent_in = protection["budget_spent_in_s"].as_f64();
+        let spent_in = spent_in.map(|seconds| format!(", spent in {seconds:.0} s at this rate")).unwrap_or_default();
+        let (left, all) = (mib(&protection["budget_left_bytes"]), mib(&protection["budget_bytes"]));
+        say!("WAL budget   {left} left of {all}{spent_in}");
+    }
+    for key in ["warning", "given_up_reason"] {
+        protection[key].as_str().into_iter().for_each(|what| say!("protection   {what}"));
+    }
+    for finding in status["doctor"]["findings"].as_array().into_iter().flatten() {
+        let field = |name: &str| finding[name].as_str().unwrap_or_default().to_owned();
+        say!("doctor       {} {} {}: {}", field("severity"), field("code"), field("check"), field("observed"));
+    }
 }
 
 fn describe(phase: &Json) -> String {
@@ -148,7 +174,8 @@ fn describe(phase: &Json) -> String {
 fn copy_progress(collection: &Json) -> Option<String> {
     let copy = collection.get("copy")?;
     let share = copy["share_read"].as_f64()? * 100.0;
-    Some(format!(", {share:.0} % read, {} rows loaded, {} linked", copy["rows_loaded"], copy["rows_linked"]))
+    let eta = copy["eta_s"].as_f64().map(|seconds| format!(", {seconds:.0} s left to read")).unwrap_or_default();
+    Some(format!(", {share:.0} % read{eta}, {} rows loaded, {} linked", copy["rows_loaded"], copy["rows_linked"]))
 }
 
 fn body(args: &Search) -> anyhow::Result<Json> {
@@ -193,17 +220,17 @@ pub fn search(args: &Search) -> anyhow::Result<()> {
     let client = Client::new(&args.target.url);
     let answer = client.post(&format!("/v1/collections/{}/search", segment(&args.collection)), &body(args)?)?;
     if args.json {
-        println!("{answer}");
+        say!("{answer}");
         return Ok(());
     }
     for hit in answer["hits"].as_array().into_iter().flatten() {
         let distance = hit["distance"].as_f64().map_or("undefined".into(), |distance| format!("{distance:.4}"));
         let columns = hit.get("columns").map(Json::to_string).unwrap_or_default();
-        println!("{distance:>9}  {}  {columns}", hit["id"]);
+        say!("{distance:>9}  {}  {columns}", hit["id"]);
     }
     let complete = if answer["complete"] == true { "complete" } else { "MAY BE SHORT" };
     let stats = &answer["stats"];
-    println!(
+    say!(
         "-- {complete}; as of {}; {} us, plan {} ({})",
         answer["applied_lsn"].as_str().unwrap_or("?"),
         stats["took_us"],
@@ -259,19 +286,19 @@ pub fn verify(args: &Verify) -> anyhow::Result<ExitCode> {
         let same = report["mismatch_count"] == 0 && report["source_checksum"] == report["index_checksum"];
         clean &= same;
         if args.json {
-            println!("{report}");
+            say!("{report}");
             continue;
         }
         let verdict = if same { "same" } else { "DIFFERENT" };
-        println!(
+        say!(
             "{name}: {verdict}; {} rows in the source, {} here, as of {}",
             report["source_rows"],
             report["index_rows"],
             report["at"].as_str().unwrap_or("?")
         );
-        println!("  source {}\n  here   {}", report["source_checksum"], report["index_checksum"]);
+        say!("  source {}\n  here   {}", report["source_checksum"], report["index_checksum"]);
         for mismatch in report["mismatches"].as_array().into_iter().flatten() {
-            println!("  {}: {}", mismatch["kind"].as_str().unwrap_or("?"), mismatch["key"].as_str().unwrap_or("?"));
+            say!("  {}: {}", mismatch["kind"].as_str().unwrap_or("?"), mismatch["key"].as_str().unwrap_or("?"));
         }
     }
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::from(1) })

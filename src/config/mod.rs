@@ -1,6 +1,7 @@
 //! One file and the environment -> one checked value; `node` makes every module's own options of it. The default file is compiled in and is the documentation.
 
 use crate::model::CollectionSpec;
+use crate::replication::transport::Streaming;
 use crate::source::catalog::check_spec;
 use crate::source::connect::Dsn;
 use crate::telemetry::LogFormat;
@@ -22,6 +23,8 @@ pub struct ConfigError(pub String);
 pub struct Config {
     /// `[source]`
     pub source: Source,
+    /// `[doctor]`
+    pub doctor: Doctor,
     /// `[storage]`
     pub storage: Storage,
     /// `[engine]`
@@ -54,6 +57,22 @@ pub struct Source {
     pub status_interval_ms: u64,
     pub silence_limit_s: u64,
     pub queue_mib: usize,
+    pub streaming: Streaming,
+    pub spool_mib: usize,
+    pub max_retained_wal_mib: u64,
+    pub max_retained_s: u64,
+    pub heartbeat_s: u64,
+    pub failover: Failover,
+}
+
+/// `source.failover`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Failover {
+    /// Where the server can.
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// Without the password.
@@ -64,6 +83,14 @@ impl std::fmt::Debug for Source {
             .field("publication", &self.publication)
             .finish_non_exhaustive()
     }
+}
+
+/// `[doctor]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
+pub struct Doctor {
+    pub interval_s: u64,
 }
 
 /// `[storage]`
@@ -143,11 +170,16 @@ impl Config {
         least("source.status_interval_ms", self.source.status_interval_ms as usize, 10)?;
         least("source.silence_limit_s", self.source.silence_limit_s as usize, 1)?;
         least("source.queue_mib", self.source.queue_mib, 1)?;
+        least("source.spool_mib", self.source.spool_mib, 1)?;
         least("engine.segment_rows", self.engine.segment_rows, 64)?;
         least("search.default_ef", self.search.default_ef, 1)?;
         least("search.recheck_connections", self.search.recheck_connections, 1)?;
         least("search.recheck_timeout_ms", self.search.recheck_timeout_ms as usize, 1)?;
         least("http.max_concurrent", self.http.max_concurrent, 1)?;
+        // Bytes in 64 bits.
+        if self.source.max_retained_wal_mib > 1 << 40 {
+            return Err(ConfigError("source.max_retained_wal_mib is more than there are".into()));
+        }
         check_slot(&self.source.slot)?;
         if self.source.publication.is_empty() || self.source.publication.len() > 63 {
             return Err(ConfigError("source.publication must be 1 to 63 bytes".into()));
@@ -221,7 +253,10 @@ mod tests {
             ("[source]\nslott = 'x'\n", "slott"),
             ("[sauce]\n", "sauce"),
             ("[source]\nslot = 'Bad-Name'\n", "source.slot"),
+            ("[source]\nstreaming = 'parallel'\n", "parallel"),
             ("[engine]\nsegment_rows = 1\n", "engine.segment_rows"),
+            ("[source]\nfailover = 'always'\n", "always"),
+            ("[source]\nmax_retained_wal_mib = 10000000000000\n", "source.max_retained_wal_mib"),
             ("[http]\nlisten = 'nowhere'\n", "listen"),
             ("[[collections]]\ntable = 'docs'\nvectors = []\n", "no vector column"),
             (&format!("{COLLECTION}{COLLECTION}"), "named twice"),

@@ -111,6 +111,7 @@ impl Applier {
         }
         self.take_background()?;
         self.seal_all()?;
+        crate::failpoint!("apply.stop_sealed");
         self.checkpoint()
     }
 
@@ -119,6 +120,7 @@ impl Applier {
         let started = Instant::now();
         let state = self.state.clone();
         let changes = state.write(false, |batch| {
+            crate::failpoint!("apply.batch_begun");
             let mut changes = 0;
             while let Some(record) = self.reader.next_record()? {
                 changes += self.apply_record(batch, record)?;
@@ -127,10 +129,13 @@ impl Applier {
                 }
             }
             self.store(batch)?;
+            crate::failpoint!("apply.before_commit");
             Ok(changes)
         })?;
+        crate::failpoint!("apply.committed");
         self.undurable_since.get_or_insert(started);
         self.publish();
+        crate::failpoint!("apply.published");
         metrics::counter!(names::CHANGES_APPLIED).increment(changes as u64);
         metrics::histogram!(names::APPLY_SECONDS).record(started.elapsed().as_secs_f64());
         Ok(())
@@ -157,6 +162,7 @@ impl Applier {
                     count += changes.len();
                     for change in changes {
                         self.apply_change(batch, head.commit, change)?;
+                        crate::failpoint!("apply.change_applied");
                     }
                 }
                 Some(LogRecord::Commit { end }) => {
@@ -192,11 +198,14 @@ impl Applier {
 
     /// Makes everything applied durable, and lets go of what the log no longer needs.
     fn checkpoint(&mut self) -> Result<()> {
+        crate::failpoint!("apply.checkpoint_begun");
         self.write_durably(|_| Ok(()))?;
+        crate::failpoint!("apply.checkpoint_committed");
         for collection in &mut self.collections {
             collection.indexes.iter_mut().for_each(|index| index.remove_retired());
         }
         changelog::remove_before(&self.log_dir, self.needed_from())?;
+        crate::failpoint!("apply.checkpoint_done");
         Ok(())
     }
 
@@ -204,6 +213,7 @@ impl Applier {
     fn write_durably(&mut self, more: impl FnOnce(&mut Batch<'_>) -> Result<()>) -> Result<()> {
         let incoming = self.incoming.iter_mut().map(|incoming| &mut incoming.collection);
         self.collections.iter_mut().chain(incoming).try_for_each(CollectionWriter::sync)?;
+        crate::failpoint!("apply.checkpoint_originals");
         let state = self.state.clone();
         state.write(true, |batch| {
             self.store(batch)?;
@@ -288,10 +298,12 @@ impl Applier {
         let before = self.collections.iter().position(|old| old.name() == name).map(|at| self.collections.remove(at));
         self.collections.push(collection);
         self.write_durably(|batch| before.as_ref().map_or(Ok(()), |old| batch.remove_collection(old.id())))?;
+        crate::failpoint!("apply.arrived");
         self.publish_all();
         if let Some(old) = before {
             old.remove_files();
         }
+        crate::failpoint!("apply.copy_live");
         tracing::info!(collection = name, rows, "collection is live");
         self.checkpoint()
     }
@@ -312,6 +324,7 @@ impl Applier {
                     batch.set_last_collection(record.def.id)?;
                     batch.put_collection(&record)
                 })?;
+                crate::failpoint!("apply.collection_added");
                 let collection = self.shared.open_incoming(&self.state, record)?;
                 self.incoming.push(Incoming::new(collection, copy));
             }
@@ -354,6 +367,7 @@ impl Applier {
         let mut gone: Vec<_> = arriving.map(|incoming| incoming.collection).collect();
         gone.extend(self.collections.extract_if(.., |collection| collection.id() == id));
         self.write_durably(|batch| batch.remove_collection(id))?;
+        crate::failpoint!("apply.collection_removed");
         gone.iter().for_each(CollectionWriter::remove_files);
         Ok(())
     }

@@ -6,6 +6,7 @@ use crate::engine::segment::Segment;
 use crate::engine::view::{IndexView, View};
 use crate::model::CollectionId;
 use crate::storage::Result;
+use crate::storage::changelog::LogTail;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, atomic::Ordering};
@@ -64,10 +65,26 @@ fn segment_path(epoch: &Path, collection: CollectionId, index: usize, id: u64) -
     epoch.join("vectors").join(Segment::file_name(collection.0, index, id))
 }
 
+/// Bytes of vectors that searches may have to scan because linking waits: a few hundredths of a second.
+const SCANNED_WHILE_BEHIND: usize = 256 << 20;
+
+/// Bytes of vectors that no graph links yet.
+fn unlinked(view: &View) -> usize {
+    let segments = indexes(view).flat_map(|(_, _, index)| &index.segments);
+    segments.map(|segment| segment.graph.tail().len() * segment.graph.dim() * size_of::<f32>()).sum()
+}
+
 /// Links new nodes and seals full segments until told to stop.
-pub fn link(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
+///
+/// A row is found without being linked, so while the source has much more waiting, the processors are left to what brings
+/// it here, as long as the scan of what is not linked stays short.
+pub fn link(shared: &Shared, epoch: &Path, log: &LogTail, done: &Sender<Done>) -> Result<()> {
     while !shared.stopping() {
         let view = shared.view();
+        if log.is_behind() && unlinked(&view) < SCANNED_WHILE_BEHIND {
+            std::thread::sleep(IDLE);
+            continue;
+        }
         let mut linked = 0;
         for (collection, number, index) in indexes(&view) {
             // While a collection is copied, the applier links it with all threads at the end.
@@ -78,6 +95,7 @@ pub fn link(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
                 linked += segment.graph.link_next(LINK_CHUNK);
                 if segment.is_full() && segment.is_linked() && !segment.is_saved() {
                     segment.save(&segment_path(epoch, collection, number, segment.id))?;
+                    crate::failpoint!("link.sealed");
                     let _ = done.send(Done::Sealed { collection, index: number, id: segment.id });
                 }
             }
@@ -102,7 +120,9 @@ pub fn merge(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
             let id = index.ids.fetch_add(1, Ordering::Relaxed);
             let alive = |node| index.row(node).is_some();
             let merged = Segment::merged(id, &index.column, dimensions, &old, &alive, 1);
+            crate::failpoint!("merge.built");
             merged.save(&segment_path(epoch, collection, number, id))?;
+            crate::failpoint!("merge.saved");
             let old = chosen.iter().map(|segment| segment.id).collect();
             tracing::info!(collection = collection.0, ?old, new = id, rows = merged.graph.len(), "merged segments");
             let _ = done.send(Done::Merged { collection, index: number, old, segment: Arc::new(merged) });

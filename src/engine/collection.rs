@@ -230,6 +230,7 @@ impl CollectionWriter {
                 self.dead -= before as u64;
             }
         }
+        crate::failpoint!("collection.moved");
         self.put(batch, version, moved, row, true)
     }
 
@@ -321,6 +322,7 @@ impl CollectionWriter {
 
     fn truncate(&mut self, batch: &mut Batch<'_>) -> Result<()> {
         batch.remove_all_rows(self.id())?;
+        crate::failpoint!("collection.truncated");
         self.indexes.iter_mut().for_each(IndexWriter::detach_all);
         (self.rows, self.dead, self.changed) = (0, 0, true);
         Ok(())
@@ -351,6 +353,7 @@ impl CollectionWriter {
                 }
                 segment.save(&index.segment_path(segment.id))?;
                 index.sealed(segment.id);
+                crate::failpoint!("apply.segment_sealed");
             }
         }
         Ok(())

@@ -77,8 +77,10 @@ impl Incoming {
             Stage::Loading(_) => self.load(shared, state, time),
             Stage::Linking(thread) if !thread.is_finished() => Ok(Step::Waiting),
             Stage::Linking(_) => {
+                crate::failpoint!("incoming.linked");
                 // What was copied is linked once, not again after every crash.
                 self.collection.seal(|segment| !segment.graph.is_empty())?;
+                crate::failpoint!("incoming.sealed");
                 self.collection.use_segments_of(shared.options.segment_rows);
                 self.stage = Stage::CatchingUp(changes.again_from(self.collection.from()));
                 Ok(Step::Worked)
@@ -128,6 +130,7 @@ impl Incoming {
             Ok(false)
         })?;
         if whole {
+            crate::failpoint!("incoming.loaded");
             self.link(shared)?;
         }
         Ok(Step::Worked)
@@ -182,6 +185,7 @@ impl Incoming {
             }
             collection.flush()
         })?;
+        crate::failpoint!("incoming.caught_up");
         if matches!(self.collection.state(), CollectionState::Paused { .. }) {
             self.stage = Stage::Failed;
         }

@@ -5,6 +5,7 @@ use crate::engine::segment::Segment;
 use crate::engine::view::{IndexView, Row};
 use crate::model::{CollectionId, VectorColumn};
 use crate::storage::Result;
+use crate::storage::files;
 use crate::storage::originals::Originals;
 use crate::storage::state::{IndexRecord, SealedRecord};
 use std::path::{Path, PathBuf};
@@ -56,11 +57,7 @@ impl IndexWriter {
             ids,
             retired: Vec::new(),
         };
-        std::fs::create_dir_all(&index.dir).map_err(|source| crate::storage::StorageError::Io {
-            action: "create",
-            path: index.dir.clone(),
-            source,
-        })?;
+        files::create_dir(&index.dir)?;
         if let Some(dimensions) = index.column.dimensions {
             index.load(dimensions)?;
         }
@@ -214,6 +211,7 @@ impl IndexWriter {
         let id = merged.id;
         self.sealed.push(merged);
         self.sealed(id);
+        crate::failpoint!("index.replaced");
         true
     }
 
@@ -225,9 +223,10 @@ impl IndexWriter {
     /// Removes the files that the durable record no longer names.
     pub fn remove_retired(&mut self) {
         for path in self.retired.drain(..) {
-            if let Err(error) = std::fs::remove_file(&path) {
-                tracing::warn!(file = %path.display(), %error, "cannot remove a retired segment");
+            if let Err(error) = files::remove(&path) {
+                tracing::warn!(%error, "cannot remove a retired segment");
             }
+            crate::failpoint!("index.retired_removed");
         }
     }
 
@@ -244,12 +243,9 @@ impl IndexWriter {
     /// Files of this column that no record names: left by a crash or by a merge.
     pub fn remove_orphans(&self) -> Result<()> {
         let prefix = format!("{}-{}-", self.collection.0, self.number);
-        let Ok(entries) = std::fs::read_dir(&self.dir) else { return Ok(()) };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let Some(name) = name.to_str().filter(|name| name.starts_with(&prefix)) else { continue };
-            if !self.record.sealed.iter().any(|sealed| sealed.file == name) {
-                let _ = std::fs::remove_file(entry.path());
+        for name in files::list(&self.dir)? {
+            if name.starts_with(&prefix) && !self.record.sealed.iter().any(|sealed| sealed.file == name) {
+                files::remove(&self.dir.join(name))?;
             }
         }
         Ok(())
@@ -258,12 +254,10 @@ impl IndexWriter {
     /// Removes all files of this column. Readers that have them open go on.
     pub fn remove_files(&self) {
         let ours = format!("{}-{}", self.collection.0, self.number);
-        let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let rest = name.to_str().and_then(|name| name.strip_prefix(&ours));
-            if rest.is_some_and(|rest| rest.starts_with(['-', '.'])) {
-                let _ = std::fs::remove_file(entry.path());
+        for name in files::list(&self.dir).unwrap_or_default() {
+            let is_ours = name.strip_prefix(&ours).is_some_and(|rest| rest.starts_with(['-', '.']));
+            if is_ours && let Err(error) = files::remove(&self.dir.join(name)) {
+                tracing::warn!(%error, "cannot remove a file of a collection that is gone");
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::engine::view::{CollectionView, View};
 use crate::model::{CollectionDef, CollectionId, Lsn, RowKey};
 use crate::storage::changelog::{LogPosition, LogReader};
 use crate::storage::state::{CollectionRecord, CollectionState, DeadLetter, State, StoredRow};
-use crate::storage::{Result, StorageError, damaged, originals::Originals};
+use crate::storage::{Result, StorageError, damaged, files, originals::Originals};
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, HashSet};
@@ -56,9 +56,8 @@ const STOP_WAIT: Duration = Duration::from_secs(20);
 
 /// Marks an epoch so that the next start copies again instead of failing at the same place.
 fn remember_damage(epoch: &Path, error: &StorageError) {
-    let mark = damage_mark(epoch);
-    if let Err(failed) = std::fs::write(&mark, error.to_string()) {
-        tracing::warn!(file = %mark.display(), error = %failed, "cannot write down that the data is damaged");
+    if let Err(failed) = files::write_atomically(&damage_mark(epoch), error.to_string().as_bytes()) {
+        tracing::warn!(error = %failed, "cannot write down that the data is damaged");
     }
 }
 
@@ -252,14 +251,16 @@ impl Engine {
         let (done, background) = mpsc::channel();
         let engine = Engine { shared: shared.clone(), state: state.clone(), commands, threads: Mutex::default() };
         let inbox = Inbox { background, commands: commanded };
+        let tail = logs.changes.tail().clone();
         let mut applier =
             Applier::new(shared.clone(), state, collections, incoming, logs.dir, logs.changes, inbox)?;
         // What the state holds, before anything new is applied.
         applier.publish_all();
         engine.spawn("apply", |_| applier.run())?;
         let link_done = done.clone();
-        engine.spawn("link", move |shared| background::link(shared, &shared.epoch, &link_done))?;
+        engine.spawn("link", move |shared| background::link(shared, &shared.epoch, &tail, &link_done))?;
         engine.spawn("merge", move |shared| background::merge(shared, &shared.epoch, &done))?;
+        crate::failpoint!("engine.started");
         Ok(engine)
     }
 
@@ -366,7 +367,7 @@ impl Engine {
         let Some(record) = record else { return Ok(None) };
         let Some(dimensions) = record.def.vectors[column].dimensions else { return Ok(None) };
         let path = self.shared.epoch.join("vectors").join(format!("{}-{column}.f32", collection.0));
-        if !path.exists() {
+        if !files::exists(&path) {
             return Ok(None);
         }
         Originals::open_for_reading(&path, dimensions).map(Some)

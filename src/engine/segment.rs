@@ -126,6 +126,7 @@ impl Segment {
         let nodes: Vec<u32> = (0..self.graph.len()).map(|slot| self.node(slot)).collect();
         let mut bytes = Vec::new();
         self.graph.save(&mut bytes).expect("writing to memory");
+        crate::failpoint!("segment.before_save");
         graph_file::write(path, &nodes, &bytes)?;
         self.saved.store(true, Ordering::Release);
         Ok(())

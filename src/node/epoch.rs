@@ -16,7 +16,7 @@ use crate::source::connect::Dsn;
 use crate::storage::changelog::{self, ChangeLog};
 use crate::storage::data_dir::{DataDir, EpochId};
 use crate::storage::state::{CollectionState, Identity, State};
-use crate::storage::{Result, damaged};
+use crate::storage::{Result, damaged, files};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -69,8 +69,8 @@ impl Epoch {
         progress: &Progress,
     ) -> std::result::Result<Epoch, NodeError> {
         let dir = data.epoch_dir(id);
-        if let Ok(what) = std::fs::read_to_string(damage_mark(&dir)) {
-            return Err(damaged(&dir, what).into());
+        if let Some(what) = files::read_if_there(&damage_mark(&dir))? {
+            return Err(damaged(&dir, String::from_utf8_lossy(&what)).into());
         }
         let state = Arc::new(State::open(&dir.join("state.redb"))?);
         let (identity, applied) = (state.identity()?, state.applied()?);
@@ -108,6 +108,7 @@ impl Epoch {
     ) -> std::result::Result<Epoch, NodeError> {
         let state = Arc::new(State::create(&dir.join("state.redb"), &identity)?);
         let log = ChangeLog::create(&dir.join("log"), identity.consistent_point)?;
+        crate::failpoint!("epoch.log_made");
         let mut copies = HashMap::new();
         for NewTable { def, table, fingerprint } in tables {
             let id = def.id;
@@ -126,6 +127,7 @@ impl Epoch {
                 batch.put_collection(&record)
             })?;
         }
+        crate::failpoint!("epoch.registered");
         Ok(Epoch::join(id, dir.to_owned(), identity, state, log, copies, options)?)
     }
 
@@ -148,7 +150,7 @@ impl Epoch {
         let definitions = Arc::new(Definitions::new(defs));
         let (serving, log, copier) = (Arc::new(serving), Some(log), None);
         let epoch = Epoch { id, identity, state, serving, definitions, log, dir, copies, copier };
-        epoch.remove_stray_copies();
+        epoch.remove_stray_copies()?;
         Ok(epoch)
     }
 
@@ -203,12 +205,13 @@ impl Epoch {
         let id = def.id;
         let dir = copy_dir(&self.dir, id);
         // What an earlier attempt left that no record names.
-        let _ = std::fs::remove_dir_all(&dir);
+        files::remove_dir(&dir)?;
         let mut defs = self.definitions.get();
         defs.push(def.clone());
         let effective = tokio::time::timeout(DEFINED_WITHIN, self.definitions.set(defs));
         let from = effective.await.ok().and_then(std::result::Result::ok);
         let from = from.ok_or_else(|| ReplicationError::Transport("the stream took no new definitions in".into()))?;
+        crate::failpoint!("epoch.defined");
         let target = CopyTarget::create(def.clone(), &dir, progress)?;
         let expected_rows = new.table.as_ref().map_or(0, expected_rows);
         let collection = Box::new(NewCollection { def, from, expected_rows, fingerprint: new.fingerprint });
@@ -243,15 +246,14 @@ impl Epoch {
         }
     }
 
-    fn remove_stray_copies(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix("copy-")?.parse().ok());
+    fn remove_stray_copies(&self) -> Result<()> {
+        for name in files::list(&self.dir)? {
+            let number = name.strip_prefix("copy-").and_then(|number| number.parse().ok());
             if number.is_some_and(|number| !self.copies.contains_key(&CollectionId(number))) {
-                remove_copy_log(&entry.path());
+                remove_copy_log(&self.dir.join(name));
             }
         }
+        Ok(())
     }
 
     /// Ends a copy that is under way; what it has read stays in its log.
@@ -267,10 +269,8 @@ impl Epoch {
 }
 
 fn remove_copy_log(dir: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(dir)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!(dir = %dir.display(), %error, "cannot remove a copy log");
+    if let Err(error) = files::remove_dir(dir) {
+        tracing::warn!(%error, "cannot remove a copy log");
     }
 }
 

@@ -1,7 +1,9 @@
 //! Opens every part, joins them, shuts down in order.
 
 mod collections;
+mod doctor;
 mod epoch;
+pub mod guard;
 mod options;
 mod repair;
 mod supervisor;
@@ -9,13 +11,15 @@ mod supervisor;
 use crate::consistency::frontier::Frontier;
 use crate::consistency::recheck::SourceHeap;
 use crate::model::CollectionSpec;
+use crate::node::guard::Guard;
 use crate::node::supervisor::Supervisor;
 use crate::query::QueryService;
+use crate::replication::guard::Protection;
 use crate::replication::progress::{Phase, Progress};
 use crate::replication::{ReplicationError, watch_source};
-use crate::server::http::{self, App};
-use crate::storage::StorageError;
+use crate::server::http::{self, App, Health};
 use crate::storage::data_dir::DataDir;
+use crate::storage::{StorageError, ownership};
 use crate::telemetry;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -59,13 +63,18 @@ pub enum NodeError {
 /// Runs until `stop` is cancelled or something must not go on. `specs` tells the configured collections anew when they
 /// change; `listening` is called with the bound address.
 pub async fn run(
-    options: Options,
+    mut options: Options,
     specs: watch::Receiver<Vec<CollectionSpec>>,
     stop: CancellationToken,
     listening: impl FnOnce(SocketAddr),
 ) -> Result<(), NodeError> {
     let metrics = telemetry::metrics();
     let data = DataDir::open(&options.data_dir)?;
+    let instance = ownership::instance(data.root()).unwrap_or_else(|error| {
+        tracing::warn!(%error, "sessions of an earlier run cannot be told from others'");
+        ownership::fresh_instance()
+    });
+    options.dsn = options.dsn.with_instance(&instance);
     let progress = Arc::new(Progress::default());
     let frontier = Arc::new(Frontier::new(progress.clone(), options.wait));
     let pool = options.dsn.pool(options.recheck_connections, options.recheck_timeout);
@@ -74,7 +83,8 @@ pub async fn run(
         SourceHeap { pool: pool.clone(), timeout: options.recheck_timeout },
         options.query,
     );
-    let app = Arc::new(App::new(query, options.dsn.clone(), pool.clone(), metrics, options.http));
+    let health = Health { protection: Arc::new(Protection::default()), findings: Arc::default() };
+    let app = Arc::new(App::new(query, options.dsn.clone(), pool.clone(), metrics, health.clone(), options.http));
     let listen = |error| NodeError::Listen { address: options.listen, error };
     let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
     listening(listener.local_addr().map_err(listen)?);
@@ -94,7 +104,12 @@ pub async fn run(
             watch_source(&dsn, interval, slot, &frontier.progress, &stop).await;
         })
     };
-    let mut supervisor = Supervisor::new(options, data, frontier.clone(), pool, specs, stop.clone());
+    let (guard, guarded) =
+        Guard::new(options.dsn.clone(), data.root(), &options.slot, &instance, options.guard, health.protection);
+    let guard = tokio::spawn(guard.run(stop.clone()));
+    let doctor = tokio::spawn(doctor::run(options.clone(), data.root().to_owned(), health.findings, stop.clone()));
+    let watched = (guarded, instance);
+    let mut supervisor = Supervisor::new(options, data, frontier.clone(), pool, specs, watched, stop.clone());
     let result = supervisor.run().await;
     if let Err(error) = &result {
         tracing::error!(%error, "the service stops");
@@ -106,8 +121,10 @@ pub async fn run(
         tracing::warn!("requests are still open; not waiting for them any longer");
     }
     upkeep.abort();
-    let _ = watch.await;
+    let _ = tokio::join!(watch, guard, doctor);
     frontier.serve(None);
+    crate::failpoint!("node.before_close");
     supervisor.close().await;
+    crate::failpoint!("node.closed");
     result
 }

@@ -1,10 +1,13 @@
 //! Everything a node needs to know, made from the configuration: every module's own options.
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Failover};
 use crate::engine;
 use crate::model::CollectionSpec;
+use crate::node::guard;
 use crate::query;
+use crate::replication::guard::Budget;
 use crate::replication::stream::Intake;
+use crate::replication::transport::Streaming;
 use crate::server::http;
 use crate::source::connect::Dsn;
 use std::net::SocketAddr;
@@ -28,6 +31,14 @@ pub struct Options {
     pub slot_lock_timeout: Duration,
     /// How often tables and publication are compared with the collections.
     pub reconcile_every: Duration,
+    /// How transactions come that have not ended.
+    pub streaming: Streaming,
+    /// Make slots that are kept in step on standbys where the server can.
+    pub failover: bool,
+    /// Protection of the source.
+    pub guard: guard::Options,
+    /// How often the source is checked while it is followed; none: only at the start.
+    pub doctor_interval: Option<Duration>,
     /// The WAL intake.
     pub intake: Intake,
     /// Where our files are.
@@ -62,6 +73,7 @@ impl TryFrom<&Config> for Options {
         }
         let ms = Duration::from_millis;
         let s = Duration::from_secs;
+        let some = |amount: u64| Some(amount).filter(|amount| *amount > 0);
         let engine_defaults = engine::Options::default();
         Ok(Options {
             dsn: config.dsn()?,
@@ -71,10 +83,21 @@ impl TryFrom<&Config> for Options {
             copy_connections: config.source.copy_connections,
             slot_lock_timeout: s(config.source.slot_lock_timeout_s),
             reconcile_every: s(config.source.reconcile_s),
+            streaming: config.source.streaming,
+            failover: config.source.failover == Failover::Auto,
+            guard: guard::Options {
+                budget: Budget {
+                    bytes: some(config.source.max_retained_wal_mib).map(|mib| mib << 20),
+                    time: some(config.source.max_retained_s).map(s),
+                },
+                heartbeat: some(config.source.heartbeat_s).map(s),
+            },
+            doctor_interval: some(config.doctor.interval_s).map(s),
             intake: Intake {
                 status_interval: ms(config.source.status_interval_ms),
                 silence_limit: s(config.source.silence_limit_s),
                 queue_bytes: config.source.queue_mib << 20,
+                spool_bytes: config.source.spool_mib << 20,
             },
             data_dir: config.storage.dir.clone(),
             engine: engine::Options {

@@ -5,17 +5,21 @@ use crate::engine::apply::Command;
 use crate::model::{CollectionDef, CollectionId, CollectionSpec};
 use crate::node::collections::{Answering, Arriving, Step, Wanted, plan};
 use crate::node::epoch::{Epoch, NewTable};
+use crate::node::guard::{self, Watch};
 use crate::node::{NodeError, Options, repair};
 use crate::replication::copy::{self, Exported};
+use crate::replication::guard::{Holding, Verdict};
+use crate::replication::poison::{self, Poison};
 use crate::replication::progress::{Phase, Progress};
-use crate::replication::start::{Decision, SlotFacts, SourceFacts, decide};
-use crate::replication::transport::{PgWalSource, SystemFacts};
+use crate::replication::start::{Cause, Decision, SlotFacts, SourceFacts, decide};
+use crate::replication::transport::{PgWalSource, SlotKind, SystemFacts};
 use crate::replication::{ReplicationError, follow};
 use crate::source::catalog::{self, Table};
 use crate::source::connect::Pool;
 use crate::source::policy::{Backoff, Policy};
-use crate::source::{SourceError, publication};
+use crate::source::{SourceError, publication, slots};
 use crate::storage::data_dir::{DataDir, EpochId, Pending};
+use crate::storage::ownership;
 use crate::storage::state::{CollectionState, Identity};
 use crate::telemetry::names;
 use std::collections::BTreeSet;
@@ -33,6 +37,8 @@ const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 const TEND: Duration = Duration::from_millis(50);
 /// While a collection cannot be followed, the source is looked at again after so long.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// A sender of ours that was ended leaves the slot within this time.
+const FREE: Duration = Duration::from_secs(5);
 
 /// What comes before streaming asks little of the source: after so long, and the wait for the slot, the connection is dead.
 const PREPARE_LIMIT: Duration = Duration::from_secs(60);
@@ -70,8 +76,13 @@ pub struct Supervisor {
     troubled: bool,
     reconcile_now: bool,
     comparing: Option<JoinHandle<()>>,
+    poison: Poison,
     copy_backoff: Backoff,
     copy_from: Instant,
+    /// What the guard says.
+    guard: Watch,
+    /// What our sessions carry.
+    instance: String,
 }
 
 impl Supervisor {
@@ -82,6 +93,7 @@ impl Supervisor {
         frontier: Arc<Frontier>,
         pool: Pool,
         specs: watch::Receiver<Vec<CollectionSpec>>,
+        (guard, instance): (Watch, String),
         stop: CancellationToken,
     ) -> Supervisor {
         let progress = frontier.progress.clone();
@@ -103,8 +115,11 @@ impl Supervisor {
             troubled: false,
             reconcile_now: true,
             comparing: None,
+            poison: Poison::default(),
             copy_backoff: Backoff::default(),
             copy_from: now,
+            guard,
+            instance,
         }
     }
 
@@ -138,10 +153,13 @@ impl Supervisor {
             if started.elapsed() > GOOD_CONNECTION {
                 backoff.reset();
             }
-            let pause = backoff.next(error.policy());
+            let mut pause = backoff.next(error.policy());
+            if matches!(error, ReplicationError::Protocol(_)) {
+                pause = self.judge_poison(&error.to_string(), pause);
+            }
             tracing::warn!(%error, ?pause, "not following the source; trying again");
             self.progress.set_phase(Phase::Retrying { error: error.to_string() });
-            metrics::counter!(names::RECONNECTS).increment(1);
+            metrics::counter!(names::RECONNECTS, "reason" => error.label()).increment(1);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.stop.cancelled() => {}
@@ -159,6 +177,23 @@ impl Supervisor {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = self.stop.cancelled() => {}
+        }
+    }
+
+    /// What is not understood comes back with every connection: then all is copied again, behind it, or somebody must look.
+    fn judge_poison(&mut self, error: &str, pause: Duration) -> Duration {
+        let durable = self.newest().map(|epoch| epoch.serving.log.durable().lsn).unwrap_or_default();
+        match self.poison.note(durable, error, Instant::now()) {
+            poison::Step::Retry => pause,
+            poison::Step::CopyAgain { failures } => {
+                tracing::error!(failures, %durable, "the stream cannot be read on from here; copying everything again behind it");
+                self.unreadable = Some(format!("the stream cannot be read: {error}"));
+                pause
+            }
+            poison::Step::Wait { failures } => {
+                tracing::error!(failures, %durable, error, "the stream cannot be read, and a new copy did not help: a person must look");
+                poison::LONG_PAUSE
+            }
         }
     }
 
@@ -225,18 +260,32 @@ impl Supervisor {
 
     /// Connects and decides; makes an epoch where that was decided.
     async fn prepare(&mut self) -> Result<(PgWalSource, SystemFacts), NodeError> {
+        self.clearance().await?;
         if self.making.is_none() {
             self.progress.set_phase(Phase::Starting);
         }
         let client = self.options.dsn.connect().await.map_err(ReplicationError::from)?;
-        if self.making.is_none() {
-            self.clear_pending(&client).await?;
-        }
+        self.only_one(&client).await?;
         let mut wal = PgWalSource::connect(&self.options.dsn).await?;
         let system = wal.identify().await?;
+        // In another cluster slots of the same names are somebody else's.
+        let same = self.newest().is_none_or(|epoch| epoch.identity.system_id == system.system_id);
+        if self.making.is_none() && same {
+            self.clear_pending(&client).await?;
+            guard::reap(&client, self.data.root()).await;
+        }
         let facts = self.source_facts(&client, &mut wal, &system).await?;
         let checkpoint = self.newest().map(|epoch| epoch.checkpoint());
         let mut decision = decide(checkpoint.as_ref(), &facts);
+        if self.current.is_none() && self.making.is_none() && self.data.current()?.is_some() && facts.slot.is_some() {
+            // Damaged data: the slot is ours, but what belongs to it is gone.
+            decision = Decision::Resync { cause: Cause::Damaged, reason: "the data directory is damaged".into() };
+        }
+        if let Decision::Stop { reason } = decision {
+            // Before anything is changed at what may be somebody else's.
+            return Err(NodeError::Stopped(reason));
+        }
+        *self.guard.cluster.lock() = Some(system.system_id.clone());
         if self.making.is_some() {
             if !matches!(decision, Decision::Stream { .. }) {
                 self.discard_making();
@@ -245,20 +294,12 @@ impl Supervisor {
             }
             return Ok((wal, system));
         }
-        if self.current.is_none() && self.data.current()?.is_some() && facts.slot.is_some() {
-            // Damaged data: the slot is ours, but what belongs to it is gone.
-            decision = Decision::Resync { reason: "the data directory is damaged".into() };
-        }
-        if let Decision::Stop { reason } = decision {
-            // Before anything is changed at what may be somebody else's.
-            return Err(NodeError::Stopped(reason));
-        }
         // Before anything is made there: this needs a restart of the server, so waiting does not help.
         catalog::check_wal_level(&client).await.map_err(ReplicationError::from)?;
         if matches!(decision, Decision::Stream { .. })
             && let Some(reason) = self.unreadable.take()
         {
-            decision = Decision::Resync { reason };
+            decision = Decision::Resync { cause: Cause::Publication, reason };
         }
         let reason = match decision {
             Decision::Stop { reason } => return Err(NodeError::Stopped(reason)),
@@ -267,9 +308,9 @@ impl Supervisor {
                 return Ok((wal, system));
             }
             Decision::Fresh => None,
-            Decision::Resync { reason } => {
+            Decision::Resync { cause, reason } => {
                 tracing::warn!(reason, "copying everything again; what is here goes on answering, marked stale");
-                metrics::counter!(names::RESYNCS).increment(1);
+                metrics::counter!(names::RESYNCS, "reason" => cause.label()).increment(1);
                 self.progress.set_stale(Some(reason.clone()));
                 Some(reason)
             }
@@ -277,6 +318,63 @@ impl Supervisor {
         self.make_epoch(&client, wal, &system, reason).await?;
         // That connection holds the exported snapshot; streaming starts on a fresh one.
         Ok((PgWalSource::connect(&self.options.dsn).await?, system))
+    }
+
+    /// Waits while the guard wants no slot of ours on the source. A copy that was under way is over.
+    async fn clearance(&mut self) -> Result<(), NodeError> {
+        loop {
+            let against = self.guard.verdict.borrow_and_update().against().map(str::to_owned);
+            let Some(reason) = against else { return Ok(()) };
+            self.discard_making();
+            self.wait_because(reason);
+            self.guard.verdict.changed().await.map_err(|_| ReplicationError::Stopped)?;
+        }
+    }
+
+    fn wait_because(&self, reason: String) {
+        if self.current.is_some() {
+            self.progress.set_stale(Some(reason.clone()));
+        }
+        self.progress.set_phase(Phase::Waiting { reason });
+    }
+
+    /// Waits until the slot is ours to use: no other service has its lock, and nobody streams from it. A sender that we
+    /// left behind is ended, so that a crash is not followed by a minute of waiting.
+    async fn only_one(&mut self, client: &Client) -> Result<(), NodeError> {
+        self.guard.wake.notify_one();
+        let (started, mut waited) = (Instant::now(), false);
+        loop {
+            let holding = self.guard.holding.borrow_and_update().clone();
+            match holding {
+                Holding::Ours => break,
+                Holding::Unknown { error } if started.elapsed() > GOOD_CONNECTION => {
+                    return Err(ReplicationError::from(SourceError::Unavailable(error)).into());
+                }
+                Holding::Unknown { .. } => {}
+                Holding::HeldBy { holder } => {
+                    waited = true;
+                    self.wait_because(format!("waiting for the slot: held by {holder}"));
+                }
+            }
+            let changed = tokio::time::timeout(Duration::from_secs(1), self.guard.holding.changed()).await;
+            if let Ok(Err(_)) = changed {
+                return Err(ReplicationError::Stopped.into());
+            }
+        }
+        if let Some(name) = self.newest().map(|epoch| epoch.identity.slot.clone()) {
+            while let Some(holder) =
+                slots::freed(client, &name, Some(&self.instance), FREE).await.map_err(ReplicationError::from)?
+            {
+                waited = true;
+                self.wait_because(format!("waiting for the slot: held by {holder}"));
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        match waited {
+            // Much may have changed meanwhile: begin anew.
+            true => Err(ReplicationError::Stopped.into()),
+            false => Ok(()),
+        }
     }
 
     async fn source_facts(
@@ -397,16 +495,20 @@ impl Supervisor {
             Some(_) => self.free_slot(client, id).await?,
         };
         let old_slot = before.map(|current| current.slot);
+        crate::failpoint!("node.copy_decided");
         let dir = self.data.prepare_epoch(id)?;
         self.data.set_pending(Some(&Pending {
             epoch: id,
             slot: slot.clone(),
             old_slot: old_slot.filter(|old| *old != slot),
         }))?;
+        ownership::remember_slot(self.data.root(), &slot)?;
         let version = catalog::server_version(client).await.map_err(ReplicationError::from)?;
         let database = client_database(client).await?;
         tracing::info!(slot, "making a replication slot; this waits for open transactions");
-        let new = wal.create_slot(&slot, false, version, self.options.slot_lock_timeout).await?;
+        let failover = self.options.failover && !client_in_recovery(client).await?;
+        let kind = SlotKind::Kept { failover };
+        let new = wal.create_slot(&slot, kind, version, self.options.slot_lock_timeout).await?;
         let identity = Identity {
             system_id: system.system_id.clone(),
             timeline: system.timeline,
@@ -422,6 +524,7 @@ impl Supervisor {
         }
         epoch.copy(&self.options.dsn, &self.copy_options(), Some(Exported { held_by: wal, slot: new }));
         self.making = Some(epoch);
+        crate::failpoint!("node.copy_started");
         Ok(())
     }
 
@@ -444,7 +547,10 @@ impl Supervisor {
             epoch.state.set_identity(&epoch.identity)?;
         }
         let (slot, definitions) = (epoch.identity.slot.clone(), epoch.definitions.clone());
-        wal.start(&slot, &self.options.publication, from).await?;
+        if self.options.failover {
+            wal.keep_in_step(&slot).await;
+        }
+        wal.start_with(&slot, &self.options.publication, from, self.options.streaming).await?;
         let log = match self.newest_mut().and_then(|epoch| epoch.log.take()) {
             Some(log) => log,
             None => return Err(NodeError::Stopped("the change log is in use".into())),
@@ -462,6 +568,7 @@ impl Supervisor {
             tokio::spawn(async move { follow(wal, intake, definitions, log, &progress, &stop).await })
         };
         let mut tended = Ok(());
+        let mut verdict = self.guard.verdict.clone();
         let ended = loop {
             let tending = async {
                 tokio::time::sleep(TEND).await;
@@ -469,6 +576,8 @@ impl Supervisor {
             };
             tokio::select! {
                 ended = &mut following => break ended,
+                // The stream ends in order; the next connection waits for clearance.
+                () = given_up(&mut verdict), if !stop.is_cancelled() => stop.cancel(),
                 result = tending => if result.is_err() {
                     tended = result;
                     stop.cancel();
@@ -655,11 +764,13 @@ impl Supervisor {
         if let Some(mut old) = self.current.take() {
             old.stop();
         }
+        crate::failpoint!("node.old_stopped");
         // The old epoch's files go with its slot: nothing works on them any more.
         self.data.make_current(epoch.id, &epoch.identity.slot)?;
         epoch.serving.kept.store(true, Ordering::Relaxed);
         epoch.tidy();
         self.progress.forget();
+        crate::failpoint!("node.promoted");
         self.progress.set_stale(None);
         tracing::info!(epoch = epoch.id.0, slot = epoch.identity.slot, "the copy is whole and answers");
         self.current = Some(epoch);
@@ -694,13 +805,13 @@ impl Supervisor {
             return Ok(());
         };
         if current != Some(pending.epoch) {
-            drop_slot(client, &pending.slot).await?;
+            drop_slot(client, &pending.slot, &self.instance).await?;
             self.data.prepare_epoch(pending.epoch)?;
             return Ok(self.data.set_pending(None)?);
         }
         self.data.remove_other_epochs(pending.epoch)?;
         let Some(old) = &pending.old_slot else { return Ok(self.data.set_pending(None)?) };
-        match drop_slot(client, old).await {
+        match drop_slot(client, old, &self.instance).await {
             Ok(()) => self.data.set_pending(None)?,
             // It holds WAL on the source until it goes, but following must not wait for that.
             Err(error) => tracing::warn!(slot = old, %error, "the replaced slot cannot be dropped yet"),
@@ -724,17 +835,31 @@ fn is_troubled(epoch: &Epoch) -> bool {
     paused || view.incoming.values().any(|arriving| arriving.failed.is_some())
 }
 
+/// Resolves when the guard wants no slot of ours on the source.
+async fn given_up(verdict: &mut watch::Receiver<Verdict>) {
+    if verdict.wait_for(|verdict| verdict.against().is_some()).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+async fn client_in_recovery(client: &Client) -> Result<bool, NodeError> {
+    let row = client.query_one("SELECT pg_is_in_recovery()", &[]).await;
+    Ok(row.map_err(|error| ReplicationError::from(SourceError::from(error)))?.get(0))
+}
+
 async fn client_database(client: &Client) -> Result<String, NodeError> {
     let row = client.query_one("SELECT current_database()::text", &[]).await;
     Ok(row.map_err(|error| ReplicationError::from(SourceError::from(error)))?.get(0))
 }
 
 /// Drops a slot of ours if it is there. One that is still in use is tried again later.
-async fn drop_slot(client: &Client, name: &str) -> Result<(), NodeError> {
+async fn drop_slot(client: &Client, name: &str, instance: &str) -> Result<(), NodeError> {
+    slots::freed(client, name, Some(instance), FREE).await.map_err(ReplicationError::from)?;
     let found = catalog::slot(client, name).await.map_err(ReplicationError::from)?;
     if found.is_some_and(|slot| slot.plugin.as_deref() == Some("pgoutput")) {
         let dropped = client.execute("SELECT pg_drop_replication_slot($1)", &[&name]).await;
         dropped.map_err(|error| ReplicationError::from(SourceError::from(error)))?;
+        crate::failpoint!("node.slot_dropped");
         tracing::info!(slot = name, "dropped a slot of ours that nothing uses any more");
     }
     Ok(())

@@ -207,7 +207,10 @@ impl Assembler {
         }
         self.reached = self.reached.max(end);
         // Transactions that touch nothing of ours are progress and no more.
-        emit(if open.started { LogRecord::Commit { end } } else { LogRecord::Progress { upto: end } })
+        crate::failpoint!("assemble.before_commit");
+        emit(if open.started { LogRecord::Commit { end } } else { LogRecord::Progress { upto: end } })?;
+        crate::failpoint!("assemble.commit_emitted");
+        Ok(())
     }
 
     /// Learns how a relation's rows look from now on.
@@ -267,9 +270,13 @@ impl Assembler {
         let Some(open) = self.open.as_mut().filter(|open| !open.pending.is_empty()) else { return Ok(()) };
         if !std::mem::replace(&mut open.started, true) {
             emit(LogRecord::Begin(TransactionHead { commit: open.commit, commit_time: self.commit_time }))?;
+            crate::failpoint!("assemble.begun");
         }
         open.pending_bytes = 0;
-        emit(LogRecord::Changes(std::mem::take(&mut open.pending)))
+        crate::failpoint!("assemble.before_chunk");
+        emit(LogRecord::Changes(std::mem::take(&mut open.pending)))?;
+        crate::failpoint!("assemble.chunk_emitted");
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use crate::model::{
 use crate::replication::ReplicationError;
 use crate::replication::copy_rows::{CopyError, CopyRows};
 use crate::replication::progress::{CopyStatus, Progress};
-use crate::replication::transport::{NewSlot, PgWalSource};
+use crate::replication::transport::{NewSlot, PgWalSource, SlotKind};
 use crate::source::connect::Dsn;
 use crate::source::policy::Backoff;
 use crate::source::{SourceError, catalog};
@@ -87,8 +87,7 @@ impl CopyTarget {
 
     fn with(def: CollectionDef, log: ChangeLog, progress: &Progress) -> CopyTarget {
         let status = progress.copy(def.id);
-        status.rows.store(0, Ordering::Relaxed);
-        status.pages_done.store(0, Ordering::Relaxed);
+        status.begin();
         let copied =
             Copied { log, synced: Instant::now(), last: None, ranges: Vec::new(), rows: 0, whole: false };
         CopyTarget { def, copied: Mutex::new(copied), status, spoiled: AtomicBool::new(false) }
@@ -116,6 +115,7 @@ impl CopyTarget {
         let copied = &mut *self.copied.lock();
         let count = rows.len() as u64;
         copied.log.append(&LogRecord::Copied(rows))?;
+        crate::failpoint!("copy.batch_appended");
         copied.rows += count;
         if copied.synced.elapsed() >= SYNC_EVERY {
             copied.log.sync()?;
@@ -137,6 +137,7 @@ impl CopyTarget {
             tracing::info!(collection = self.def.name, %at, rows = copied.rows, "going on with the copy");
         }
         copied.last = Some((at, filenode));
+        crate::failpoint!("copy.begun");
         Ok(copied.log.append(&LogRecord::CopyStart { at, filenode })?)
     }
 
@@ -177,6 +178,7 @@ impl CopyTarget {
         copied.log.append(&LogRecord::CopyEnd { at, rows: copied.rows })?;
         copied.log.sync()?;
         copied.whole = true;
+        crate::failpoint!("copy.ended");
         tracing::info!(collection = self.def.name, rows = copied.rows, "every row is copied");
         Ok(())
     }
@@ -210,7 +212,7 @@ impl Exported {
         let mut wal = PgWalSource::connect(dsn).await?;
         let name: String = options.slot.chars().take(40).collect();
         let name = format!("{name}_copy_{}", std::process::id());
-        let slot = wal.create_slot(&name, true, version, options.lock_timeout).await?;
+        let slot = wal.create_slot(&name, SlotKind::Temporary, version, options.lock_timeout).await?;
         Ok(Exported { held_by: wal, slot })
     }
 }
@@ -269,6 +271,7 @@ async fn attempt(
     let ranges = Mutex::new(ranges);
     let workers = sessions.iter().map(|session| work(session, &ranges));
     futures_util::future::try_join_all(workers).await?;
+    crate::failpoint!("copy.before_end");
     targets.iter().try_for_each(|target| target.end())
 }
 
@@ -305,6 +308,7 @@ async fn open_sessions(
             }
         }
         sessions.push(client);
+        crate::failpoint!("copy.session_open");
     }
     Ok((sessions, sizes))
 }
@@ -336,7 +340,9 @@ async fn work(session: &Client, ranges: &Ranges) -> Result<(), ReplicationError>
     loop {
         let next = ranges.lock().pop_front();
         let Some((target, range)) = next else { return Ok(()) };
+        crate::failpoint!("copy.range_begun");
         copy_range(session, &target, range).await?;
+        crate::failpoint!("copy.range_done");
         target.range_copied(range)?;
     }
 }

@@ -5,8 +5,11 @@ pub mod copy;
 pub mod copy_rows;
 pub mod definitions;
 pub mod frame;
+pub mod guard;
 pub mod pgoutput;
+pub mod poison;
 pub mod progress;
+pub mod spool;
 pub mod start;
 pub mod stream;
 pub mod transport;
@@ -17,6 +20,7 @@ use crate::replication::definitions::Definitions;
 use crate::replication::frame::Frame;
 use crate::replication::pgoutput::Message;
 use crate::replication::progress::Progress;
+use crate::replication::spool::Spool;
 use crate::replication::stream::{Intake, Queued, WalSource};
 use crate::source::connect::Dsn;
 use crate::source::policy::{Backoff, Policy};
@@ -69,6 +73,26 @@ impl ReplicationError {
     /// May connecting again help without anybody's doing?
     pub fn is_transient(&self) -> bool {
         self.policy().is_transient()
+    }
+
+    /// One word for metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            ReplicationError::Transport(_) => "transport",
+            ReplicationError::Protocol(_) => "protocol",
+            ReplicationError::Storage(_) => "storage",
+            ReplicationError::Stopped => "stopped",
+            ReplicationError::Source(SourceError::Unavailable(_)) => "unavailable",
+            ReplicationError::Source(SourceError::Refused { .. }) => "refused",
+            ReplicationError::Source(SourceError::Sql { code, .. }) => match code.get(..2) {
+                Some("08") => "unavailable",
+                Some("53") => "source_full",
+                Some("57") => "source_stopping",
+                Some("55") => "slot",
+                Some("28" | "42") => "refused",
+                _ => "other",
+            },
+        }
     }
 
     /// The server's code, where it was the server that answered.
@@ -148,12 +172,15 @@ pub async fn follow<S: WalSource>(
     stop: &CancellationToken,
 ) -> (ChangeLog, ReplicationError) {
     // The last connection may have broken in the middle of a transaction that now comes again.
+    crate::failpoint!("follow.before_cut");
     if let Err(error) = log.cut_to_durable() {
         return (log, error.into());
     }
+    crate::failpoint!("follow.cut");
     let tail = log.tail();
     let (sender, receiver) = stream::queue();
-    let writer = tokio::task::spawn_blocking(move || write(log, &definitions, receiver));
+    let spool = Spool::new(log.dir(), intake.spool_bytes);
+    let writer = tokio::task::spawn_blocking(move || write(log, &definitions, spool, receiver));
     let received = stream::receive(source, intake, sender, tail, progress, stop).await;
     // The queue is closed now: the writer ends after what it has.
     match (writer.await, received) {
@@ -168,10 +195,11 @@ pub async fn follow<S: WalSource>(
 fn write(
     mut log: ChangeLog,
     definitions: &Definitions,
+    mut spool: Spool,
     mut queue: mpsc::Receiver<Queued>,
 ) -> (ChangeLog, Result<(), ReplicationError>) {
     let mut assembler = Assembler::new(&[], log.durable());
-    let result = write_all(&mut log, &mut assembler, definitions, &mut queue);
+    let result = write_all(&mut log, &mut assembler, definitions, &mut spool, &mut queue);
     (log, result)
 }
 
@@ -179,6 +207,7 @@ fn write_all(
     log: &mut ChangeLog,
     assembler: &mut Assembler,
     definitions: &Definitions,
+    spool: &mut Spool,
     queue: &mut mpsc::Receiver<Queued>,
 ) -> Result<(), ReplicationError> {
     let mut unsynced: Option<Instant> = None;
@@ -206,7 +235,7 @@ fn write_all(
             return Ok(());
         };
         for frame in queued.frames {
-            if take_frame(log, assembler, frame)? {
+            if take_frame(log, assembler, spool, frame)? {
                 unsynced.get_or_insert_with(Instant::now);
             }
             if !assembler.in_transaction() && definitions.generation() != generation {
@@ -222,7 +251,12 @@ fn write_all(
 }
 
 /// True when something was appended.
-fn take_frame(log: &mut ChangeLog, assembler: &mut Assembler, frame: Frame) -> Result<bool, ReplicationError> {
+fn take_frame(
+    log: &mut ChangeLog,
+    assembler: &mut Assembler,
+    spool: &mut Spool,
+    frame: Frame,
+) -> Result<bool, ReplicationError> {
     let mut appended = false;
     let mut append = |record: LogRecord| {
         appended = true;
@@ -231,17 +265,19 @@ fn take_frame(log: &mut ChangeLog, assembler: &mut Assembler, frame: Frame) -> R
     match frame {
         // The position of a keepalive counts only between transactions.
         Frame::Keepalive { wal_end, .. } => {
-            if !assembler.in_transaction() && assembler.moves_to(wal_end) {
+            if !assembler.in_transaction() && !spool.in_block() && assembler.moves_to(wal_end) {
                 append(LogRecord::Progress { upto: wal_end })?;
             }
         }
         Frame::XLogData { payload, .. } => {
-            let message =
-                pgoutput::decode(&payload, false).map_err(|error| ReplicationError::Protocol(error.to_string()))?;
-            count(&message);
-            assembler.push(message, &mut append)?;
+            spool.take(&payload, &mut |message| {
+                crate::failpoint!("follow.message_decoded");
+                count(&message);
+                assembler.push(message, &mut append)
+            })?;
         }
     }
+    crate::failpoint!("follow.frame_taken");
     Ok(appended)
 }
 

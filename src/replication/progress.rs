@@ -17,6 +17,11 @@ pub enum Phase {
     Starting,
     /// Following the stream.
     Streaming,
+    /// Something of ours or of others has to come first; goes on by itself.
+    Waiting {
+        /// For what.
+        reason: String,
+    },
     /// The source is away; tried again by itself.
     Retrying {
         /// What went wrong last.
@@ -38,9 +43,29 @@ pub struct CopyStatus {
     pub pages_done: AtomicU64,
     /// Heap pages there are.
     pub pages_total: AtomicU64,
+    began: Mutex<Option<Instant>>,
 }
 
 impl CopyStatus {
+    /// A copy begins; an earlier one of this process counted here too.
+    pub fn begin(&self) {
+        self.rows.store(0, Ordering::Relaxed);
+        self.pages_done.store(0, Ordering::Relaxed);
+        *self.began.lock() = Some(Instant::now());
+    }
+
+    /// How many rows it will be, by what was read so far.
+    pub fn rows_expected(&self) -> Option<f64> {
+        let share = self.share();
+        (share > 0.0).then(|| self.rows.load(Ordering::Relaxed) as f64 / share)
+    }
+
+    /// Seconds until all is read, at the speed so far.
+    pub fn eta_s(&self) -> Option<f64> {
+        let (share, began) = (self.share(), (*self.began.lock())?);
+        (share > 0.0).then(|| began.elapsed().as_secs_f64() * (1.0 - share) / share)
+    }
+
     /// The share that is read, 0 to 1.
     pub fn share(&self) -> f64 {
         let total = self.pages_total.load(Ordering::Relaxed).max(1);

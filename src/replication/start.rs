@@ -51,6 +51,8 @@ pub enum Decision {
     },
     /// Copy everything again beside what we have, on a new slot.
     Resync {
+        /// The kind of reason.
+        cause: Cause,
         /// Why what we have cannot be continued.
         reason: String,
     },
@@ -61,9 +63,46 @@ pub enum Decision {
     },
 }
 
+/// Kinds of reasons to copy everything again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Our data is damaged.
+    Damaged,
+    /// The configuration or a table is another one.
+    Definitions,
+    /// Changes were written while the publication, or a table of it, was missing.
+    Publication,
+    /// The source is on a timeline that left ours behind our position.
+    Timeline,
+    /// The source was restored to an earlier point.
+    Rewound,
+    /// The slot is not there.
+    SlotMissing,
+    /// The slot is there and cannot be read.
+    SlotLost,
+    /// Somebody else read from the slot.
+    SlotAhead,
+}
+
+impl Cause {
+    /// One word for metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Cause::Damaged => "damaged",
+            Cause::Definitions => "definitions",
+            Cause::Publication => "publication",
+            Cause::Timeline => "timeline",
+            Cause::Rewound => "rewound",
+            Cause::SlotMissing => "slot_missing",
+            Cause::SlotLost => "slot_lost",
+            Cause::SlotAhead => "slot_ahead",
+        }
+    }
+}
+
 /// Decides. The order of the questions matters: identity before positions, positions before the slot.
 pub fn decide(ours: Option<&Checkpoint>, source: &SourceFacts) -> Decision {
-    let resync = |reason: String| Decision::Resync { reason };
+    let resync = |cause: Cause, reason: String| Decision::Resync { cause, reason };
     let Some(ours) = ours else {
         return match &source.slot {
             None => Decision::Fresh,
@@ -88,23 +127,29 @@ pub fn decide(ours: Option<&Checkpoint>, source: &SourceFacts) -> Decision {
     if source.timeline != ours.timeline {
         match source.forked_at {
             Some(fork) if fork >= d => {}
-            Some(fork) => return resync(format!("the source's timeline forked at {fork}, before our position {d}")),
+            Some(fork) => {
+                return resync(
+                    Cause::Timeline,
+                    format!("the source's timeline forked at {fork}, before our position {d}"),
+                );
+            }
             None => {
-                return resync(format!(
-                    "the source is on timeline {}, which does not descend from ours",
-                    source.timeline
-                ));
+                let reason = format!("the source is on timeline {}, which does not descend from ours", source.timeline);
+                return resync(Cause::Timeline, reason);
             }
         }
     }
     if source.current < d {
-        return resync(format!("the source was rewound: its WAL ends at {}, before our position {d}", source.current));
+        let reason = format!("the source was rewound: its WAL ends at {}, before our position {d}", source.current);
+        return resync(Cause::Rewound, reason);
     }
     match &source.slot {
-        None => resync("the slot is missing".into()),
-        Some(slot) if !slot.usable => resync("the slot is lost or invalidated".into()),
+        None => resync(Cause::SlotMissing, "the slot is missing".into()),
+        Some(slot) if !slot.usable => resync(Cause::SlotLost, "the slot is lost or invalidated".into()),
         Some(slot) if slot.confirmed > d => {
-            resync(format!("the slot is at {}, ahead of our position {d}: changes between were lost", slot.confirmed))
+            let reason =
+                format!("the slot is at {}, ahead of our position {d}: changes between were lost", slot.confirmed);
+            resync(Cause::SlotAhead, reason)
         }
         Some(_) => Decision::Stream { from: d },
     }

@@ -43,6 +43,8 @@ pub struct Intake {
     pub silence_limit: Duration,
     /// Bytes of frames that may wait for the log.
     pub queue_bytes: usize,
+    /// Bytes of streamed transactions that may wait for their end in memory; more goes to files.
+    pub spool_bytes: usize,
 }
 
 /// Frames on their way to the log, with their share of the queue's budget.
@@ -57,6 +59,8 @@ const QUEUE_BATCHES: usize = 256;
 /// Frames, and units of size, after which a batch goes off.
 const BATCH_FRAMES: usize = 512;
 const BATCH_UNITS: usize = 1024;
+/// Bytes of WAL at the source that are not durable here, above which we are catching up rather than following.
+const FAR_BEHIND: u64 = 16 << 20;
 /// The budget is counted in units of this many bytes.
 const UNIT: usize = 1024;
 
@@ -75,7 +79,8 @@ pub async fn receive<S: WalSource>(
     progress: &Progress,
     stop: &CancellationToken,
 ) -> Result<(), ReplicationError> {
-    let ended = take_in(&mut source, intake, queue, log, progress, stop).await;
+    let ended = take_in(&mut source, intake, queue, log.clone(), progress, stop).await;
+    log.set_behind(false);
     if matches!(ended, Err(ReplicationError::Stopped)) {
         source.close().await;
     }
@@ -102,8 +107,11 @@ async fn take_in<S: WalSource>(
         }
         if Instant::now() >= next_status {
             let durable = log.durable().lsn;
+            crate::failpoint!("stream.before_status");
             source.send_status(received.max(durable), durable, true).await?;
+            crate::failpoint!("stream.status_sent");
             progress.set_confirmed(durable);
+            log.set_behind(progress.source_end().0.saturating_sub(durable.0) > FAR_BEHIND);
             next_status = Instant::now() + intake.status_interval;
         }
         let wait = next_status.saturating_duration_since(Instant::now());
@@ -125,6 +133,7 @@ async fn take_in<S: WalSource>(
                     continue;
                 }
             }
+            crate::failpoint!("stream.batch_queued");
             match broken {
                 Some(error) => return Err(error),
                 None => continue,
@@ -146,6 +155,7 @@ async fn take_in<S: WalSource>(
             continue;
         };
         let batch = Batch::gather(source, first?, units);
+        crate::failpoint!("stream.batch_received");
         last_heard = Instant::now();
         for frame in &batch.frames {
             match frame {

@@ -1,6 +1,6 @@
 //! The WAL transport: our replication connection, from the first statement to the clean end of the stream.
 
-use crate::model::{Lsn, quote_ident};
+use crate::model::{Lsn, quote_ident, quote_literal};
 use crate::replication::ReplicationError;
 use crate::replication::frame::Frame;
 use crate::replication::start::fork_point;
@@ -20,6 +20,19 @@ const STATUS: usize = 1 + 4 * 8 + 1;
 /// 2000-01-01, where PostgreSQL's clock starts, as seconds of the Unix epoch.
 const POSTGRES_EPOCH: Duration = Duration::from_secs(946_684_800);
 
+/// The first server that streams transactions which have not ended.
+const FIRST_WITH_STREAMING: u32 = 140_000;
+
+/// How transactions come that are too large for the source's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Streaming {
+    /// When they commit (protocol 1).
+    Off,
+    /// While they are open (protocol 2).
+    On,
+}
+
 /// A replication connection to a real server.
 pub struct PgWalSource {
     session: Session,
@@ -34,6 +47,18 @@ pub struct SystemFacts {
     pub timeline: u32,
     /// Where its WAL ends.
     pub current: Lsn,
+}
+
+/// How long a slot is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotKind {
+    /// As long as the connection that made it.
+    Temporary,
+    /// Until it is dropped.
+    Kept {
+        /// Standbys can keep it in step, where the version can.
+        failover: bool,
+    },
 }
 
 /// A slot just made, and the snapshot that shows exactly what comes before it.
@@ -74,21 +99,19 @@ impl PgWalSource {
         }
     }
 
-    /// Makes a slot and exports its snapshot. Waits for older transactions, for each at most `lock_timeout`. A temporary
-    /// one goes with the connection.
+    /// Makes a slot and exports its snapshot. Waits for older transactions, for each at most `lock_timeout`.
     pub async fn create_slot(
         &mut self,
         name: &str,
-        temporary: bool,
+        kind: SlotKind,
         version: i32,
         lock_timeout: Duration,
     ) -> Result<NewSlot, ReplicationError> {
         self.ask(&format!("SET lock_timeout = {}", lock_timeout.as_millis()), ANSWER_LIMIT).await?;
-        let export = if version >= 150_000 { "(SNAPSHOT 'export')" } else { "EXPORT_SNAPSHOT" };
-        let temporary = if temporary { "TEMPORARY " } else { "" };
-        let sql = format!("CREATE_REPLICATION_SLOT {} {temporary}LOGICAL pgoutput {export}", quote_ident(name));
+        let sql = create_slot_sql(name, version, kind);
         // A slot is found consistent in up to three rounds of waiting; the server ends each.
         let rows = self.ask(&sql, lock_timeout * 3 + ANSWER_LIMIT).await?;
+        crate::failpoint!("transport.slot_made");
         let slot = || {
             let [_, consistent_point, snapshot, ..] = first(&rows)? else { return None };
             Some(NewSlot { consistent_point: consistent_point.as_ref()?.parse().ok()?, snapshot: snapshot.clone()? })
@@ -96,23 +119,83 @@ impl PgWalSource {
         slot().ok_or_else(|| not_understood("CREATE_REPLICATION_SLOT"))
     }
 
-    /// Starts streaming. The server never sends what the slot has confirmed, and moves an earlier `from` up silently:
-    /// the caller has compared the two.
+    /// Makes a slot of before version 17, or of before `source.failover`, one that standbys can keep in step. What does not
+    /// work now is tried at the next connection.
+    pub async fn keep_in_step(&mut self, slot: &str) {
+        let name = quote_ident(slot);
+        let sql = format!(
+            "SELECT 1 FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = {} AND NOT pg_catalog.pg_is_in_recovery()
+                AND pg_catalog.to_jsonb(s) OPERATOR(pg_catalog.->>) 'failover' = 'false'",
+            quote_literal(slot)
+        );
+        let changed = async {
+            if !self.ask(&sql, ANSWER_LIMIT).await?.is_empty() {
+                self.ask(&format!("ALTER_REPLICATION_SLOT {name} (FAILOVER true)"), ANSWER_LIMIT).await?;
+                tracing::info!(slot, "standbys can keep the slot in step from now on");
+            }
+            Ok::<(), ReplicationError>(())
+        };
+        if let Err(error) = changed.await {
+            tracing::warn!(slot, %error, "standbys cannot keep the slot in step");
+        }
+    }
+
+    /// Starts the stream of committed transactions. The server never sends what the slot has confirmed, and moves an
+    /// earlier `from` up silently: the caller has compared the two.
     pub async fn start(&mut self, slot: &str, publication: &str, from: Lsn) -> Result<(), ReplicationError> {
+        self.start_with(slot, publication, from, Streaming::Off).await
+    }
+
+    /// The same, with a say in how large transactions come.
+    pub async fn start_with(
+        &mut self,
+        slot: &str,
+        publication: &str,
+        from: Lsn,
+        streaming: Streaming,
+    ) -> Result<(), ReplicationError> {
+        let protocol = match streaming {
+            Streaming::On if self.server_version().await? >= FIRST_WITH_STREAMING => {
+                "proto_version '2', streaming 'on'"
+            }
+            Streaming::On => {
+                tracing::warn!("source.streaming is on, but the source is older than PostgreSQL 14: it is not used");
+                "proto_version '1'"
+            }
+            Streaming::Off => "proto_version '1'",
+        };
         // The name is an identifier inside a literal: quoted for the one, then for the other.
         let publications = quote_ident(publication).replace('\'', "''");
         let sql = format!(
-            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names '{publications}', binary 'true')",
+            "START_REPLICATION SLOT {} LOGICAL {from} ({protocol}, publication_names '{publications}', binary 'true')",
             quote_ident(slot)
         );
         let started = timeout(ANSWER_LIMIT, self.session.copy_both(&sql)).await;
-        Ok(started.map_err(|_| no_answer("START_REPLICATION"))??)
+        started.map_err(|_| no_answer("START_REPLICATION"))??;
+        crate::failpoint!("transport.stream_started");
+        Ok(())
+    }
+
+    async fn server_version(&mut self) -> Result<u32, ReplicationError> {
+        let rows = self.ask("SHOW server_version_num", ANSWER_LIMIT).await?;
+        let version = first(&rows).and_then(|row| row.first()?.as_ref()?.parse().ok());
+        version.ok_or_else(|| not_understood("SHOW"))
     }
 
     async fn ask(&mut self, sql: &str, limit: Duration) -> Result<Vec<Row>, ReplicationError> {
         let command = sql.split_whitespace().next().unwrap_or_default();
         Ok(timeout(limit, self.session.query(sql)).await.map_err(|_| no_answer(command))??)
     }
+}
+
+fn create_slot_sql(name: &str, version: i32, kind: SlotKind) -> String {
+    let options = match version {
+        170_000.. if kind == (SlotKind::Kept { failover: true }) => "(SNAPSHOT 'export', FAILOVER)",
+        150_000.. => "(SNAPSHOT 'export')",
+        _ => "EXPORT_SNAPSHOT",
+    };
+    let temporary = if kind == SlotKind::Temporary { "TEMPORARY " } else { "" };
+    format!("CREATE_REPLICATION_SLOT {} {temporary}LOGICAL pgoutput {options}", quote_ident(name))
 }
 
 fn first(rows: &[Row]) -> Option<&[Option<String>]> {
@@ -140,6 +223,7 @@ impl WalSource for PgWalSource {
     }
 
     async fn close(self) {
+        crate::failpoint!("transport.before_leave");
         if timeout(LEAVE_LIMIT, self.session.end()).await.is_err() {
             tracing::debug!("the source did not take leave in time");
         }
@@ -160,6 +244,22 @@ fn status(received: Lsn, flushed: Lsn, reply: bool) -> BytesMut {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slots_survive_a_failover_where_the_version_can() {
+        let cases = [
+            (140_020, true, "EXPORT_SNAPSHOT"),
+            (150_000, true, "(SNAPSHOT 'export')"),
+            (169_999, true, "(SNAPSHOT 'export')"),
+            (170_000, true, "(SNAPSHOT 'export', FAILOVER)"),
+            (180_004, true, "(SNAPSHOT 'export', FAILOVER)"),
+            (180_004, false, "(SNAPSHOT 'export')"),
+        ];
+        for (version, failover, options) in cases {
+            let expected = format!("CREATE_REPLICATION_SLOT \"s\" LOGICAL pgoutput {options}");
+            assert_eq!(create_slot_sql("s", version, SlotKind::Kept { failover }), expected, "{version} {failover}");
+        }
+    }
 
     #[test]
     fn a_status_message() {

@@ -52,6 +52,23 @@ impl Dsn {
         if first.host.is_empty() { first.address.clone().unwrap_or_default() } else { first.host.clone() }
     }
 
+    /// The same whose sessions carry this identity at the end of their application name.
+    pub fn with_instance(self, id: &str) -> Dsn {
+        let mut info = (*self.info).clone();
+        // The server cuts names at 63 bytes: what is cut must not be the identity.
+        let room = 62usize.saturating_sub(id.len());
+        while info.application_name.len() > room {
+            info.application_name.pop();
+        }
+        info.application_name = format!("{} {id}", info.application_name);
+        Dsn { info: Arc::new(info), ..self }
+    }
+
+    /// The first port.
+    pub fn port(&self) -> u16 {
+        self.info.targets[0].port
+    }
+
     /// The same with a command that prints the password, run for every connection. An empty one is none.
     pub fn with_password_command(self, command: &str) -> Result<Dsn> {
         let command = Some(command.trim()).filter(|command| !command.is_empty()).map(Arc::from);
@@ -390,6 +407,9 @@ mod tests {
         let dsn = Dsn::parse("postgresql://me:secret@db.example:5433,[::1]/app").expect("valid");
         assert_eq!(dsn.to_string(), "db.example:5433,[::1]:5432/app");
         assert!(!format!("{dsn:?}").contains("secret"));
+        let named = Dsn::parse(&format!("host=h user=u application_name={}", "ü".repeat(40))).expect("valid");
+        let name = named.with_instance("0123456789ab").info.application_name.clone();
+        assert!(name.ends_with(" 0123456789ab") && name.len() <= 63, "{name}");
         let error = dsn.with_password_command("echo x").expect_err("two passwords").to_string();
         assert!(error.contains("source.password_command") && !error.contains("secret"), "{error}");
     }

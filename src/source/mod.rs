@@ -12,6 +12,7 @@ pub mod publication;
 pub mod rows;
 pub mod session;
 pub mod setup;
+pub mod slots;
 mod socket;
 mod tls;
 

@@ -13,6 +13,16 @@ struct Member {
     filtered: bool,
 }
 
+/// The comment of a publication that this program made.
+pub const MADE_BY_US: &str = "made by ruvector";
+
+/// Is there a publication of this name, and did this program make it?
+pub async fn is_ours(client: &Client, name: &str) -> Result<Option<bool>> {
+    let sql = "SELECT obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = $1";
+    let row = client.query_opt(sql, &[&name]).await?;
+    Ok(row.map(|row| row.get::<_, Option<String>>(0).as_deref() == Some(MADE_BY_US)))
+}
+
 /// Makes sure that the publication sends what the collections need. With `create` what is missing is made, else it is
 /// an error that carries the SQL. For each collection: true when its table was missing, so that changes made before now
 /// were not sent; or why it cannot be followed.
@@ -39,6 +49,8 @@ pub async fn ensure(
             tables.join(", ")
         );
         run(client, create, format!("publication {publication} does not exist"), &sql).await?;
+        // What says later that it may be dropped.
+        client.batch_execute(&format!("COMMENT ON PUBLICATION {publication} IS '{MADE_BY_US}'")).await?;
         return Ok(collections.iter().map(|_| Ok(true)).collect());
     };
     for (at, op) in ["insert", "update", "delete", "truncate"].iter().enumerate() {
@@ -95,7 +107,9 @@ async fn run(client: &Client, create: bool, problem: String, sql: &str) -> Resul
             format!("as a role that owns the tables and the publication and may CREATE in the database: {sql};"),
         ),
         other => other,
-    })
+    })?;
+    crate::failpoint!("publication.changed");
+    Ok(())
 }
 
 async fn members(client: &Client, name: &str) -> Result<Vec<Member>> {

@@ -1,6 +1,7 @@
 //! The SQL that prepares a source: role, grants, publication. Written for reading first and running second.
 
 use crate::model::{quote_ident, quote_literal};
+use crate::source::publication::MADE_BY_US;
 
 /// What to prepare for.
 #[derive(Debug, Clone)]
@@ -51,7 +52,10 @@ pub fn statements(setup: &Setup<'_>) -> Vec<String> {
     sql.push(format!("GRANT SELECT ON {list} TO {role}"));
     sql.push(exists(
         &format!("SELECT FROM pg_publication WHERE pubname = {}", quote_literal(setup.publication)),
-        &format!("CREATE PUBLICATION {publication} FOR TABLE {list} WITH (publish_via_partition_root = true)"),
+        &format!(
+            "CREATE PUBLICATION {publication} FOR TABLE {list} WITH (publish_via_partition_root = true); \
+             COMMENT ON PUBLICATION {publication} IS '{MADE_BY_US}'"
+        ),
     ));
     for table in &tables {
         sql.push(exists(

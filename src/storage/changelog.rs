@@ -2,19 +2,18 @@
 //! only its durable position is ever confirmed to Postgres.
 
 use crate::model::{LogRecord, Lsn};
+use crate::storage::files::{self, Handle, Mode};
+use crate::storage::header::{self, Kind};
 use crate::storage::record::{get_record, put_record};
-use crate::storage::{IoContext, Result, StorageError, damaged, sync_dir};
+use crate::storage::{IoContext, Result, damaged};
 use parking_lot::{Condvar, Mutex};
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-const MAGIC: &[u8; 8] = b"RVLOG\0\0\0";
-const FORMAT: u32 = 1;
-/// magic 8, format 4, zero 4, file number 8, base LSN 8.
+const KIND: Kind = Kind { magic: b"RVLOG\0\0\0", format: 2, name: "log file" };
+/// head 16, file number 8, base LSN 8.
 const HEADER: u64 = 32;
 /// length 4, CRC-32 of the body 4.
 const RECORD_HEAD: usize = 8;
@@ -50,6 +49,7 @@ pub struct Durable {
 pub struct LogTail {
     durable: Mutex<Durable>,
     moved: Condvar,
+    behind: AtomicBool,
 }
 
 impl LogTail {
@@ -63,6 +63,16 @@ impl LogTail {
         self.moved.notify_all();
     }
 
+    /// Is much more waiting at the source than is here? Then what need not be done now is better done later.
+    pub fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::Relaxed)
+    }
+
+    /// Says so.
+    pub fn set_behind(&self, behind: bool) {
+        self.behind.store(behind, Ordering::Relaxed);
+    }
+
     /// Waits until the durable end is past `position`, at most `timeout`; false when the time is over.
     pub fn wait_past(&self, position: LogPosition, timeout: Duration) -> bool {
         let mut durable = self.durable.lock();
@@ -74,7 +84,7 @@ impl LogTail {
 /// The writing end. One per log.
 pub struct ChangeLog {
     dir: PathBuf,
-    file: File,
+    file: Handle,
     path: PathBuf,
     /// End of what was handed to the operating system.
     written: LogPosition,
@@ -82,13 +92,14 @@ pub struct ChangeLog {
     /// Position and LSN of the last record that ends a transaction or reports progress.
     boundary: Durable,
     tail: Arc<LogTail>,
+    roll_bytes: u64,
     poisoned: bool,
 }
 
 impl ChangeLog {
     /// Starts a new log in an empty directory; everything up to `base` is known to be elsewhere.
     pub fn create(dir: &Path, base: Lsn) -> Result<ChangeLog> {
-        std::fs::create_dir_all(dir).context("create", dir)?;
+        files::create_dir(dir)?;
         let (file, path) = create_file(dir, 1, base)?;
         Ok(ChangeLog::at(dir, file, path, Durable { lsn: base, position: START }))
     }
@@ -99,13 +110,18 @@ impl ChangeLog {
         let number = *file_numbers(dir)?.last().ok_or_else(|| damaged(dir, "has no log files"))?;
         let path = file_path(dir, number);
         let (base, boundary) = scan(&path, number)?;
+        crate::failpoint!("changelog.scanned");
         let durable = boundary.unwrap_or(Durable { lsn: base, position: LogPosition { file: number, offset: HEADER } });
-        let file = OpenOptions::new().read(true).write(true).open(&path).context("open", &path)?;
-        file.set_len(durable.position.offset).and_then(|()| file.sync_all()).context("cut the tail of", &path)?;
+        let file = files::open(&path, Mode::Write)?;
+        file.set_length(durable.position.offset).context("cut the tail of", &path)?;
+        write_again(&file, durable.position.offset).and_then(|()| file.sync()).context("write again", &path)?;
+        crate::failpoint!("changelog.tail_cut");
+        // An earlier process may have ended between giving the file its name and making that durable.
+        files::sync_dir(dir)?;
         Ok(ChangeLog::at(dir, file, path, durable))
     }
 
-    fn at(dir: &Path, file: File, path: PathBuf, durable: Durable) -> ChangeLog {
+    fn at(dir: &Path, file: Handle, path: PathBuf, durable: Durable) -> ChangeLog {
         let tail = Arc::new(LogTail::default());
         tail.set(durable);
         ChangeLog {
@@ -117,7 +133,18 @@ impl ChangeLog {
             boundary: durable,
             tail,
             poisoned: false,
+            roll_bytes: crate::failpoint::size("ROLL_BYTES", ROLL_BYTES),
         }
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Begins a new file at the first boundary past so many bytes.
+    pub fn set_roll_bytes(&mut self, bytes: u64) {
+        self.roll_bytes = bytes;
     }
 
     /// The shared durable end.
@@ -146,17 +173,26 @@ impl ChangeLog {
             let lsn = lsn.max(self.boundary.lsn);
             self.boundary = Durable { lsn, position: LogPosition { file: self.written.file, offset } };
         }
+        crate::failpoint!("changelog.appended");
         if self.buffer.len() >= WRITE_BUFFER { self.flush() } else { Ok(()) }
     }
 
     /// Makes everything appended durable and shows it to readers up to the last boundary.
     pub fn sync(&mut self) -> Result<()> {
         self.flush()?;
-        let synced = self.file.sync_data().context("sync", &self.path);
+        crate::failpoint!("changelog.before_sync");
+        let synced = self.file.sync().context("sync", &self.path);
         self.poison_on_error(synced)?;
+        crate::failpoint!("changelog.synced");
         self.tail.set(self.boundary);
+        crate::failpoint!("changelog.shown");
         let at_boundary = self.boundary.position == self.written;
-        if at_boundary && self.written.offset >= ROLL_BYTES { self.roll() } else { Ok(()) }
+        if at_boundary && self.written.offset >= self.roll_bytes {
+            // A new file that is half made would be taken for the last one: nothing may come after it in this one.
+            let rolled = self.roll();
+            self.poison_on_error(rolled)?;
+        }
+        Ok(())
     }
 
     /// Takes back what was appended behind the durable end: half a transaction whose connection broke. The source sends it
@@ -166,14 +202,18 @@ impl ChangeLog {
         self.boundary = self.tail.durable();
         self.written = self.boundary.position;
         self.buffer.clear();
-        let cut = self.file.set_len(self.written.offset).context("cut the tail of", &self.path);
+        crate::failpoint!("changelog.before_cut");
+        let cut = self.file.set_length(self.written.offset).context("cut the tail of", &self.path);
+        crate::failpoint!("changelog.cut");
         self.poison_on_error(cut)
     }
 
     fn flush(&mut self) -> Result<()> {
         self.refuse_if_poisoned()?;
-        let written = self.file.write_all_at(&self.buffer, self.written.offset).context("write", &self.path);
+        crate::failpoint!("changelog.before_write");
+        let written = self.file.write_at(&self.buffer, self.written.offset).context("write", &self.path);
         self.poison_on_error(written)?;
+        crate::failpoint!("changelog.written");
         self.written.offset += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
@@ -195,11 +235,13 @@ impl ChangeLog {
     }
 
     fn roll(&mut self) -> Result<()> {
+        crate::failpoint!("changelog.before_roll");
         let number = self.written.file + 1;
         (self.file, self.path) = create_file(&self.dir, number, self.boundary.lsn)?;
         self.written = LogPosition { file: number, offset: HEADER };
         self.boundary.position = self.written;
         self.tail.set(self.boundary);
+        crate::failpoint!("changelog.rolled");
         Ok(())
     }
 
@@ -213,8 +255,9 @@ impl ChangeLog {
 pub fn remove_before(dir: &Path, position: LogPosition) -> Result<usize> {
     let old: Vec<_> = file_numbers(dir)?.into_iter().filter(|&number| number < position.file).collect();
     for &number in &old {
-        let path = file_path(dir, number);
-        std::fs::remove_file(&path).context("remove", &path)?;
+        crate::failpoint!("changelog.before_remove");
+        files::remove(&file_path(dir, number))?;
+        crate::failpoint!("changelog.one_removed");
     }
     Ok(old.len())
 }
@@ -242,55 +285,53 @@ fn file_path(dir: &Path, number: u64) -> PathBuf {
 
 fn file_numbers(dir: &Path) -> Result<Vec<u64>> {
     let mut numbers = Vec::new();
-    for entry in std::fs::read_dir(dir).context("read", dir)? {
-        let name = entry.context("read", dir)?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_suffix(".log"));
+    for name in files::list(dir)? {
+        let number = name.strip_suffix(".log");
         numbers.extend(number.and_then(|number| u64::from_str_radix(number, 16).ok()));
     }
     numbers.sort_unstable();
     Ok(numbers)
 }
 
-fn create_file(dir: &Path, number: u64, base: Lsn) -> Result<(File, PathBuf)> {
+/// The file has its name only when its header is whole, so that a crash leaves no file that cannot be opened.
+fn create_file(dir: &Path, number: u64, base: Lsn) -> Result<(Handle, PathBuf)> {
     let path = file_path(dir, number);
-    // Under its name only when its header is whole, so that a crash leaves no file that cannot be opened.
-    let fresh = path.with_extension("new");
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&fresh).context("create", &fresh)?;
-    let mut header = Vec::with_capacity(HEADER as usize);
-    header.extend_from_slice(MAGIC);
-    header.extend_from_slice(&FORMAT.to_le_bytes());
-    header.extend_from_slice(&[0; 4]);
-    header.extend_from_slice(&number.to_le_bytes());
-    header.extend_from_slice(&base.0.to_le_bytes());
-    file.write_all(&header).and_then(|()| file.sync_all()).context("write", &fresh)?;
-    std::fs::rename(&fresh, &path).context("rename", &fresh)?;
-    sync_dir(dir)?;
+    let mut header = [0; HEADER as usize];
+    header[header::LENGTH..][..8].copy_from_slice(&number.to_le_bytes());
+    header[header::LENGTH + 8..].copy_from_slice(&base.0.to_le_bytes());
+    KIND.seal(&mut header);
+    let file = files::put_under_name(&path, &header)?;
     Ok((file, path))
 }
 
-fn check_header(path: &Path, header: &[u8; HEADER as usize], number: u64) -> Result<Lsn> {
+fn check_header(path: &Path, file: &Handle, number: u64) -> Result<Lsn> {
+    let mut header = [0; HEADER as usize];
+    file.read_at(&mut header, 0).context("read the header of", path)?;
+    KIND.check(path, &header)?;
     let word = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("eight bytes"));
-    if &header[..8] != MAGIC {
-        return Err(damaged(path, "is not a log file"));
-    }
-    let format = word(8) as u32;
-    if format != FORMAT {
-        return Err(StorageError::Format { path: path.to_owned(), found: format, expected: FORMAT });
-    }
-    if word(16) != number {
+    if word(header::LENGTH) != number {
         return Err(damaged(path, "holds another file's number"));
     }
-    Ok(Lsn(word(24)))
+    Ok(Lsn(word(header::LENGTH + 8)))
+}
+
+/// Writes what is there onto itself. When an earlier process died of a failed sync, the system may show bytes that never
+/// reached the disk, call them clean, and report every later sync of them as good.
+fn write_again(file: &Handle, end: u64) -> std::io::Result<()> {
+    let mut bytes = vec![0; WRITE_BUFFER];
+    for start in (0..end).step_by(WRITE_BUFFER) {
+        let part = &mut bytes[..(end - start).min(WRITE_BUFFER as u64) as usize];
+        file.read_at(part, start)?;
+        file.write_at(part, start)?;
+    }
+    Ok(())
 }
 
 /// Reads the last file to its last good record: its base LSN and the last boundary in it.
 fn scan(path: &Path, number: u64) -> Result<(Lsn, Option<Durable>)> {
-    let file = File::open(path).context("open", path)?;
-    let length = file.metadata().context("stat", path)?.len();
-    let mut header = [0; HEADER as usize];
-    file.read_exact_at(&mut header, 0).context("read the header of", path)?;
-    let base = check_header(path, &header, number)?;
+    let file = files::open(path, Mode::Read)?;
+    let length = file.length().context("stat", path)?;
+    let base = check_header(path, &file, number)?;
     let mut records = Records::new(path.to_owned(), file);
     let (mut offset, mut lsn, mut boundary) = (HEADER, base, None);
     while let Ok(Some((record, next))) = records.read(offset, length) {
@@ -309,13 +350,13 @@ fn scan(path: &Path, number: u64) -> Result<(Lsn, Option<Durable>)> {
 /// Reads records of one file through a read-ahead buffer.
 struct Records {
     path: PathBuf,
-    file: File,
+    file: Handle,
     buffer: Vec<u8>,
     start: u64,
 }
 
 impl Records {
-    fn new(path: PathBuf, file: File) -> Records {
+    fn new(path: PathBuf, file: Handle) -> Records {
         Records { path, file, buffer: Vec::new(), start: 0 }
     }
 
@@ -347,7 +388,7 @@ impl Records {
             let ahead = count.max(WRITE_BUFFER).min((end - offset) as usize);
             self.buffer.resize(ahead, 0);
             self.start = offset;
-            self.file.read_exact_at(&mut self.buffer, offset).context("read", &self.path)?;
+            self.file.read_at(&mut self.buffer, offset).context("read", &self.path)?;
         }
         let from = (offset - self.start) as usize;
         Ok(&self.buffer[from..from + count])
@@ -373,7 +414,7 @@ impl LogReader {
     }
 
     /// The shared durable end.
-    pub fn tail(&self) -> &LogTail {
+    pub fn tail(&self) -> &Arc<LogTail> {
         &self.tail
     }
 
@@ -399,12 +440,13 @@ impl LogReader {
                 Some(records) => records,
                 none => {
                     let path = file_path(&self.dir, number);
-                    let file = File::open(&path).context("open", &path)?;
+                    let file = files::open(&path, Mode::Read)?;
+                    check_header(&path, &file, number)?;
                     none.insert(Records::new(path, file))
                 }
             };
             let end = if number < durable.file {
-                records.file.metadata().context("stat", &records.path)?.len()
+                records.file.length().context("stat", &records.path)?
             } else {
                 durable.offset
             };

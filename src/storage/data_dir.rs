@@ -1,6 +1,6 @@
 //! The data directory: one lock, one current epoch. An epoch is all that was derived from one slot since one copy.
 
-use crate::storage::{IoContext, Result, StorageError, damaged, write_atomically};
+use crate::storage::{IoContext, Result, StorageError, damaged, files};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
@@ -41,12 +41,43 @@ pub struct Current {
     pub slot: String,
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(path, error.to_string())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).context("read", path),
-    }
+/// What the small files begin with; then the number of their format, the CRC-32 of the JSON in the second line, and that.
+const MAGIC: &str = "ruvector";
+const FORMAT: u32 = 2;
+
+pub(super) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let json = serde_json::to_string(value).expect("plain data");
+    let text = format!("{MAGIC} {FORMAT} {:08x}\n{json}\n", crc32fast::hash(json.as_bytes()));
+    files::write_atomically(path, text.as_bytes())
+}
+
+pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let Some(bytes) = files::read_if_there(path)? else { return Ok(None) };
+    // Whoever has to act must know by what.
+    let broken = |what: &str| {
+        let remedy = "remove the data directory and drop the slot it used to have everything copied again";
+        damaged(path, format!("{what}; {remedy}"))
+    };
+    let text = std::str::from_utf8(&bytes).map_err(|_| broken("not a text"))?;
+    let json = match text.split_once('\n') {
+        Some((head, rest)) if head.starts_with(MAGIC) => {
+            let json = rest.strip_suffix('\n').ok_or_else(|| broken("ends early"))?;
+            let mut head = head.split(' ').skip(1);
+            let format = head.next().and_then(|format| format.parse().ok()).ok_or_else(|| broken("has no format"))?;
+            let whole = head.next() == Some(&*format!("{:08x}", crc32fast::hash(json.as_bytes())));
+            match (format, whole) {
+                (_, false) => return Err(broken("its checksum does not match")),
+                (FORMAT, true) => json,
+                (found, true) => {
+                    return Err(StorageError::Format { path: path.to_owned(), found, expected: FORMAT });
+                }
+            }
+        }
+        // Format 1 was the JSON alone. It names the slot by which an older version's data is replaced.
+        _ if text.starts_with('{') => text,
+        _ => return Err(broken("is not what was written")),
+    };
+    serde_json::from_str(json).map(Some).map_err(|error| broken(&error.to_string()))
 }
 
 impl DataDir {
@@ -59,6 +90,9 @@ impl DataDir {
             TryLockError::WouldBlock => StorageError::Busy(root.to_owned()),
             TryLockError::Error(source) => StorageError::Io { action: "lock", path, source },
         })?;
+        crate::failpoint!("data_dir.locked");
+        // What is read from here on is also what a power cut leaves: an earlier process may have ended in between.
+        files::sync_dir(root)?;
         Ok(DataDir { root: root.to_owned(), _lock: lock })
     }
 
@@ -84,9 +118,11 @@ impl DataDir {
     /// Makes an empty directory for the next epoch. What an unfinished attempt left there is removed.
     pub fn prepare_epoch(&self, epoch: EpochId) -> Result<PathBuf> {
         let dir = self.epoch_dir(epoch);
-        remove_dir(&dir)?;
-        std::fs::create_dir_all(&dir).context("create", &dir)?;
-        crate::storage::sync_dir(&self.root)?;
+        files::remove_dir(&dir)?;
+        crate::failpoint!("data_dir.emptied");
+        files::create_dir(&dir)?;
+        files::sync_dir(&self.root)?;
+        crate::failpoint!("data_dir.epoch_made");
         Ok(dir)
     }
 
@@ -102,39 +138,34 @@ impl DataDir {
     /// Writes down that an epoch is being made, or that none is any more.
     pub fn set_pending(&self, pending: Option<&Pending>) -> Result<()> {
         let path = self.pending_file();
+        crate::failpoint!("data_dir.before_pending");
         match pending {
-            Some(pending) => write_atomically(&path, &serde_json::to_vec(pending).expect("plain data")),
-            None => match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("remove", &path),
-                _ => crate::storage::sync_dir(&self.root),
-            },
+            Some(pending) => write_json(&path, pending)?,
+            None => files::remove(&path).and_then(|()| files::sync_dir(&self.root))?,
         }
+        crate::failpoint!("data_dir.pending_changed");
+        Ok(())
     }
 
     /// From now on this epoch answers.
     pub fn make_current(&self, epoch: EpochId, slot: &str) -> Result<()> {
-        crate::storage::sync_dir(&self.epoch_dir(epoch))?;
-        let current = Current { epoch, slot: slot.to_owned() };
-        write_atomically(&self.current_file(), &serde_json::to_vec(&current).expect("plain data"))
+        files::sync_dir(&self.epoch_dir(epoch))?;
+        crate::failpoint!("data_dir.before_current");
+        write_json(&self.current_file(), &Current { epoch, slot: slot.to_owned() })?;
+        crate::failpoint!("data_dir.current_written");
+        Ok(())
     }
 
     /// Removes what no engine works on any more: every epoch but this one.
     pub fn remove_other_epochs(&self, keep: EpochId) -> Result<()> {
-        for entry in std::fs::read_dir(&self.root).context("read", &self.root)? {
-            let name = entry.context("read", &self.root)?.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix("epoch-")?.parse().ok());
+        for name in files::list(&self.root)? {
+            let number = name.strip_prefix("epoch-").and_then(|number| number.parse().ok());
             if number.is_some_and(|number: u32| number != keep.0) {
-                remove_dir(&self.root.join(name))?;
+                files::remove_dir(&self.root.join(name))?;
+                crate::failpoint!("data_dir.epoch_removed");
             }
         }
         Ok(())
-    }
-}
-
-fn remove_dir(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("remove", dir),
-        _ => Ok(()),
     }
 }
 
@@ -160,5 +191,28 @@ mod tests {
         drop(dir);
         std::fs::write(root.path().join("CURRENT"), "epoch two").expect("write");
         assert!(matches!(DataDir::open(root.path()).expect("open").current(), Err(StorageError::Damaged { .. })));
+    }
+
+    #[test]
+    fn what_is_current_has_a_checksum() {
+        let root = tempfile::tempdir().expect("dir");
+        let dir = DataDir::open(root.path()).expect("open");
+        dir.prepare_epoch(EpochId(1)).expect("prepare");
+        dir.make_current(EpochId(1), "slot").expect("current");
+        let path = root.path().join("CURRENT");
+        let good = std::fs::read(&path).expect("bytes");
+        for bit in 0..good.len() * 8 {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, &bytes).expect("write");
+            assert!(dir.current().is_err(), "bit {bit}: {}", String::from_utf8_lossy(&bytes));
+        }
+        for end in 0..good.len() {
+            std::fs::write(&path, &good[..end]).expect("write");
+            assert!(dir.current().is_err(), "cut at {end}");
+        }
+        let newer = String::from_utf8(good).expect("text").replacen(" 2 ", " 3 ", 1);
+        std::fs::write(&path, newer).expect("write");
+        assert!(matches!(dir.current(), Err(StorageError::Format { found: 3, expected: FORMAT, .. })));
     }
 }

@@ -1,46 +1,34 @@
 //! Files of sealed segments: which nodes, then the graph's own bytes, under one checksum.
 
-use crate::storage::{IoContext, Result, StorageError, damaged, write_atomically};
+use crate::storage::files;
+use crate::storage::header::{self, Kind};
+use crate::storage::{Result, damaged};
 use std::path::Path;
 
-const MAGIC: &[u8; 8] = b"RVGRF\0\0\0";
-const FORMAT: u32 = 1;
-/// magic 8, format 4, CRC-32 of all that follows 4, count of nodes 4, zero 4.
+const KIND: Kind = Kind { magic: b"RVGRF\0\0\0", format: 2, name: "segment file" };
+/// head 16, whose checksum covers all that follows, count of nodes 4, zero 4.
 const HEADER: usize = 24;
 
 /// Writes a sealed segment whole or not at all: its nodes in slot order and the graph's bytes.
 pub fn write(path: &Path, nodes: &[u32], graph: &[u8]) -> Result<()> {
     let mut bytes = Vec::with_capacity(HEADER + nodes.len() * 4 + graph.len());
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&FORMAT.to_le_bytes());
-    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&[0; header::LENGTH]);
     bytes.extend_from_slice(&(nodes.len() as u32).to_le_bytes());
     bytes.extend_from_slice(&[0; 4]);
     nodes.iter().for_each(|node| bytes.extend_from_slice(&node.to_le_bytes()));
     bytes.extend_from_slice(graph);
-    let crc = crc32fast::hash(&bytes[16..]);
-    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
-    write_atomically(path, &bytes)
+    KIND.seal(&mut bytes);
+    files::write_atomically(path, &bytes)
 }
 
 /// Reads a sealed segment: its nodes and the graph's bytes.
 pub fn read(path: &Path) -> Result<(Vec<u32>, Vec<u8>)> {
-    let bytes = std::fs::read(path).context("read", path)?;
-    let word = |at: usize| {
-        let word = bytes.get(at..at + 4).ok_or_else(|| damaged(path, "ends early"))?;
-        Ok::<_, StorageError>(u32::from_le_bytes(word.try_into().expect("four bytes")))
-    };
-    if bytes.get(..8) != Some(MAGIC) {
-        return Err(damaged(path, "is not a segment file"));
-    }
-    if word(8)? != FORMAT {
-        return Err(StorageError::Format { path: path.to_owned(), found: word(8)?, expected: FORMAT });
-    }
-    let (crc, count) = (word(12)?, word(16)? as usize);
-    if crc32fast::hash(&bytes[16..]) != crc {
-        return Err(damaged(path, "checksum does not match"));
-    }
-    let graph = bytes.get(HEADER + count * 4..).ok_or_else(|| damaged(path, "ends early"))?;
+    let bytes = files::read(path)?;
+    KIND.check(path, &bytes)?;
+    let ends_early = || damaged(path, "ends early");
+    let count = bytes.get(header::LENGTH..header::LENGTH + 4).ok_or_else(ends_early)?;
+    let count = u32::from_le_bytes(count.try_into().expect("four bytes")) as usize;
+    let graph = bytes.get(HEADER + count * 4..).ok_or_else(ends_early)?;
     let nodes = bytes[HEADER..HEADER + count * 4].chunks_exact(4);
     let nodes = nodes.map(|node| u32::from_le_bytes(node.try_into().expect("four bytes"))).collect();
     Ok((nodes, graph.to_vec()))

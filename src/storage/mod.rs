@@ -3,10 +3,14 @@
 
 pub mod changelog;
 pub mod data_dir;
+pub mod files;
 pub mod graph_file;
+pub mod header;
 pub mod originals;
+pub mod ownership;
 pub mod record;
 pub mod state;
+pub mod steady;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,7 +37,7 @@ pub enum StorageError {
         what: String,
     },
     /// Written by another version of this program.
-    #[error("{path} has format {found}, this version reads format {expected}")]
+    #[error("{path} has format {found}, this version reads format {expected}: {}", format_remedy(*found, *expected))]
     Format {
         /// Which file.
         path: PathBuf,
@@ -70,10 +74,26 @@ impl StorageError {
                 redb::Error::Io(source) => {
                     matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
                 }
+                // What follows an error that was reported, or has nothing to do with the file.
+                redb::Error::PreviousIo
+                | redb::Error::DatabaseClosed
+                | redb::Error::LockPoisoned(_)
+                | redb::Error::ValueTooLarge(_)
+                | redb::Error::Unsupported => false,
                 _ => true,
             },
-            StorageError::Format { .. } | StorageError::Busy(_) => false,
+            // What an older version wrote is not converted but derived anew; what a newer one wrote is not thrown away.
+            StorageError::Format { found, expected, .. } => found < expected,
+            StorageError::Busy(_) => false,
         }
+    }
+}
+
+fn format_remedy(found: u32, expected: u32) -> &'static str {
+    if found < expected {
+        "everything is copied again"
+    } else {
+        "start the version that wrote it, or remove the data directory and drop its slot to have everything copied again"
     }
 }
 
@@ -95,16 +115,21 @@ pub(crate) fn damaged(path: &Path, what: impl Into<String>) -> StorageError {
     StorageError::Damaged { path: path.to_owned(), what: what.into() }
 }
 
-/// Makes a new or renamed name in `dir` survive a power cut.
-pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
-    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).context("sync", dir)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Replaces a small file whole or not at all.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let fresh = path.with_extension("new");
-    let mut file = std::fs::File::create(&fresh).context("create", &fresh)?;
-    io::Write::write_all(&mut file, bytes).and_then(|()| file.sync_all()).context("write", &fresh)?;
-    std::fs::rename(&fresh, path).context("rename", path)?;
-    sync_dir(path.parent().unwrap_or(Path::new(".")))
+    #[test]
+    fn a_disk_that_fails_is_not_damage() {
+        let io =
+            |code| StorageError::Io { action: "write", path: "x".into(), source: io::Error::from_raw_os_error(code) };
+        let (no_room, failed) = (28, 5);
+        assert!(!io(no_room).is_damage() && !io(failed).is_damage());
+        let state = |error: redb::Error| StorageError::State(Box::new(error));
+        assert!(!state(redb::Error::Io(io::Error::from_raw_os_error(no_room))).is_damage());
+        // What every call gives after the first error.
+        assert!(!state(redb::Error::PreviousIo).is_damage());
+        assert!(state(redb::Error::Corrupted("page".into())).is_damage());
+        assert!(damaged(Path::new("x"), "checksum").is_damage());
+    }
 }

@@ -1,21 +1,21 @@
 //! The original vectors of one vector column: an append-only file, one fixed-size checksummed row per node. Updates that
 //! leave an embedding untouched do not carry it, so it must be kept here.
 
+use crate::storage::files::{self, Handle, Mode};
+use crate::storage::header::{self, Kind};
 use crate::storage::record::floats;
-use crate::storage::{IoContext, Result, StorageError, damaged, sync_dir};
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use crate::storage::{IoContext, Result, damaged};
 use std::path::{Path, PathBuf};
 
-const MAGIC: &[u8; 8] = b"RVVEC\0\0\0";
-const FORMAT: u32 = 1;
+const KIND: Kind = Kind { magic: b"RVVEC\0\0\0", format: 2, name: "vector file" };
+/// head 16, dimensions 4, zeros.
 const HEADER: u64 = 64;
 const WRITE_BUFFER: usize = 1 << 20;
 
 /// The original vectors of one vector column.
 pub struct Originals {
     path: PathBuf,
-    file: File,
+    file: Handle,
     dimensions: usize,
     /// Rows handed to the operating system.
     written: u32,
@@ -26,16 +26,16 @@ impl Originals {
     /// Opens the file, or makes it. `rows` is how many the transactional state knows of: later ones were never
     /// committed and are overwritten; fewer is damage.
     pub fn open(path: &Path, dimensions: usize, rows: u32) -> Result<Originals> {
-        let exists = path.exists();
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).context("open", path)?;
-        if exists && file.metadata().context("stat", path)?.len() >= HEADER {
-            check_header(path, &file, dimensions)?;
-        } else {
+        let file = files::open(path, Mode::Write)?;
+        // Before the first row is committed nothing in the file counts: its header may not have reached the disk.
+        if rows == 0 {
             write_header(path, &file, dimensions)?;
+            crate::failpoint!("originals.created");
+        } else {
+            check_header(path, &file, dimensions)?;
         }
         let originals = Originals { path: path.to_owned(), file, dimensions, written: rows, buffer: Vec::new() };
-        let length = originals.file.metadata().context("stat", path)?.len();
+        let length = originals.file.length().context("stat", path)?;
         if length < originals.offset(rows) {
             return Err(damaged(path, format!("has fewer than the {rows} rows it should have")));
         }
@@ -44,7 +44,7 @@ impl Originals {
 
     /// Opens the file for reading while another handle writes: every row that a committed row names is there.
     pub fn open_for_reading(path: &Path, dimensions: usize) -> Result<Originals> {
-        let file = File::open(path).context("open", path)?;
+        let file = files::open(path, Mode::Read)?;
         check_header(path, &file, dimensions)?;
         Ok(Originals { path: path.to_owned(), file, dimensions, written: u32::MAX, buffer: Vec::new() })
     }
@@ -85,7 +85,9 @@ impl Originals {
     /// Hands everything to the operating system: what a reader of the file sees.
     pub fn flush(&mut self) -> Result<()> {
         if !self.buffer.is_empty() {
-            self.file.write_all_at(&self.buffer, self.offset(self.written)).context("write", &self.path)?;
+            crate::failpoint!("originals.before_write");
+            self.file.write_at(&self.buffer, self.offset(self.written)).context("write", &self.path)?;
+            crate::failpoint!("originals.written");
             self.written = self.len();
             self.buffer.clear();
         }
@@ -95,7 +97,10 @@ impl Originals {
     /// Makes everything durable.
     pub fn sync(&mut self) -> Result<()> {
         self.flush()?;
-        self.file.sync_data().context("sync", &self.path)
+        crate::failpoint!("originals.before_sync");
+        self.file.sync().context("sync", &self.path)?;
+        crate::failpoint!("originals.synced");
+        Ok(())
     }
 
     /// Reads one row.
@@ -120,7 +125,7 @@ impl Originals {
             let pending = self.buffer.get(start..start + stride);
             scratch.copy_from_slice(pending.ok_or_else(|| damaged(&self.path, format!("has no row {row}")))?);
         } else {
-            self.file.read_exact_at(scratch, self.offset(row)).context("read", &self.path)?;
+            self.file.read_at(scratch, self.offset(row)).context("read", &self.path)?;
         }
         let (body, crc) = scratch.split_at(stride - 4);
         if crc32fast::hash(body).to_le_bytes() != crc {
@@ -131,27 +136,21 @@ impl Originals {
     }
 }
 
-fn write_header(path: &Path, file: &File, dimensions: usize) -> Result<()> {
+fn write_header(path: &Path, file: &Handle, dimensions: usize) -> Result<()> {
     let mut header = [0; HEADER as usize];
-    header[..8].copy_from_slice(MAGIC);
-    header[8..12].copy_from_slice(&FORMAT.to_le_bytes());
-    header[12..16].copy_from_slice(&(dimensions as u32).to_le_bytes());
-    file.write_all_at(&header, 0).and_then(|()| file.sync_all()).context("write", path)?;
-    sync_dir(path.parent().unwrap_or(Path::new(".")))
+    header[header::LENGTH..][..4].copy_from_slice(&(dimensions as u32).to_le_bytes());
+    KIND.seal(&mut header);
+    file.write_at(&header, 0).and_then(|()| file.sync()).context("write", path)?;
+    files::sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
-fn check_header(path: &Path, file: &File, dimensions: usize) -> Result<()> {
+fn check_header(path: &Path, file: &Handle, dimensions: usize) -> Result<()> {
     let mut header = [0; HEADER as usize];
-    file.read_exact_at(&mut header, 0).context("read the header of", path)?;
-    let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
-    if &header[..8] != MAGIC {
-        return Err(damaged(path, "is not a vector file"));
-    }
-    if word(8) != FORMAT {
-        return Err(StorageError::Format { path: path.to_owned(), found: word(8), expected: FORMAT });
-    }
-    if word(12) as usize != dimensions {
-        return Err(damaged(path, format!("has {} dimensions, not {dimensions}", word(12))));
+    file.read_at(&mut header, 0).context("read the header of", path)?;
+    KIND.check(path, &header)?;
+    let found = u32::from_le_bytes(header[header::LENGTH..][..4].try_into().expect("four bytes"));
+    if found as usize != dimensions {
+        return Err(damaged(path, format!("has {found} dimensions, not {dimensions}")));
     }
     Ok(())
 }
@@ -159,6 +158,7 @@ fn check_header(path: &Path, file: &File, dimensions: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::StorageError;
 
     #[test]
     fn uncommitted_rows_are_overwritten_and_committed_ones_stay() {
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(originals.read(2).expect("read"), [9.0; 3]);
         assert_eq!(originals.read(1).expect("read")[0], 1.0);
         assert!(matches!(Originals::open(&path, 3, 6), Err(StorageError::Damaged { .. })));
-        assert!(matches!(Originals::open(&path, 4, 0), Err(StorageError::Damaged { .. })));
+        assert!(matches!(Originals::open(&path, 4, 1), Err(StorageError::Damaged { .. })));
     }
 
     #[test]

@@ -53,10 +53,10 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.blob()?).map_err(|_| BadRecord("text is not UTF-8"))
     }
 
-    /// A count, then so many items. Memory grows with what is really there, not with the count.
-    fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Read<T>) -> Read<Vec<T>> {
+    /// A count, then so many items of at least `least` bytes. Memory grows with what is really there, not with the count.
+    fn list<T>(&mut self, least: usize, mut item: impl FnMut(&mut Self) -> Read<T>) -> Read<Vec<T>> {
         let count = self.u32()? as usize;
-        let mut items = Vec::with_capacity(count.min(self.0.len()));
+        let mut items = Vec::with_capacity(count.min(self.0.len() / least));
         for _ in 0..count {
             items.push(item(self)?);
         }
@@ -68,6 +68,11 @@ impl<'a> Reader<'a> {
         if self.0.is_empty() { Ok(()) } else { Err(BadRecord("has bytes left over")) }
     }
 }
+
+/// The smallest forms: a tag; the lengths of key and of both lists; collection, ordinal and tag.
+const LEAST_CELL: usize = 1;
+const LEAST_ROW: usize = 12;
+const LEAST_CHANGE: usize = 9;
 
 fn put_u32(out: &mut Vec<u8>, value: u32) {
     out.extend_from_slice(&value.to_le_bytes());
@@ -181,7 +186,11 @@ fn put_row(out: &mut Vec<u8>, row: &RowImage) {
 }
 
 fn get_row(from: &mut Reader<'_>) -> Read<RowImage> {
-    Ok(RowImage { key: RowKey::from_bytes(from.blob()?), vectors: from.list(get_cell)?, filters: from.list(get_cell)? })
+    Ok(RowImage {
+        key: RowKey::from_bytes(from.blob()?),
+        vectors: from.list(LEAST_CELL, get_cell)?,
+        filters: from.list(LEAST_CELL, get_cell)?,
+    })
 }
 
 const UPSERT: u8 = 1;
@@ -291,10 +300,10 @@ pub fn get_record(bytes: &[u8]) -> Read<LogRecord> {
     let mut from = Reader(bytes);
     let record = match from.u8()? {
         BEGIN => LogRecord::Begin(TransactionHead { commit: CommitLsn(from.u64()?), commit_time: from.u64()? as i64 }),
-        CHANGES => LogRecord::Changes(from.list(get_change)?),
+        CHANGES => LogRecord::Changes(from.list(LEAST_CHANGE, get_change)?),
         COMMIT => LogRecord::Commit { end: Lsn(from.u64()?) },
         PROGRESS => LogRecord::Progress { upto: Lsn(from.u64()?) },
-        COPIED => LogRecord::Copied(from.list(get_row)?),
+        COPIED => LogRecord::Copied(from.list(LEAST_ROW, get_row)?),
         COPY_START => LogRecord::CopyStart { at: Lsn(from.u64()?), filenode: from.u32()? },
         RANGE_COPIED => {
             let (first, bounded, end) = (from.u32()?, from.u8()? != 0, from.u32()?);

@@ -3,12 +3,16 @@
 
 use crate::model::{Cell, CollectionDef, CollectionId, CommitLsn, Lsn, RowKey, Version};
 use crate::storage::changelog::{self, LogPosition};
+use crate::storage::files::{self, Mode};
 use crate::storage::record::{BadRecord, Reader, get_cell, put_cell};
-use crate::storage::{Result, StorageError, damaged};
+use crate::storage::steady::SteadyFile;
+use crate::storage::{IoContext, Result, StorageError, damaged};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const FORMAT: u32 = 1;
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -18,10 +22,23 @@ const DEAD: TableDefinition<'_, (u32, &[u8]), &[u8]> = TableDefinition::new("dea
 /// Memory redb may keep pages in; its own default is a gigabyte.
 const CACHE_BYTES: usize = 64 << 20;
 
-fn builder() -> redb::Builder {
+/// The database in a file, and the switch by which the file is left as it is.
+fn database(file: files::Handle) -> Result<(Database, Arc<AtomicBool>)> {
+    let file = SteadyFile::new(file);
+    let left = file.left();
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES);
-    builder
+    Ok((builder.create_with_backend(file)?, left))
+}
+
+/// Opens a file that may be damaged. Every page of the last durable commit is compared with its checksum here: later on
+/// redb does not look at them.
+fn checked_database(file: files::Handle) -> Result<(Database, Arc<AtomicBool>)> {
+    let (mut database, left) = database(file)?;
+    if !database.check_integrity()? {
+        tracing::warn!("the state was not closed in order; its last whole commit is taken");
+    }
+    Ok((database, left))
 }
 
 fn rows_table(collection: CollectionId) -> String {
@@ -185,12 +202,25 @@ pub struct DeadLetter {
 pub struct State {
     path: PathBuf,
     database: Database,
+    /// There are commits that a crash would undo.
+    undurable: AtomicBool,
+    left: Arc<AtomicBool>,
+}
+
+impl Drop for State {
+    /// redb makes everything durable when it is dropped. What was not made durable by us may name vectors that are not on
+    /// disk: it is left to the change log.
+    fn drop(&mut self) {
+        if self.undurable.load(Ordering::Relaxed) {
+            self.left.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 impl State {
     /// Makes the state of a new epoch.
     pub fn create(path: &Path, identity: &Identity) -> Result<State> {
-        let state = State { path: path.to_owned(), database: builder().create(path)? };
+        let state = State::new(path, database(files::open(path, Mode::Fresh)?)?);
         state.write(true, |batch| {
             batch.put_meta("format", &FORMAT)?;
             batch.put_meta("identity", identity)?;
@@ -198,19 +228,32 @@ impl State {
             let applied = Applied { lsn: identity.consistent_point, commit_time: 0, position: changelog::START };
             batch.put_meta("applied", &applied)
         })?;
+        crate::failpoint!("state.created");
         Ok(state)
+    }
+
+    fn new(path: &Path, (database, left): (Database, Arc<AtomicBool>)) -> State {
+        State { path: path.to_owned(), database, undurable: AtomicBool::new(false), left }
     }
 
     /// Opens an epoch's state after any kind of end.
     pub fn open(path: &Path) -> Result<State> {
-        if !path.exists() {
+        if !files::exists(path) {
             return Err(damaged(path, "is missing"));
         }
-        let state = State { path: path.to_owned(), database: builder().open(path)? };
+        let file = files::open(path, Mode::Write)?;
+        if file.length().context("stat", path)? == 0 {
+            return Err(damaged(path, "is empty"));
+        }
+        // What redb reads before it has compared the checksums can be anything, and some of it makes it panic.
+        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| checked_database(file)));
+        let opened = opened.unwrap_or_else(|_| Err(damaged(path, "cannot be read as a database")))?;
+        let state = State::new(path, opened);
         let found: u32 = state.meta("format")?;
         if found != FORMAT {
             return Err(StorageError::Format { path: path.to_owned(), found, expected: FORMAT });
         }
+        crate::failpoint!("state.opened");
         Ok(state)
     }
 
@@ -310,7 +353,17 @@ impl State {
         // Recovery after a kill then reads no more than the header.
         transaction.set_quick_repair(durable);
         let result = change(&mut Batch { path: &self.path, transaction: &transaction, rows: HashMap::new() })?;
-        transaction.commit()?;
+        self.undurable.fetch_or(!durable, Ordering::Relaxed);
+        if durable {
+            crate::failpoint!("state.before_durable_commit");
+            transaction.commit()?;
+            crate::failpoint!("state.durably_committed");
+        } else {
+            crate::failpoint!("state.before_commit");
+            transaction.commit()?;
+            crate::failpoint!("state.committed");
+        }
+        self.undurable.fetch_and(!durable, Ordering::Relaxed);
         Ok(result)
     }
 }
@@ -432,6 +485,58 @@ mod tests {
 
     fn key(n: i64) -> RowKey {
         RowKey::encode(&[Value::Int(n)]).expect("key")
+    }
+
+    #[test]
+    fn what_was_not_made_durable_is_not_when_the_state_is_dropped() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("state.redb");
+        let state = State::create(&path, &identity()).expect("create");
+        let at = |lsn| Applied { lsn: Lsn(lsn), ..Applied::default() };
+        state.write(true, |batch| batch.set_applied(&at(1))).expect("commit");
+        state.write(false, |batch| batch.set_applied(&at(2))).expect("commit");
+        drop(state);
+        let state = State::open(&path).expect("open");
+        assert_eq!(state.applied().expect("applied"), at(1));
+        state.write(false, |batch| batch.set_applied(&at(3))).expect("commit");
+        state.write(true, |batch| batch.set_applied(&at(4))).expect("commit");
+        drop(state);
+        assert_eq!(State::open(&path).expect("open").applied().expect("applied"), at(4));
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found_when_the_state_is_opened() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("state.redb");
+        let state = State::create(&path, &identity()).expect("create");
+        let id = CollectionId(4);
+        let row = |n: i64| StoredRow {
+            version: Version { commit: CommitLsn(1), ordinal: 2 },
+            nodes: vec![Some(n as u32)],
+            filters: vec![Cell::Value(Value::Text(format!("{n}").repeat(20).into()))],
+            missing: 0, dead: 0,
+        };
+        state.write(true, |batch| (0..100).try_for_each(|n| batch.put_row(id, &key(n), &row(n)))).expect("commit");
+        drop(state);
+        let good = std::fs::read(&path).expect("bytes");
+        let (mut told, mut used) = (0, (0..good.len()).filter(|at| good[*at] != 0));
+        while let Some(at) = used.nth(37) {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1 << (at % 8);
+            std::fs::write(&path, bytes).expect("write");
+            match State::open(&path) {
+                Ok(state) => {
+                    for n in 0..100 {
+                        assert_eq!(state.row(id, &key(n)).expect("row"), Some(row(n)), "flip at {at}");
+                    }
+                }
+                Err(error) => {
+                    assert!(error.is_damage(), "flip at {at}: {error}");
+                    told += 1;
+                }
+            }
+        }
+        assert!(told > 50, "{told} told");
     }
 
     #[test]

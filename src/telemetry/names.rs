@@ -40,11 +40,31 @@ metric_names! {
     TRANSACTIONS = Counter "ruvector_replication_transactions_total";
     /// Changes received, by op.
     CHANGES_RECEIVED = Counter "ruvector_replication_changes_total";
+    /// Bytes of streamed transactions that have not ended (label place: memory, disk).
+    SPOOL_BYTES = Gauge "ruvector_replication_spool_bytes";
     /// Changes applied to collections.
     CHANGES_APPLIED = Counter "ruvector_apply_changes_total";
-    /// Connections to the source that had to be made again.
+    /// WAL that the source keeps for our slot; where there are two during a new copy, for the one that keeps more.
+    SLOT_RETAINED = Gauge "ruvector_source_slot_retained_wal_bytes";
+    /// WAL that may still be written before the source may give the slot up; +Inf without max_slot_wal_keep_size.
+    SLOT_SAFE = Gauge "ruvector_source_slot_safe_wal_bytes";
+    /// 1 for the slot's status (label status: reserved, extended, unreserved, lost, missing), 0 for the others.
+    SLOT_STATUS = Gauge "ruvector_source_slot_status";
+    /// source.max_retained_wal_mib in bytes; 0 is without limit.
+    SLOT_BUDGET = Gauge "ruvector_source_slot_wal_budget_bytes";
+    /// The share of that which is spent; at 1 the slot is dropped.
+    SLOT_BUDGET_SHARE = Gauge "ruvector_source_slot_wal_budget_ratio";
+    /// Slots dropped to protect the source (label budget: bytes or time).
+    SLOTS_GIVEN_UP = Counter "ruvector_source_slot_given_up_total";
+    /// 1 while this service is the one that may use the slot, 0 while it waits for another.
+    SLOT_HELD = Gauge "ruvector_source_slot_held";
+    /// Heartbeats written because keepalives did not suffice.
+    HEARTBEATS = Counter "ruvector_source_heartbeats_total";
+    /// Findings of the doctor that are not ok (labels code and severity).
+    DOCTOR_FINDINGS = Gauge "ruvector_doctor_findings";
+    /// Connections to the source that had to be made again (label reason).
     RECONNECTS = Counter "ruvector_replication_reconnects_total";
-    /// Complete new copies of the source, by reason.
+    /// Complete new copies of the source (label reason).
     RESYNCS = Counter "ruvector_replication_resyncs_total";
     /// Copies of single collections begun while the others went on.
     COPIES = Counter "ruvector_replication_collection_copies_total";
@@ -56,6 +76,10 @@ metric_names! {
     APPLY_SECONDS = Histogram "ruvector_apply_seconds";
     /// Rows copied by the initial copy.
     COPY_ROWS = Gauge "ruvector_copy_rows";
+    /// Rows that the copy will have read, by what it has read so far.
+    COPY_ROWS_EXPECTED = Gauge "ruvector_copy_rows_expected";
+    /// Seconds until the copy has read everything, at its speed so far.
+    COPY_ETA = Gauge "ruvector_copy_eta_seconds";
     /// Searches by collection, plan and code (`ok` or the error's code).
     SEARCHES = Counter "ruvector_search_requests_total";
     /// Time of a search inside the service.

@@ -3,11 +3,12 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use ruvector::consistency::frontier::{Frontier, Serving};
-use ruvector::engine::{Engine, Logs, NewCollection, Options};
+use ruvector::engine::{Engine, Logs, NewCollection, Options, damage_mark};
 use ruvector::model::{CollectionDef, LogRecord, Lsn, RowImage};
 use ruvector::replication::progress::Progress;
 use ruvector::storage::changelog::{self, ChangeLog};
 use ruvector::storage::state::{CollectionState, Identity, State};
+use ruvector::storage::{StorageError, files};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +32,16 @@ pub struct Epoch {
 impl Epoch {
     /// An epoch whose collections were copied at `at` and are live.
     pub fn create(dir: &Path, tables: Vec<(CollectionDef, Vec<RowImage>)>, at: Lsn, options: Options) -> Epoch {
+        Epoch::try_create(dir, tables, at, options).expect("a new epoch")
+    }
+
+    /// The same on a disk that may fail.
+    pub fn try_create(
+        dir: &Path,
+        tables: Vec<(CollectionDef, Vec<RowImage>)>,
+        at: Lsn,
+        options: Options,
+    ) -> Result<Epoch, Failure> {
         let identity = Identity {
             system_id: "7".into(),
             timeline: 1,
@@ -38,7 +49,7 @@ impl Epoch {
             slot: "ruvector".into(),
             consistent_point: at,
         };
-        let state = Arc::new(State::create(&dir.join("state.redb"), &identity).expect("a new state"));
+        let state = Arc::new(State::create(&dir.join("state.redb"), &identity)?);
         let new: Vec<_> = tables
             .iter()
             .map(|(def, rows)| NewCollection {
@@ -48,41 +59,51 @@ impl Epoch {
                 fingerprint: String::new(),
             })
             .collect();
-        Engine::register(&state, &new).expect("new collections");
+        Engine::register(&state, &new)?;
         let log_dir = dir.join("log");
-        let log = ChangeLog::create(&log_dir, at).expect("a new log");
+        let log = ChangeLog::create(&log_dir, at)?;
         let copy_dir = |def: &CollectionDef| dir.join(format!("copy-{}", def.id.0));
         let mut copies = Vec::new();
         for (def, rows) in &tables {
-            let mut copy = ChangeLog::create(&copy_dir(def), Lsn::ZERO).expect("a new copy log");
+            let mut copy = ChangeLog::create(&copy_dir(def), Lsn::ZERO)?;
             let begun = LogRecord::CopyStart { at, filenode: 1 };
             let chunks = rows.chunks(COPY_CHUNK).map(|rows| LogRecord::Copied(rows.to_vec()));
             let chunks = [begun].into_iter().chain(chunks);
             let end = LogRecord::CopyEnd { at, rows: rows.len() as u64 };
-            chunks.chain([end]).for_each(|record| copy.append(&record).expect("append"));
-            copy.sync().expect("sync");
+            chunks.chain([end]).try_for_each(|record| copy.append(&record))?;
+            copy.sync()?;
             copies.push((def.id, copy.reader(changelog::START)));
         }
         let logs = Logs { changes: log.reader(changelog::START), dir: log_dir, copies };
-        let engine = Engine::start(dir, state.clone(), options, logs).expect("the engine starts");
+        let engine = Engine::start(dir, state.clone(), options, logs)?;
         let epoch = Epoch::joined(state, engine, log);
-        epoch.wait_until("the copies are taken in", |epoch| {
+        epoch.try_wait_until("the copies are taken in", |epoch| {
             epoch.engine.view().collections.values().all(|collection| collection.state == CollectionState::Live)
-        });
-        tables.iter().for_each(|(def, _)| std::fs::remove_dir_all(copy_dir(def)).expect("a copy log goes"));
-        epoch
+        })?;
+        tables.iter().try_for_each(|(def, _)| files::remove_dir(&copy_dir(def)))?;
+        Ok(epoch)
     }
 
     /// An epoch after any kind of end.
     pub fn open(dir: &Path, options: Options) -> Epoch {
-        let state = Arc::new(State::open(&dir.join("state.redb")).expect("the state opens"));
+        Epoch::try_open(dir, options).expect("an epoch that opens")
+    }
+
+    /// An epoch after any kind of end, on a disk that may fail or be damaged.
+    pub fn try_open(dir: &Path, options: Options) -> Result<Epoch, Failure> {
+        if let Some(what) = files::read_if_there(&damage_mark(dir))? {
+            return Err(damaged(dir, String::from_utf8_lossy(&what)));
+        }
+        let state = Arc::new(State::open(&dir.join("state.redb"))?);
         let log_dir = dir.join("log");
-        let log = ChangeLog::open(&log_dir).expect("the log opens");
-        let applied = state.applied().expect("the applied position");
-        assert!(applied.position <= log.tail().durable().position, "nothing is applied that the log lost");
+        let log = ChangeLog::open(&log_dir)?;
+        let applied = state.applied()?;
+        if applied.position > log.tail().durable().position {
+            return Err(damaged(dir, "the change log ends before what was applied from it"));
+        }
         let logs = Logs { changes: log.reader(applied.position), dir: log_dir, copies: Vec::new() };
-        let engine = Engine::start(dir, state.clone(), options, logs).expect("the engine starts");
-        Epoch::joined(state, engine, log)
+        let engine = Engine::start(dir, state.clone(), options, logs)?;
+        Ok(Epoch::joined(state, engine, log))
     }
 
     fn joined(state: Arc<State>, engine: Engine, log: ChangeLog) -> Epoch {
@@ -119,13 +140,44 @@ impl Epoch {
 
     /// Waits for anything, as long as the engine lives.
     pub fn wait_until(&self, what: &str, done: impl Fn(&Epoch) -> bool) {
+        self.try_wait_until(what, done).expect("the engine lives");
+    }
+
+    /// Waits for anything, or until the engine has failed.
+    pub fn try_wait_until(&self, what: &str, done: impl Fn(&Epoch) -> bool) -> Result<(), Failure> {
         let started = Instant::now();
         while !done(self) {
-            let failure = self.engine.failure().borrow().clone();
-            assert_eq!(failure, None, "the engine failed while waiting until {what}");
+            if let Some(why) = self.failure() {
+                return Err(Failure::Engine(format!("waiting until {what}: {why}")));
+            }
             let applied = self.engine.view().applied;
             assert!(started.elapsed() < PATIENCE, "not in time: {what}; applied {applied}");
             std::thread::sleep(Duration::from_millis(1));
         }
+        Ok(())
     }
+
+    /// Why the engine stopped, once it did.
+    pub fn failure(&self) -> Option<String> {
+        self.engine.failure().borrow().clone()
+    }
+}
+
+/// Why an epoch is not at work.
+#[derive(Debug)]
+pub enum Failure {
+    /// It could not be made or opened.
+    Storage(StorageError),
+    /// Its engine stopped.
+    Engine(String),
+}
+
+impl From<StorageError> for Failure {
+    fn from(error: StorageError) -> Failure {
+        Failure::Storage(error)
+    }
+}
+
+fn damaged(dir: &Path, what: impl Into<String>) -> Failure {
+    Failure::Storage(StorageError::Damaged { path: dir.to_owned(), what: what.into() })
 }

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "every test program uses its own part")]
 
 pub mod soak;
+pub mod writer;
 
 use futures_util::SinkExt;
 use ruvector::cli::client::{Client, segment};
@@ -18,6 +19,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
@@ -78,6 +80,14 @@ impl Sql {
     /// Runs statements that may fail.
     pub fn try_run(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
         RUNTIME.block_on(self.client.batch_execute(sql))
+    }
+
+    /// Runs statements beside other writers: the victim of a deadlock is rolled back, as applications do.
+    pub fn run_beside_others(&self, sql: &str) {
+        if let Err(error) = self.try_run(sql) {
+            assert_eq!(error.code(), Some(&SqlState::T_R_DEADLOCK_DETECTED), "{sql}: {error:?}");
+            self.run("ROLLBACK");
+        }
     }
 
     /// Runs one statement with parameters.
@@ -289,6 +299,7 @@ pub struct Service {
     running: Option<Running>,
     dir: TempDir,
     url: String,
+    environment: Vec<(&'static str, String)>,
     /// Name of its slot and publication.
     pub slot: String,
 }
@@ -298,7 +309,8 @@ impl Service {
     /// collections and other settings.
     pub fn configured(database: &Database, source: &str, sections: &str) -> Service {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let service = Service { running: None, dir, url: String::new(), slot: database.name.clone() };
+        let service =
+            Service { running: None, dir, url: String::new(), environment: Vec::new(), slot: database.name.clone() };
         service.configure(&database.dsn, source, sections);
         service
     }
@@ -321,7 +333,8 @@ impl Service {
         std::fs::write(self.config_file(), text).expect("a writable directory");
     }
 
-    fn config_file(&self) -> PathBuf {
+    /// Its configuration.
+    pub fn config_file(&self) -> PathBuf {
         self.dir.path().join("ruvector.toml")
     }
 
@@ -342,12 +355,14 @@ impl Service {
 
     /// Starts it; its address, or none where it ended before it had one.
     fn launch(&mut self) -> Option<String> {
-        assert!(self.running.is_none(), "it runs already");
+        assert!(self.has_ended(), "it runs already");
+        self.running = None;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log file");
         let mut keeper = Command::new("sh")
             .args(["-c", KEEPER, "ruvector-keeper", env!("CARGO_BIN_EXE_ruvector"), "serve", "--config"])
             .arg(self.config_file())
             .env("NO_COLOR", "1")
+            .envs(self.environment.iter().map(|(name, value)| (*name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -358,6 +373,58 @@ impl Service {
         self.running = Some(Running { keeper, signals });
         let mut lines = output.lines().map_while(Result::ok);
         lines.find_map(|line| line.strip_prefix("listening on ").map(str::to_owned))
+    }
+
+    /// Sets a variable of the environment of its next starts.
+    pub fn set_environment(&mut self, name: &'static str, value: Option<String>) {
+        self.environment.retain(|(other, _)| *other != name);
+        self.environment.extend(value.map(|value| (name, value)));
+    }
+
+    /// Starts it where it may end at once.
+    pub fn start_mortal(&mut self) {
+        if let Some(url) = self.launch() {
+            self.url = url;
+        }
+    }
+
+    /// Asks it to stop, whatever comes of it.
+    pub fn ask_to_stop(&mut self) {
+        if let Some(signals) = self.running.as_mut().and_then(|running| running.signals.as_mut()) {
+            let _ = writeln!(signals, "TERM");
+        }
+    }
+
+    /// The slot that its data belongs to, and where that data was opened at the last start.
+    fn current_slot(&self) -> Option<String> {
+        let current = std::fs::read(self.data_dir().join("CURRENT")).ok()?;
+        let current: Json = serde_json::from_slice(&current).expect("a whole file");
+        Some(current["slot"].as_str().expect("a name").to_owned())
+    }
+
+    /// Starts a dead one. What the source may forget must be durable here; that can be said while nobody holds the slot.
+    pub fn start_checking_confirmed(&mut self, database: &Database) {
+        let slot = self.current_slot();
+        let active =
+            format!("SELECT count(*) FROM pg_replication_slots WHERE database = '{}' AND active", database.name);
+        wait_until("the dead one's sender is gone", || database.sql.one(&active) == "0");
+        let confirmed = slot.and_then(|slot| database.sql.confirmed(&slot));
+        let before = self.log().len();
+        self.start();
+        let opened = || {
+            let log = self.log()[before..].to_owned();
+            let line = log.lines().rev().find(|line| line.contains("opened the data directory"))?.to_owned();
+            line.split_whitespace().find_map(|word| word.strip_prefix("at=")?.parse::<Lsn>().ok())
+        };
+        if let Some(confirmed) = confirmed {
+            let mut durable = None;
+            wait_until("its data is opened", || {
+                durable = opened();
+                durable.is_some()
+            });
+            let durable = durable.expect("waited for");
+            assert!(confirmed <= durable, "the source forgot up to {confirmed}, durable here is {durable}");
+        }
     }
 
     fn signal(&mut self, name: &str) -> ExitStatus {
@@ -428,6 +495,32 @@ impl Service {
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
 
+    /// Its memory in bytes, by the name that /proc has for it: VmRSS, VmHWM.
+    pub fn memory(&self, name: &str) -> u64 {
+        let keeper = self.running.as_ref().expect("it runs").keeper.id();
+        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).expect("children");
+        let status = children.split_whitespace().find_map(|child| {
+            let status = std::fs::read_to_string(format!("/proc/{child}/status")).ok()?;
+            status.starts_with("Name:\truvector\n").then_some(status)
+        });
+        let status = status.expect("the service is a child of its keeper");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.unwrap_or_else(|| panic!("no {name}: {status}")) << 10
+    }
+
+    /// The sum of a metric over its labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let mut response = ureq::get(format!("{}/metrics", self.url)).call().expect("metrics");
+        let text = response.body_mut().read_to_string().expect("text");
+        let of = |line: &str| {
+            let rest = line.strip_prefix(name)?;
+            let value = if rest.starts_with('{') { rest.rsplit_once(' ')?.1 } else { rest.strip_prefix(' ')? };
+            value.parse::<f64>().ok()
+        };
+        text.lines().filter_map(of).sum()
+    }
+
     /// Its address.
     pub fn url(&self) -> &str {
         &self.url
@@ -451,6 +544,11 @@ impl Service {
     /// Is it ready?
     pub fn is_ready(&self) -> bool {
         self.client().get("/readyz").is_ok_and(|ready| ready["ready"] == true)
+    }
+
+    /// The same of one that may be dead by now.
+    pub fn try_ready(&mut self) -> bool {
+        !self.has_ended() && self.is_ready()
     }
 
     /// Waits until it is.

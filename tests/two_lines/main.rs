@@ -1,7 +1,13 @@
 //! Both lines on fakes: scripted WAL frames through replication, change log and engine to answers, without PostgreSQL.
 
+#[path = "../soak_disk/disk.rs"]
+#[allow(dead_code, reason = "another suite's faults")]
+mod disk;
 #[path = "../epoch/mod.rs"]
 mod epoch;
+#[path = "../model/random.rs"]
+#[allow(dead_code, reason = "another suite's numbers")]
+mod random;
 mod wire;
 
 use epoch::Epoch;
@@ -22,6 +28,7 @@ use ruvector::replication::{ReplicationError, follow};
 use ruvector::source::SourceError;
 use ruvector::source::rows::{Ask, HeapRow};
 use ruvector::storage::changelog::{ChangeLog, LogPosition, start_of};
+use ruvector::storage::files;
 use ruvector::storage::state::CollectionState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -117,7 +124,10 @@ impl Lines {
     }
 
     fn with_status_every(interval: Duration) -> Lines {
-        let dir = tempfile::tempdir().expect("a folder");
+        Lines::within(tempfile::tempdir().expect("a folder"), interval)
+    }
+
+    fn within(dir: tempfile::TempDir, interval: Duration) -> Lines {
         let options = Options { segment_rows: 64, build_threads: 1, seal_rows_on_stop: 16 };
         let epoch = Epoch::create(dir.path(), vec![(items(), Vec::new())], Lsn(START), options);
         let progress = Arc::new(Progress::default());
@@ -142,7 +152,8 @@ impl Lines {
         };
         let stop = CancellationToken::new();
         let (progress, stopped) = (self.progress.clone(), stop.clone());
-        let intake = Intake { status_interval, silence_limit: Duration::from_secs(60), queue_bytes: 1 << 20 };
+        let intake =
+            Intake { status_interval, silence_limit: Duration::from_secs(60), queue_bytes: 1 << 20, spool_bytes: 4096 };
         let definitions = Arc::new(Definitions::new(vec![items()]));
         let following =
             tokio::spawn(async move { follow(script, intake, definitions, log, &progress, &stopped).await });
@@ -639,4 +650,28 @@ async fn every_answer_says_as_of_when_and_how_old() {
     assert_eq!((stale.complete, stale.stale.as_deref()), (false, Some("copying again")));
     let positions = lines.frontier.positions();
     assert_eq!((positions.applied, positions.durable, positions.source), (Lsn(220), Lsn(220), Lsn(900)));
+}
+
+/// The service ends with the disk's error, and until then what is in memory answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_ends_following_and_nothing_more_is_confirmed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let disk = disk::Disk::new(dir.path(), disk::Image::default(), 1);
+    let _mounted = files::mount(dir.path(), disk.handle());
+    let mut lines = Lines::within(dir, Duration::from_millis(5));
+    lines.send(inserts(200, 1..6).commit(210));
+    assert_eq!(lines.all(210).await.len(), 5);
+    disk.fill();
+    lines.send(inserts(300, 6..9).commit(310));
+    let Wire { frames: _frames, following, .. } = lines.wire.take().expect("connected");
+    let (mut log, error) = following.await.expect("no panic");
+    assert!(matches!(error, ReplicationError::Storage(_)), "{error}");
+    assert!(!error.is_transient() && error.to_string().contains("No space left on device"), "{error}");
+    let confirmed = lines.statuses.lock().expect("not poisoned").iter().map(|status| status.flushed).max();
+    assert!(confirmed <= Some(Lsn(210)), "confirmed {confirmed:?}");
+    // Also when there is room again: nobody knows what is on disk.
+    disk.disarm();
+    assert!(log.sync().is_err() && log.durable() == Lsn(210));
+    assert_eq!(lines.all(210).await.len(), 5);
+    assert_eq!(ChangeLog::open(&lines.dir.path().join("log")).expect("opens").durable(), Lsn(210));
 }

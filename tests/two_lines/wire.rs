@@ -6,6 +6,7 @@ use ruvector::replication::ReplicationError;
 use ruvector::replication::frame::Frame;
 use ruvector::replication::stream::WalSource;
 use ruvector::storage::changelog::{ChangeLog, LogTail};
+use ruvector::storage::files;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -219,9 +220,9 @@ impl WalSource for Script {
         assert!(flushed <= received, "confirmed {flushed} of {received} received");
         // As a restart after a kill would find it.
         let copy = tempfile::tempdir().expect("a folder");
-        for file in std::fs::read_dir(&self.log_dir).expect("the log's folder") {
-            let file = file.expect("the log's folder");
-            std::fs::copy(file.path(), copy.path().join(file.file_name())).expect("a copy");
+        for name in files::list(&self.log_dir).expect("the log's folder") {
+            let bytes = files::read(&self.log_dir.join(&name)).expect("a file of the log");
+            std::fs::write(copy.path().join(name), bytes).expect("a copy");
         }
         let found = ChangeLog::open(copy.path()).expect("the copy opens").durable();
         assert!(flushed <= found, "confirmed {flushed}, the files hold {found}");

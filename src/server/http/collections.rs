@@ -20,6 +20,8 @@ struct Copy {
     rows_read: u64,
     /// The share of the table's pages read, 0 to 1.
     share_read: f64,
+    /// Seconds until all is read, at the speed so far.
+    eta_s: Option<f64>,
     /// Rows taken into the index.
     rows_loaded: u64,
     /// Vectors linked into the graph.
@@ -88,6 +90,7 @@ fn shown(app: &App, view: &View, found: &CollectionView) -> Shown {
         Copy {
             rows_read: read.rows.load(Ordering::Relaxed),
             share_read: read.share(),
+            eta_s: read.eta_s(),
             rows_loaded: taken.loaded.load(Ordering::Relaxed),
             rows_linked: taken.linked.load(Ordering::Relaxed),
         }

@@ -6,8 +6,10 @@ mod search;
 
 use crate::consistency::recheck::SourceHeap;
 use crate::query::QueryService;
+use crate::replication::guard::Protection;
 use crate::server::problem::{self, Problem};
 use crate::source::connect::{Dsn, Pool};
+use crate::source::preflight;
 use crate::telemetry::names;
 use axum::Router;
 use axum::extract::rejection::PathRejection;
@@ -36,6 +38,15 @@ pub struct Options {
     pub ready_staleness: Duration,
 }
 
+/// What is known of the source besides the stream.
+#[derive(Clone)]
+pub struct Health {
+    /// Our slots there.
+    pub protection: Arc<Protection>,
+    /// What the doctor found.
+    pub findings: Arc<preflight::Latest>,
+}
+
 /// What handlers work with.
 pub struct App {
     /// Line two.
@@ -46,6 +57,8 @@ pub struct App {
     pub pool: Pool,
     /// For `/metrics`.
     pub metrics: &'static PrometheusHandle,
+    /// For status and metrics.
+    pub health: Health,
     /// The settings.
     pub options: Options,
     turns: Semaphore,
@@ -61,11 +74,12 @@ impl App {
         dsn: Dsn,
         pool: Pool,
         metrics: &'static PrometheusHandle,
+        health: Health,
         options: Options,
     ) -> App {
         let turns = Semaphore::new(options.max_concurrent);
         let verifying = tokio::sync::Mutex::new(());
-        App { query, dsn, pool, metrics, options, turns, verifying, started: Instant::now() }
+        App { query, dsn, pool, metrics, health, options, turns, verifying, started: Instant::now() }
     }
 }
 

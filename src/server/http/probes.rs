@@ -1,8 +1,10 @@
 //! Is it alive, is it ready, what are its figures.
 
 use crate::model::Lsn;
+use crate::replication::guard::Holding;
 use crate::server::http::{App, Name, Shared};
 use crate::server::problem::{self, Problem};
+use crate::source::preflight::Severity;
 use crate::storage::state::CollectionState;
 use crate::telemetry::names;
 use axum::Json;
@@ -76,9 +78,32 @@ pub async fn status(State(app): Shared) -> Json<serde_json::Value> {
         "replication": frontier.progress.phase(),
         "stale": frontier.progress.stale(),
         "positions": frontier.positions(),
+        "protection": protection(&app),
+        "doctor": doctor(&app),
         "collections": collections,
         "not_ready": not_ready(&app),
     }))
+}
+
+/// Our slots on the source.
+fn protection(app: &App) -> serde_json::Value {
+    let shown = app.health.protection.shown();
+    let mut json = serde_json::to_value(&shown).unwrap_or_default();
+    json["measured_s_ago"] = shown.measured.map(|at| at.elapsed().as_secs()).into();
+    json
+}
+
+/// What the doctor found at its last visit.
+fn doctor(app: &App) -> serde_json::Value {
+    let findings = app.health.findings.findings();
+    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    json!({
+        "checked_s_ago": app.health.findings.age().map(|age| age.as_secs()),
+        "ok": count(Severity::Ok),
+        "warnings": count(Severity::Warning),
+        "errors": count(Severity::Error),
+        "findings": findings.iter().filter(|finding| finding.severity != Severity::Ok).collect::<Vec<_>>(),
+    })
 }
 
 /// `GET /errors/{code}`
@@ -100,8 +125,36 @@ pub async fn metrics(State(app): Shared) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
 }
 
+/// What `wal_status` can be, and what there is where there is no slot.
+const SLOT_STATUSES: [&str; 5] = ["reserved", "extended", "unreserved", "lost", "missing"];
+
+/// Of the slot that keeps most, which is the one that hurts.
+fn slot_gauges(app: &App) {
+    let shown = app.health.protection.shown();
+    if shown.measured.is_none() {
+        return;
+    }
+    let held = shown.holder == Holding::Ours;
+    metrics::gauge!(names::SLOT_HELD).set(if held { 1.0 } else { 0.0 });
+    metrics::gauge!(names::SLOT_BUDGET).set(shown.budget_bytes as f64);
+    metrics::counter!(names::HEARTBEATS).absolute(shown.heartbeat.written);
+    let most = shown.slots.iter().max_by_key(|slot| slot.retained_wal_bytes);
+    let retained = most.and_then(|slot| slot.retained_wal_bytes).unwrap_or(0) as f64;
+    metrics::gauge!(names::SLOT_RETAINED).set(retained);
+    let share = if shown.budget_bytes > 0 { retained / shown.budget_bytes as f64 } else { 0.0 };
+    metrics::gauge!(names::SLOT_BUDGET_SHARE).set(share);
+    // Without a limit there is no end.
+    let safe = most.and_then(|slot| slot.safe_wal_bytes).map_or(f64::INFINITY, |bytes| bytes as f64);
+    metrics::gauge!(names::SLOT_SAFE).set(safe);
+    let status = most.map_or("missing", |slot| slot.wal_status.as_deref().unwrap_or("lost"));
+    for one in SLOT_STATUSES {
+        metrics::gauge!(names::SLOT_STATUS, "status" => one).set(if one == status { 1.0 } else { 0.0 });
+    }
+}
+
 /// Gauges are read when somebody looks.
 fn gauges(app: &App) {
+    slot_gauges(app);
     let frontier = &app.query.frontier;
     let positions = frontier.positions();
     metrics::gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
@@ -125,8 +178,14 @@ fn gauges(app: &App) {
         metrics::gauge!(names::COLLECTION_ROWS, &labels).set(found.rows as f64);
         metrics::gauge!(names::DEAD_LETTERS, &labels).set(found.dead_letters as f64);
         metrics::counter!(names::GRAPH_WRITES, &labels).absolute(found.graph_writes);
-        let copied = frontier.progress.copy(found.def.id).rows.load(std::sync::atomic::Ordering::Relaxed);
-        metrics::gauge!(names::COPY_ROWS, &labels).set(copied as f64);
+        let copy = frontier.progress.copy(found.def.id);
+        metrics::gauge!(names::COPY_ROWS, &labels).set(copy.rows.load(Ordering::Relaxed) as f64);
+        if let Some(expected) = copy.rows_expected() {
+            metrics::gauge!(names::COPY_ROWS_EXPECTED, &labels).set(expected);
+        }
+        if let Some(eta) = copy.eta_s() {
+            metrics::gauge!(names::COPY_ETA, &labels).set(eta);
+        }
         for index in &found.indexes {
             let labels = [("collection", name.clone()), ("vector", index.column.name.clone())];
             let (nodes, _) = index.linked();

@@ -40,6 +40,8 @@ pub struct ServerFacts {
     pub slot: Option<Slot>,
     /// Name of our slot.
     pub slot_name: String,
+    /// What it is made from: the name of the configuration.
+    pub slot_base: String,
     /// WAL kept for our slot, bytes.
     pub retained: Option<i64>,
     /// `sync_replication_slots`-like: can slots be made to survive a failover (version 17), and is a standby there?
@@ -90,8 +92,9 @@ const SERVER: &str = "
            (SELECT extversion::text FROM pg_extension WHERE extname = 'vector'),
            extract(epoch FROM clock_timestamp())::float8,
            (SELECT count(*) FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
-             WHERE COALESCE(s.slot_type, 'physical') = 'physical'),
-           has_function_privilege('pg_logical_emit_message(boolean, text, text)', 'EXECUTE')";
+             WHERE COALESCE(s.slot_type, 'physical') = 'physical' AND r.state IN ('streaming', 'catchup')),
+           COALESCE((SELECT bool_and(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc
+                      WHERE proname = 'pg_logical_emit_message' AND proargtypes[2] = 'text'::regtype), false)";
 
 const OLDEST: &str = "
     SELECT extract(epoch FROM now() - xact_start)::int8, COALESCE(application_name, '') || ' pid ' || pid
@@ -138,6 +141,7 @@ pub async fn server(client: &Client, slot: &str, host: &str) -> Result<ServerFac
         .await,
         slot: catalog::slot(client, slot).await?,
         slot_name: slot.to_owned(),
+        slot_base: slot.to_owned(),
         retained: held.iter().find(|(name, ..)| name == slot).and_then(|(.., bytes)| *bytes),
         failover: Failover {
             standbys: row.get(18),
@@ -199,8 +203,13 @@ pub struct ContentFacts {
 /// Rows of the sample that judges a table's vectors.
 const SAMPLE: i64 = 1000;
 
-/// Looks at a sample of a table.
-pub async fn content(client: &Client, def: &CollectionDef, table: &catalog::Table) -> Result<ContentFacts> {
+/// Looks at a table, and with `sample` at some of its rows.
+pub async fn content(
+    client: &Client,
+    def: &CollectionDef,
+    table: &catalog::Table,
+    sample: bool,
+) -> Result<ContentFacts> {
     let head = client
         .query_one("SELECT relpersistence::text, relispartition FROM pg_class WHERE oid = $1", &[&def.oid])
         .await?;
@@ -211,6 +220,9 @@ pub async fn content(client: &Client, def: &CollectionDef, table: &catalog::Tabl
         estimated_rows: table.estimated_rows,
         ..ContentFacts::default()
     };
+    if !sample {
+        return Ok(facts);
+    }
     for column in &def.vectors {
         let name = quote_ident(&column.name);
         let (length, odd) = match column.kind {

@@ -1,9 +1,11 @@
 //! The checks themselves: facts in, findings out. Pure, each with its case in the table test.
 
 use crate::model::quote_ident;
+use crate::source::SourceError;
 use crate::source::preflight::facts::{ContentFacts, ServerFacts};
-use crate::source::preflight::provider::Change;
+use crate::source::preflight::provider::{Change, Provider};
 use crate::source::preflight::{Finding, Severity, finding};
+use crate::source::slots::is_called;
 
 const MB: f64 = 1024.0 * 1024.0;
 
@@ -114,12 +116,8 @@ fn failover(facts: &ServerFacts) -> Finding {
         (n, Some(true)) => format!("{n} standbys; our slot is kept in step on them"),
         (n, _) => format!("{n} standbys; our slot is on the primary only: after a failover everything is copied again"),
     };
-    let fix = if facts.version >= 170_000 {
-        "on the standby: sync_replication_slots = on, hot_standby_feedback = on, dbname in primary_conninfo; new slots of ours are made with failover = true"
-    } else {
-        "version 17 can keep slots in step; before, the extension pg_failover_slots or the provider's own means"
-    };
-    finding("D14", bad_if(unprotected, Severity::Warning), "slots and failover", observed, fix)
+    let fix = facts.provider.failover(facts.version);
+    finding("D14", bad_if(unprotected, Severity::Warning), "slots and failover", observed, &fix)
 }
 
 fn open_transactions(facts: &ServerFacts) -> Finding {
@@ -136,10 +134,9 @@ fn open_transactions(facts: &ServerFacts) -> Finding {
 
 fn heartbeat(facts: &ServerFacts) -> Finding {
     let observed = if facts.can_heartbeat { "possible" } else { "our role may not call pg_logical_emit_message" };
-    let fix = format!(
-        "GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO {};",
-        quote_ident(&facts.role)
-    );
+    let more = if facts.version >= 170_000 { ", boolean" } else { "" };
+    let role = quote_ident(&facts.role);
+    let fix = format!("GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text{more}) TO {role};");
     finding(
         "D16",
         bad_if(!facts.can_heartbeat, Severity::Warning),
@@ -158,13 +155,24 @@ fn spill(facts: &ServerFacts) -> Finding {
 
 fn fdw(facts: &ServerFacts) -> Finding {
     let observed = facts.fdw.as_ref().map_or("not available".into(), |version| format!("{version} can be installed"));
-    finding(
-        "D19",
-        bad_if(facts.fdw.is_none(), Severity::Warning),
-        "postgres_fdw",
-        observed,
-        "install the server's contrib package",
-    )
+    finding("D19", bad_if(facts.fdw.is_none(), Severity::Warning), "postgres_fdw", observed, facts.provider.fdw())
+}
+
+/// Why SQL works and replication does not, and what to do. Ports and names say more of poolers than their answers.
+pub fn why_no_replication(error: &SourceError, host: &str, port: u16, provider: Provider) -> String {
+    match error.sqlstate() {
+        Some("53300") => return "no sender is free: see D03".into(),
+        Some("42501") => return "the role may not replicate: see D04".into(),
+        Some("28000") => {
+            return "pg_hba.conf lets this role in for SQL only: its lines for the database hold for logical replication \
+                    too, those for `replication` do not"
+                .into();
+        }
+        _ => {}
+    }
+    let named = host.contains("pooler") || host.contains("pgbouncer") || matches!(port, 6432 | 6543);
+    let sure = if named { "this is a pooler" } else { "a pooler or proxy is probably in between" };
+    format!("{sure}, and it cannot pass replication on: {}", provider.direct())
 }
 
 fn pgvector(facts: &ServerFacts) -> Finding {
@@ -192,12 +200,7 @@ fn clock(facts: &ServerFacts) -> Finding {
 
 fn other_slots(facts: &ServerFacts) -> Finding {
     // A later copy's slot has our name and a number: idle, it was left by a data directory that is gone.
-    let left = |name: &str| {
-        name.strip_prefix(&facts.slot_name).is_some_and(|rest| {
-            rest.strip_prefix('_')
-                .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
-        })
-    };
+    let left = |name: &str| is_called(name, &facts.slot_base);
     let heavy: Vec<_> =
         facts.idle_slots.iter().filter(|(name, bytes)| *bytes as f64 > 1024.0 * MB || left(name)).collect();
     let observed = match facts.idle_slots.len() {
@@ -303,6 +306,7 @@ mod tests {
             wal_rate: Some(1000.0),
             slot: None,
             slot_name: "ruvector".into(),
+            slot_base: "ruvector".into(),
             retained: None,
             failover: Failover::default(),
             oldest_transaction: None,
@@ -356,6 +360,59 @@ mod tests {
             let bad: Vec<_> = bad.iter().map(|finding| (finding.code, finding.severity)).collect();
             assert_eq!(bad, *expected, "case {number}");
         }
+    }
+
+    #[test]
+    fn every_fault_has_a_remedy_with_every_provider() {
+        use Provider::*;
+        for provider in [Rds, Aurora, CloudSql, AlloyDb, Azure, Supabase, Neon, Aiven, Crunchy, SelfHosted] {
+            let mut facts = ServerFacts {
+                provider,
+                version: 130_000,
+                wal_level: "replica".into(),
+                slots: (4, 4),
+                can_replicate: false,
+                encrypted: false,
+                keep_size_mb: -1,
+                failover: Failover { standbys: 1, slot_flag: None },
+                prepared: 1,
+                can_heartbeat: false,
+                spilled: Some(1 << 40),
+                fdw: None,
+                pgvector: Some("0.4.4".into()),
+                clock_skew_s: 9.0,
+                idle_slots: vec![("theirs".into(), 1 << 40)],
+                ..good()
+            };
+            for version in [130_000, 170_000] {
+                facts.version = version;
+                let bad: Vec<_> = server(&facts).into_iter().filter(|one| one.severity != Severity::Ok).collect();
+                assert!(bad.len() >= 13, "{provider:?} {}", bad.len());
+                for finding in bad {
+                    let fix = finding.fix.unwrap_or_default();
+                    assert!(!fix.is_empty(), "{provider:?} {}", finding.code);
+                    // Nobody is told to do what he cannot do there.
+                    let own = ["ALTER SYSTEM", "contrib package", "primary_conninfo"];
+                    let managed = provider != SelfHosted;
+                    assert!(
+                        !managed || own.iter().all(|word| !fix.contains(word)),
+                        "{provider:?} {} {fix}",
+                        finding.code
+                    );
+                }
+            }
+            assert!(!provider.direct().is_empty() && !provider.ipv4().is_empty(), "{provider:?}");
+        }
+    }
+
+    #[test]
+    fn a_pooler_is_told_from_a_role_that_may_not() {
+        let sql = |code: &str| SourceError::Sql { code: code.into(), message: String::new() };
+        let why = |code: &str, host: &str, port| why_no_replication(&sql(code), host, port, Provider::SelfHosted);
+        assert!(why("53300", "h", 5432).contains("D03") && why("42501", "h", 5432).contains("D04"));
+        assert!(why("28000", "h", 5432).contains("pg_hba.conf"));
+        assert!(why("08P01", "h", 5432).contains("probably") && why("08P01", "h", 6543).contains("is a pooler"));
+        assert!(why("08P01", "ep-x-pooler.eu.neon.tech", 5432).contains("is a pooler"));
     }
 
     #[test]

@@ -7,9 +7,12 @@ pub mod provider;
 use crate::model::{CollectionDef, CollectionId, CollectionSpec, quote_ident};
 use crate::source::catalog::{self, Table};
 use crate::source::connect::Dsn;
+use crate::source::preflight::provider::Provider;
 use crate::source::publication;
 use crate::source::{Result, SourceError};
+use parking_lot::Mutex;
 use serde::Serialize;
+use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 /// How bad a finding is.
@@ -22,6 +25,71 @@ pub enum Severity {
     Warning,
     /// Will not work.
     Error,
+}
+
+impl Severity {
+    /// As it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Severity::Ok => "ok",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        }
+    }
+}
+
+/// What is checked.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// The source.
+    pub dsn: &'a Dsn,
+    /// Our slot, which may not be there yet.
+    pub slot: &'a str,
+    /// The name that it and those of later copies are made from.
+    pub base: &'a str,
+    /// Other slots that are known to be ours: they go by themselves.
+    pub known: &'a [String],
+    /// Our publication.
+    pub publication: &'a str,
+    /// May the service make it?
+    pub create: bool,
+    /// What is to be served.
+    pub collections: &'a [CollectionSpec],
+}
+
+/// How much of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Everything: a person waits for it.
+    All,
+    /// All but what the service itself shows at once: whether it gets a replication session.
+    Start,
+    /// Without [`ONLY_AT_START`] either.
+    Again,
+}
+
+/// Checks that read tables.
+pub const ONLY_AT_START: [&str; 2] = ["D12", "D22"];
+
+/// The findings of the last time, shared by who checks and who reports.
+#[derive(Debug, Default)]
+pub struct Latest(Mutex<Option<(Instant, Vec<Finding>)>>);
+
+impl Latest {
+    /// The findings; none before the first time.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.0.lock().as_ref().map(|(_, findings)| findings.clone()).unwrap_or_default()
+    }
+
+    /// How old they are.
+    pub fn age(&self) -> Option<Duration> {
+        self.0.lock().as_ref().map(|(at, _)| at.elapsed())
+    }
+
+    /// From now on these.
+    pub fn set(&self, findings: Vec<Finding>) {
+        *self.0.lock() = Some((Instant::now(), findings));
+    }
 }
 
 /// One check's result.
@@ -55,7 +123,8 @@ fn from_result(code: &'static str, check: &str, result: Result<String>) -> Findi
 }
 
 /// Runs every check. Never an error: a source that cannot be reached is a finding.
-pub async fn run(dsn: &Dsn, slot: &str, name: &str, create: bool, specs: &[CollectionSpec]) -> Vec<Finding> {
+pub async fn run(subject: &Subject<'_>, depth: Depth) -> Vec<Finding> {
+    let Subject { dsn, slot, publication, create, collections, .. } = *subject;
     let client = match dsn.connect().await {
         Ok(client) => client,
         Err(SourceError::Refused { problem, remedy }) => {
@@ -66,25 +135,38 @@ pub async fn run(dsn: &Dsn, slot: &str, name: &str, create: bool, specs: &[Colle
             return vec![finding("D05", Severity::Error, "connection", error.to_string(), fix)];
         }
     };
-    let mut findings = vec![finding("D05", Severity::Ok, "connection", dsn.to_string(), "")];
+    let mut findings = Vec::new();
     let mut role = "<our role>".to_owned();
+    let mut provider = Provider::SelfHosted;
     match facts::server(&client, slot, &dsn.host()).await {
-        Ok(facts) => {
+        Ok(mut facts) => {
+            facts.slot_base = subject.base.to_owned();
+            facts.idle_slots.retain(|(name, _)| !subject.known.contains(name));
             role = quote_ident(&facts.role);
+            provider = facts.provider;
             findings.extend(judge::server(&facts));
         }
         Err(error) => findings.push(from_result("D01", "server facts", Err(error))),
     }
-    findings.extend(address(&dsn.host()).await);
+    findings.insert(
+        0,
+        match depth {
+            Depth::All => direct(dsn, provider).await,
+            _ => finding("D05", Severity::Ok, "connection", dsn.to_string(), ""),
+        },
+    );
+    findings.extend(address(&dsn.host(), provider).await);
     let mut defs = Vec::new();
-    for (number, spec) in specs.iter().enumerate() {
+    for (number, spec) in collections.iter().enumerate() {
         let (schema, table) = spec.schema_and_table();
         if let Ok(Some(table)) = catalog::table(&client, schema, table).await {
             findings.extend(rights(spec, &table, &role));
         }
         let resolved = async {
             let (mut def, table) = catalog::resolve(&client, CollectionId(number as u32), spec).await?;
-            catalog::learn_dimensions(&client, &mut def).await?;
+            if depth != Depth::Again {
+                catalog::learn_dimensions(&client, &mut def).await?;
+            }
             Ok((def, table))
         };
         let resolved = resolved.await;
@@ -95,15 +177,35 @@ pub async fn run(dsn: &Dsn, slot: &str, name: &str, create: bool, specs: &[Colle
         ));
         if let Ok((def, table)) = resolved {
             findings.extend(identity(&def, &table));
-            match facts::content(&client, &def, &table).await {
+            match facts::content(&client, &def, &table, depth != Depth::Again).await {
                 Ok(facts) => findings.extend(judge::content(&spec.table, &facts)),
                 Err(error) => findings.push(from_result("D12", &format!("content of {}", spec.table), Err(error))),
             }
             defs.push(def);
         }
     }
-    findings.push(published(&client, name, create, &defs).await);
+    findings.push(published(&client, publication, create, &defs).await);
     findings
+}
+
+/// Longest wait for an answer of a replication session.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// Really opens a replication session: what a pooler or a proxy in between cannot pass on shows here and nowhere else.
+async fn direct(dsn: &Dsn, provider: Provider) -> Finding {
+    let identified = async {
+        let mut session = dsn.connect_replication().await?;
+        session.query("IDENTIFY_SYSTEM").await
+    };
+    let late = || Err(SourceError::Unavailable(format!("no answer within {} s", ANSWER.as_secs())));
+    match tokio::time::timeout(ANSWER, identified).await.unwrap_or_else(|_| late()) {
+        Ok(_) => finding("D05", Severity::Ok, "connection", format!("{dsn}, also for replication"), ""),
+        Err(error) => {
+            let fix = judge::why_no_replication(&error, &dsn.host(), dsn.port(), provider);
+            let observed = format!("SQL works, replication does not: {error}");
+            finding("D05", Severity::Error, "connection", observed, &fix)
+        }
+    }
 }
 
 fn rights(spec: &CollectionSpec, table: &Table, role: &str) -> [Finding; 2] {
@@ -175,7 +277,7 @@ async fn published(client: &Client, name: &str, create: bool, defs: &[Collection
 }
 
 /// A name that only has IPv6 addresses cannot be reached from hosts without it.
-async fn address(host: &str) -> Option<Finding> {
+async fn address(host: &str, provider: Provider) -> Option<Finding> {
     if host.starts_with('/') || host.parse::<std::net::IpAddr>().is_ok() {
         return None;
     }
@@ -183,8 +285,7 @@ async fn address(host: &str) -> Option<Finding> {
     let only_v6 = !found.is_empty() && found.iter().all(|address| address.is_ipv6());
     let severity = if only_v6 { Severity::Warning } else { Severity::Ok };
     let observed = if only_v6 { "IPv6 only" } else { "has an IPv4 address" };
-    let fix = "run the service where there is IPv6, or buy the provider's IPv4 address";
-    Some(finding("D23", severity, &format!("address of {host}"), observed.into(), fix))
+    Some(finding("D23", severity, &format!("address of {host}"), observed.into(), provider.ipv4()))
 }
 
 /// 0 all well, 1 warnings, 2 errors.

@@ -160,6 +160,77 @@ impl Provider {
         }
     }
 
+    /// How slots survive a failover there.
+    pub fn failover(self, version: i32) -> String {
+        let new = version >= 170_000;
+        let ours = "slots of ours are made with failover = true";
+        match self {
+            Provider::SelfHosted if new => format!(
+                "on the standby: sync_replication_slots = on, hot_standby_feedback = on, a dbname in primary_conninfo; {ours}"
+            ),
+            Provider::SelfHosted => {
+                "version 17 can keep slots in step; before, the extension pg_failover_slots".into()
+            }
+            Provider::Rds if new => format!(
+                "in the parameter group: rds.logical_slot_sync_dbname and synchronized_standby_slots, for Multi-AZ clusters; {ours}"
+            ),
+            Provider::Rds => "a Multi-AZ instance keeps slots, its storage being one; a read replica that is promoted has none".into(),
+            Provider::Aurora => "nothing to do inside the cluster: its storage is one; do not switch blue/green over with slots".into(),
+            Provider::CloudSql | Provider::AlloyDb => {
+                "nothing to do for high availability: the disk is the same; a read replica that is promoted has no slots".into()
+            }
+            Provider::Azure if new => format!(
+                "server parameters sync_replication_slots = on and hot_standby_feedback = on; {ours}"
+            ),
+            Provider::Azure => {
+                "add pg_failover_slots to shared_preload_libraries and hot_standby_feedback = on, or upgrade to version 17".into()
+            }
+            Provider::Supabase => "read replicas are not promoted there; after a restore everything is copied again".into(),
+            Provider::Neon => "computes share their storage, slots survive; after a branch restore everything is copied again".into(),
+            Provider::Aiven => "slots are made again on the new primary by the provider; the service compares positions and goes on or copies again".into(),
+            Provider::Crunchy if new => format!("ask support for sync_replication_slots = on at the standby; {ours}"),
+            Provider::Crunchy => "version 17 can keep slots in step; before, everything is copied again after a failover".into(),
+        }
+    }
+
+    /// How `postgres_fdw` is had there.
+    pub fn fdw(self) -> &'static str {
+        match self {
+            Provider::SelfHosted => "install the server's contrib package",
+            Provider::Azure => {
+                "allow it: az postgres flexible-server parameter set --name azure.extensions --value POSTGRES_FDW -g GROUP -s SERVER"
+            }
+            _ => {
+                "this provider offers it in every supported version: upgrade the server, or ask support why it is missing"
+            }
+        }
+    }
+
+    /// How to reach the server itself there, without a pooler.
+    pub fn direct(self) -> &'static str {
+        match self {
+            Provider::Supabase => "use db.PROJECT.supabase.co, port 5432",
+            Provider::Neon => "use the host name without -pooler",
+            Provider::Azure => "use port 5432 instead of 6432",
+            Provider::Rds | Provider::Aurora => "use the instance's or the cluster's endpoint instead of RDS Proxy's",
+            Provider::CloudSql | Provider::AlloyDb => {
+                "use the instance's address, or the Auth Proxy, instead of managed pooling's port"
+            }
+            Provider::Aiven => "use the service URI instead of the connection pool's",
+            Provider::Crunchy => "use port 5432 instead of 5431",
+            Provider::SelfHosted => "name the server's own host and port in source.dsn",
+        }
+    }
+
+    /// What to do with a server that only has IPv6.
+    pub fn ipv4(self) -> &'static str {
+        match self {
+            Provider::Supabase => "run the service where there is IPv6, or buy the project's IPv4 add-on",
+            Provider::SelfHosted => "run the service where there is IPv6, or give the server an IPv4 address",
+            _ => "run the service where there is IPv6, or choose a network with IPv4 (dual stack) for the server",
+        }
+    }
+
     /// What an operator should know of slots there, beyond what can be measured.
     pub fn slot_note(self) -> Option<&'static str> {
         Some(match self {
