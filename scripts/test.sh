@@ -9,6 +9,18 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ensure_machine
 ensure_rust_components
 
+# The other majors that tests/majors.rs runs beside. Only where npm cannot be had at all are they left out, and said to be.
+if [ -z "${RUVECTOR_TEST_MAJORS:-}" ]; then
+  installed=$("$(find_postgres)/postgres" --version | sed -E 's/^[^0-9]*([0-9]+).*/\1/')
+  mapfile -t others < <(printf '%s\n' 14 15 16 17 18 | grep -vx "$installed")
+  status=0
+  scripts/lib/postgres_majors.sh "${CARGO_TARGET_DIR:-target}/pg" "${others[@]}" || status=$?
+  if [ "$status" = 3 ]; then
+    echo "SKIPPED: PostgreSQL ${others[*]}, because there is no npm to fetch them with"
+    export RUVECTOR_TEST_MAJORS=$installed
+  fi
+fi
+
 # A temporary directory of our own: whatever still names it in the end was started here. Open to all, with the sticky bit,
 # because root's clusters run in another account.
 work=$(mktemp -d "${TMPDIR:-/tmp}/ruvector-test-XXXXXX")

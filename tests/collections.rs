@@ -230,7 +230,9 @@ fn a_copy_that_is_killed_goes_on_where_it_was() {
     service.wait_for("some ranges are read", |service| pages(service).is_some_and(|share| share > 0.2));
     service.kill();
     database.sql.run("DELETE FROM docs WHERE id % 10 = 0");
-    database.sql.run("UPDATE docs SET section = 'later' WHERE id % 10 = 1; UPDATE docs SET id = id + 100000 WHERE id % 10 = 2");
+    database
+        .sql
+        .run("UPDATE docs SET section = 'later' WHERE id % 10 = 1; UPDATE docs SET id = id + 100000 WHERE id % 10 = 2");
     database.sql.run("INSERT INTO docs SELECT i, 's', 'y', vec(i, 16) FROM generate_series(20001, 20500) i");
     let slots = database.sql.one("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()");
     service.start();

@@ -77,3 +77,20 @@ fn names_that_lead_nowhere_are_found() {
         "# A\n\n## Line one: x\n\n| `a.rs`, `b/c.rs` | `d` |\nnot in a row `e.rs`\n\n## Line two\n| `f.rs` |\n";
     assert_eq!(files_of(document, "Line one"), ["a.rs", "b/c.rs"]);
 }
+
+#[test]
+fn every_hard_case_is_told_and_its_tests_exist() {
+    let document = std::fs::read_to_string(root().join("docs/hard-cases.md")).expect("docs/hard-cases.md");
+    let numbers = document.lines().filter_map(|line| line.strip_prefix("| ")?.split(' ').next()?.parse::<usize>().ok());
+    let numbers: Vec<_> = numbers.collect();
+    assert_eq!(numbers, (1..=numbers.len()).collect::<Vec<_>>());
+    assert!(numbers.len() >= 65, "all that we know of");
+    let named = quoted(&document).into_iter().filter_map(|name| name.split_once("::"));
+    let missing: Vec<_> = named
+        .filter(|(file, test)| {
+            let source = std::fs::read_to_string(root().join(file)).unwrap_or_default();
+            !source.contains(&format!("fn {test}("))
+        })
+        .collect();
+    assert!(missing.is_empty(), "there is no {missing:?}");
+}

@@ -16,7 +16,7 @@ use crate::replication::transport::{PgWalSource, SlotKind, SystemFacts};
 use crate::replication::{ReplicationError, follow};
 use crate::source::catalog::{self, Table};
 use crate::source::connect::Pool;
-use crate::source::policy::Backoff;
+use crate::source::policy::{Backoff, Policy};
 use crate::source::{SourceError, publication, slots};
 use crate::storage::data_dir::{DataDir, EpochId, Pending};
 use crate::storage::ownership;
@@ -39,6 +39,9 @@ const TEND: Duration = Duration::from_millis(50);
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// A sender of ours that was ended leaves the slot within this time.
 const FREE: Duration = Duration::from_secs(5);
+
+/// What comes before streaming asks little of the source: after so long, and the wait for the slot, the connection is dead.
+const PREPARE_LIMIT: Duration = Duration::from_secs(60);
 
 /// A configured collection as the source has it now.
 struct Looked {
@@ -137,6 +140,10 @@ impl Supervisor {
             let started = Instant::now();
             let Err(error) = self.follow_once().await else { return Ok(()) };
             let error = match error {
+                NodeError::Stopped(reason) if connected_once && self.current.is_some() => {
+                    self.refuse(reason, &mut backoff).await;
+                    continue;
+                }
                 NodeError::Replication(ReplicationError::Stopped) if self.stop.is_cancelled() => return Ok(()),
                 NodeError::Replication(ReplicationError::Stopped) => continue,
                 NodeError::Replication(error) if self.may_go_on(&error, connected_once) => error,
@@ -159,6 +166,18 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+
+    /// What answers now is not what we follow, perhaps for a moment only: what is here goes on answering, marked stale.
+    async fn refuse(&mut self, reason: String, backoff: &mut Backoff) {
+        let pause = backoff.next(Policy::Refuse { remedy: "" });
+        tracing::error!(reason, ?pause, "refusing to follow; what is here goes on answering, marked stale");
+        self.progress.set_stale(Some(reason.clone()));
+        self.progress.set_phase(Phase::Stopped { reason });
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.stop.cancelled() => {}
+        }
     }
 
     /// What is not understood comes back with every connection: then all is copied again, behind it, or somebody must look.
@@ -228,8 +247,12 @@ impl Supervisor {
     async fn follow_once(&mut self) -> Result<(), NodeError> {
         let stop = self.stop.clone();
         // Whatever the preparation had begun is found and undone at the next start.
+        let limit = self.options.slot_lock_timeout + PREPARE_LIMIT;
         let (wal, system) = tokio::select! {
-            prepared = self.prepare() => prepared?,
+            prepared = tokio::time::timeout(limit, self.prepare()) => match prepared {
+                Ok(prepared) => prepared?,
+                Err(_) => return Err(ReplicationError::Transport(format!("not prepared within {limit:?}")).into()),
+            },
             () = stop.cancelled() => return Ok(()),
         };
         self.stream(wal, &system).await
@@ -631,7 +654,9 @@ impl Supervisor {
         epoch.tidy();
         match epoch.copy_ended().await {
             Some(Ok(())) => self.copy_backoff.reset(),
-            Some(Err(NodeError::Replication(error @ (ReplicationError::Source(_) | ReplicationError::Transport(_))))) => {
+            Some(Err(NodeError::Replication(
+                error @ (ReplicationError::Source(_) | ReplicationError::Transport(_)),
+            ))) => {
                 let pause = self.copy_backoff.next(error.policy());
                 tracing::warn!(%error, ?pause, "a copy ended; looking at its table again");
                 self.copy_from = Instant::now() + pause;
@@ -703,7 +728,10 @@ impl Supervisor {
                         continue;
                     }
                     let Some(found) = view.collections.values().find(|found| found.def.id == id) else { continue };
-                    tracing::info!(collection = found.def.name, "comparing with the source: partitions or publication changed");
+                    tracing::info!(
+                        collection = found.def.name,
+                        "comparing with the source: partitions or publication changed"
+                    );
                     self.comparing = Some(tokio::spawn(repair::compare(
                         self.frontier.clone(),
                         epoch.serving.engine.clone(),
@@ -741,6 +769,7 @@ impl Supervisor {
         self.data.make_current(epoch.id, &epoch.identity.slot)?;
         epoch.serving.kept.store(true, Ordering::Relaxed);
         epoch.tidy();
+        self.progress.forget();
         crate::failpoint!("node.promoted");
         self.progress.set_stale(None);
         tracing::info!(epoch = epoch.id.0, slot = epoch.identity.slot, "the copy is whole and answers");

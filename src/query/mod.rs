@@ -148,6 +148,8 @@ impl<V: Visibility> QueryService<V> {
 
     async fn answer(&self, request: &SearchRequest, started: Instant) -> Result<Answer, QueryError> {
         check_numbers(request)?;
+        // Before and after: what answers may be replaced in between.
+        let stale = self.frontier.progress.stale();
         let (serving, view) = self.frontier.view(&request.consistency).await?;
         let found = view.collections.get(&request.collection);
         let found = found.ok_or_else(|| unknown_collection(&view, &request.collection))?;
@@ -161,7 +163,7 @@ impl<V: Visibility> QueryService<V> {
             complete: true,
             applied_lsn: view.applied,
             staleness: self.frontier.staleness(view.applied),
-            stale: self.frontier.progress.stale().or(paused),
+            stale: stale.or_else(|| self.frontier.progress.stale()).or(paused),
             recheck: RecheckReport { mode: request.recheck, ..RecheckReport::default() },
             stats: SearchStats { took_us: 0, visited: 0, plan: plan.name, reason: plan.reason.clone() },
         };

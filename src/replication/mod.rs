@@ -104,6 +104,9 @@ impl ReplicationError {
     }
 }
 
+/// Longest wait for the source's position.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
 /// Asks the source again and again where its WAL ends, until stopped. Keepalives cannot tell: they carry what was sent,
 /// and a sender that is an hour behind would make us believe that we are not.
 ///
@@ -122,9 +125,16 @@ pub async fn watch_source(
             let mut before: Option<(Lsn, Instant)> = None;
             loop {
                 let asked = Instant::now();
-                let facts = catalog::sender(&client, &slot().unwrap_or_default()).await?;
+                let name = slot().unwrap_or_default();
+                let facts = tokio::time::timeout(ANSWER_LIMIT, catalog::sender(&client, &name)).await;
+                // A half-open connection says nothing, for ever.
+                let late = |_| SourceError::Unavailable(format!("no answer within {ANSWER_LIMIT:?}"));
+                let facts = facts.map_err(late)??;
                 backoff.reset();
-                progress.hear(facts.flushed, asked);
+                // Another server, or the same one put back to an earlier day, proves nothing about what we have.
+                if facts.followed {
+                    progress.hear(facts.flushed, asked);
+                }
                 // Waiting at the same position twice: it was not only about to be woken for what came before the first.
                 if let (Some(now), Some((earlier, at))) = (facts.waiting_at, before)
                     && now == earlier

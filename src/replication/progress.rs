@@ -209,6 +209,13 @@ impl Progress {
         self.freshness.lock().caught_up = Some(Heard { wal_end: sent, at });
     }
 
+    /// What was heard of the source so far is nothing to what answers from now on: positions may have begun anew.
+    pub fn forget(&self) {
+        *self.freshness.lock() = Freshness { heard: VecDeque::new(), proven: None, caught_up: None };
+        self.source_end.store(0, Ordering::Relaxed);
+        self.received.store(0, Ordering::Relaxed);
+    }
+
     /// Somebody waits for a position: ask the source now instead of at the next tick.
     pub fn nudge(&self) {
         self.nudge.notify_one();
@@ -252,5 +259,9 @@ mod tests {
         progress.hear_caught_up(Lsn(21), at(50));
         assert_eq!(progress.fresh_as_of(Lsn(20)), Some(at(30)), "what was sent is not applied yet");
         assert_eq!(progress.fresh_as_of(Lsn(21)), Some(at(50)), "the flushed end is in the middle of a record");
+        progress.forget();
+        assert_eq!(progress.fresh_as_of(Lsn(21)), None);
+        progress.hear(Lsn(7), at(60));
+        assert_eq!(progress.fresh_as_of(Lsn(7)), Some(at(60)), "of a source that was put back");
     }
 }

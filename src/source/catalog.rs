@@ -1,8 +1,8 @@
 //! Facts of the source's catalog: what a table looks like, where a slot stands, where the WAL ends.
 
 use crate::model::{
-    CollectionDef, CollectionId, CollectionSpec, ColumnType, FilterColumn, KeyColumn, Lsn, MAX_COLUMNS,
-    MAX_DIMENSIONS, VectorColumn, quote_ident,
+    CollectionDef, CollectionId, CollectionSpec, ColumnType, FilterColumn, KeyColumn, Lsn, MAX_COLUMNS, MAX_DIMENSIONS,
+    VectorColumn, quote_ident,
 };
 use crate::source::{Result, SourceError};
 use tokio_postgres::Client;
@@ -35,6 +35,8 @@ pub struct Table {
     pub replica_identity: char,
     /// Does row security apply to our role?
     pub row_security_active: bool,
+    /// `p` where its changes are in the WAL.
+    pub persistence: char,
     /// May we read it?
     pub can_select: bool,
     /// The planner's estimate of its rows; -1 when never analysed.
@@ -51,7 +53,8 @@ const TABLE: &str = "
     SELECT c.oid, c.relkind::text, c.relreplident::text, row_security_active(c.oid),
            has_table_privilege(c.oid, 'SELECT'), c.reltuples::bigint,
            pg_relation_filenode(c.oid),
-           (CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) / current_setting('block_size')::bigint ELSE 0 END)::bigint
+           (CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) / current_setting('block_size')::bigint ELSE 0 END)::bigint,
+           c.relpersistence::text
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
 
@@ -94,6 +97,7 @@ pub async fn table(client: &Client, schema: &str, name: &str) -> Result<Option<T
         estimated_rows: row.get(5),
         filenode: row.get(6),
         pages: row.get(7),
+        persistence: letter(8),
         columns: columns.iter().map(column).collect(),
     }))
 }
@@ -217,6 +221,12 @@ fn check_table(table: &Table, quoted: &str) -> Result<()> {
             ),
         );
     }
+    if table.persistence != 'p' {
+        return refuse(
+            format!("{quoted} is unlogged or temporary: it has no WAL"),
+            format!("ALTER TABLE {quoted} SET LOGGED;"),
+        );
+    }
     if !table.can_select {
         return refuse(format!("our role may not read {quoted}"), format!("GRANT SELECT ON {quoted} TO <our role>;"));
     }
@@ -327,6 +337,8 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>> {
 pub struct SenderFacts {
     /// End of the flushed WAL.
     pub flushed: Lsn,
+    /// Somebody streams from the slot there: where that is us, it is the server that we follow.
+    pub followed: bool,
     /// When the slot's sender waits for more WAL: the position up to which it has sent everything.
     pub waiting_at: Option<Lsn>,
 }
@@ -336,11 +348,12 @@ pub async fn sender(client: &Client, slot: &str) -> Result<SenderFacts> {
     let sql = "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text,
                       (SELECT r.sent_lsn::text FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid
                          JOIN pg_stat_activity a ON a.pid = s.active_pid
-                        WHERE s.slot_name = $1 AND lower(a.wait_event) = 'walsenderwaitforwal')";
+                        WHERE s.slot_name = $1 AND lower(a.wait_event) = 'walsenderwaitforwal'),
+                      EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)";
     let row = client.query_one(sql, &[&slot]).await?;
     let flushed =
         lsn(&row, 0).ok_or_else(|| SourceError::Unavailable("the source does not tell its WAL position".into()))?;
-    Ok(SenderFacts { flushed, waiting_at: lsn(&row, 1) })
+    Ok(SenderFacts { flushed, followed: row.get(2), waiting_at: lsn(&row, 1) })
 }
 
 /// A position at or behind the end of everything visible now, and one that the source comes to send by itself.

@@ -6,6 +6,7 @@
 pub mod soak;
 pub mod writer;
 
+use futures_util::SinkExt;
 use ruvector::cli::client::{Client, segment};
 use ruvector::cli::private_postgres::{PrivatePostgres, Settings};
 use ruvector::model::Lsn;
@@ -105,9 +106,39 @@ impl Sql {
         })?
     }
 
+    /// The same; also `None` where the server does not answer.
+    pub fn try_text(&self, sql: &str) -> Option<String> {
+        let messages = RUNTIME.block_on(self.client.simple_query(sql)).ok()?;
+        messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),
+            _ => None,
+        })?
+    }
+
     /// The same, where there is one.
     pub fn one(&self, sql: &str) -> String {
         self.text(sql).unwrap_or_else(|| panic!("no row: {sql}"))
+    }
+
+    /// All rows of one query, as text.
+    pub fn rows(&self, sql: &str) -> Vec<Vec<Option<String>>> {
+        let messages = RUNTIME.block_on(self.client.simple_query(sql));
+        let messages = messages.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        let row = |message: &SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()),
+            _ => None,
+        };
+        messages.iter().filter_map(row).collect()
+    }
+
+    /// COPY FROM STDIN of these lines.
+    pub fn copy_in(&self, sql: &str, lines: String) {
+        let copied: Result<u64, tokio_postgres::Error> = RUNTIME.block_on(async {
+            let mut sink = std::pin::pin!(self.client.copy_in(sql).await?);
+            sink.send(bytes::Bytes::from(lines)).await?;
+            sink.finish().await
+        });
+        copied.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
 
     /// Where the source's durable WAL ends: at or after everything that was committed.
@@ -538,7 +569,9 @@ impl Service {
 
     /// Waits until everything committed so far is applied.
     pub fn catch_up(&mut self, sql: &Sql) {
-        let end = sql.lsn();
+        // The flushed end may lie inside a record that the source sends only when a commit follows, up to 15 s later.
+        let end: Lsn = sql.one("SELECT pg_current_wal_insert_lsn()").parse().expect("an LSN");
+        sql.run("SELECT pg_logical_emit_message(true, 'test', '')");
         self.wait_for(&format!("applied {end}"), |service| service.position("applied") >= end);
     }
 

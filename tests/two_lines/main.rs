@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use wire::{Col, ITEMS, Script, Status, Tx, garbage, group, keepalive, keepalive_that_asks, row, vector};
+use wire::{Col, ITEMS, Script, Status, Tx, garbage, group, keepalive, keepalive_that_asks, row, stream_abort, vector};
 
 /// Where the slot starts.
 const START: u64 = 100;
@@ -155,7 +155,8 @@ impl Lines {
         let intake =
             Intake { status_interval, silence_limit: Duration::from_secs(60), queue_bytes: 1 << 20, spool_bytes: 4096 };
         let definitions = Arc::new(Definitions::new(vec![items()]));
-        let following = tokio::spawn(async move { follow(script, intake, definitions, log, &progress, &stopped).await });
+        let following =
+            tokio::spawn(async move { follow(script, intake, definitions, log, &progress, &stopped).await });
         self.wire = Some(Wire { frames, stop, following });
     }
 
@@ -428,6 +429,18 @@ async fn a_keepalive_moves_the_position_between_transactions_and_not_inside_one(
     lines.stop().await;
     let last = *lines.statuses.lock().expect("not poisoned").last().expect("statuses");
     assert!(last.flushed <= Lsn(500));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_abort_that_nobody_asked_for_is_ignored() {
+    let mut lines = Lines::new();
+    lines.send([stream_abort(7)]);
+    let mut frames = Tx::new(200).insert(row(1, at(1.0), group(1))).commit(210);
+    frames.insert(frames.len() - 1, stream_abort(9));
+    lines.send(frames);
+    lines.applied(210).await;
+    assert_eq!(lines.all(210).await.len(), 1);
+    lines.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

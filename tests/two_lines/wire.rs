@@ -113,6 +113,11 @@ pub fn garbage() -> Frame {
     frame(0, Message::new(b'?'))
 }
 
+/// As some servers send it to clients that never asked for streaming.
+pub fn stream_abort(transaction: u32) -> Frame {
+    frame(0, Message::new(b'A').u32(transaction).u32(transaction))
+}
+
 /// A transaction's frames, one call a message.
 pub struct Tx {
     commit: CommitLsn,
