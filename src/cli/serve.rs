@@ -61,7 +61,10 @@ fn reload_on_hangup(
         while hangup.recv().await.is_some() {
             match Config::load(file.as_deref()).and_then(|config| node::Options::try_from(&config)) {
                 Ok(options) => {
-                    tracing::info!(collections = options.collections.len(), "the configuration's collections were read again");
+                    tracing::info!(
+                        collections = options.collections.len(),
+                        "the configuration's collections were read again"
+                    );
                     changed.send_replace(options.collections);
                 }
                 Err(error) => tracing::error!(%error, "the configuration is not taken over"),

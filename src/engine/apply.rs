@@ -376,8 +376,7 @@ impl Applier {
     fn fill(&mut self) -> Result<()> {
         let applied = self.applied.lsn;
         let incoming = |id: CollectionId| self.incoming.iter().any(|incoming| incoming.id() == id);
-        let due: Vec<_> =
-            self.fills.extract_if(.., |fill| fill.at <= applied && !incoming(fill.collection)).collect();
+        let due: Vec<_> = self.fills.extract_if(.., |fill| fill.at <= applied && !incoming(fill.collection)).collect();
         for Fill { collection, rows, .. } in due {
             let Some(found) = self.collections.iter_mut().find(|found| found.id() == collection) else { continue };
             let (state, started) = (self.state.clone(), Instant::now());

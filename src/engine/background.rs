@@ -205,7 +205,9 @@ mod tests {
             ef_construction: 8,
         };
         let segment = Arc::new(Segment::growing(1, &column, 2, 0, 100));
-        (0..50u8).for_each(|n| drop(segment.graph.push(&[n.into(), 0.0])));
+        for n in 0..50u8 {
+            segment.graph.push(&[n.into(), 0.0]);
+        }
         segment.graph.link_next(20);
         assert_eq!(unlinked([segment.clone()].iter()), 30 * 2 * size_of::<f32>());
         let log = LogTail::default();

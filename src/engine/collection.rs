@@ -48,15 +48,8 @@ impl CollectionWriter {
             let stored = record.indexes[number].clone();
             indexes.push(IndexWriter::open(epoch, id, number, column.clone(), stored, segment_rows)?);
         }
-        let mut collection = CollectionWriter {
-            record,
-            indexes,
-            rows: 0,
-            dead: 0,
-            graph_writes: 0,
-            changed: true,
-            missing: Vec::new(),
-        };
+        let mut collection =
+            CollectionWriter { record, indexes, rows: 0, dead: 0, graph_writes: 0, changed: true, missing: Vec::new() };
         state.each_row(id, |key, stored| {
             collection.rows += 1;
             collection.dead += u64::from(stored.dead);

@@ -94,7 +94,11 @@ pub struct Shared {
 
 impl Shared {
     /// Runs work of the engine on a thread of its own; a panic is the engine's failure.
-    fn thread(self: Arc<Self>, name: &str, work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<JoinHandle<()>> {
+    fn thread(
+        self: Arc<Self>,
+        name: &str,
+        work: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> Result<JoinHandle<()>> {
         let path = self.epoch.clone();
         let run = move || match std::panic::catch_unwind(AssertUnwindSafe(work)) {
             Ok(Ok(())) => {}
@@ -252,8 +256,7 @@ impl Engine {
         let engine = Engine { shared: shared.clone(), state: state.clone(), commands, threads: Mutex::default() };
         let inbox = Inbox { background, commands: commanded };
         let tail = logs.changes.tail().clone();
-        let mut applier =
-            Applier::new(shared.clone(), state, collections, incoming, logs.dir, logs.changes, inbox)?;
+        let mut applier = Applier::new(shared.clone(), state, collections, incoming, logs.dir, logs.changes, inbox)?;
         // What the state holds, before anything new is applied.
         applier.publish_all();
         engine.spawn("apply", |_| applier.run())?;

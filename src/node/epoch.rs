@@ -145,8 +145,7 @@ impl Epoch {
         let changes = log.reader(state.applied()?.position);
         let logs = Logs { changes, dir: dir.join("log"), copies: copy_logs };
         let engine = Arc::new(Engine::start(&dir, state.clone(), options, logs)?);
-        let serving =
-            Serving { engine, log: log.tail(), slot: identity.slot.clone(), kept: AtomicBool::new(false) };
+        let serving = Serving { engine, log: log.tail(), slot: identity.slot.clone(), kept: AtomicBool::new(false) };
         let definitions = Arc::new(Definitions::new(defs));
         let (serving, log, copier) = (Arc::new(serving), Some(log), None);
         let epoch = Epoch { id, identity, state, serving, definitions, log, dir, copies, copier };

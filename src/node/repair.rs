@@ -103,7 +103,11 @@ pub async fn compare(
         Err(error) => return tracing::warn!(collection = name, %error, "cannot compare with the source"),
     };
     if keys.len() as u64 > ALWAYS.max(report.source_rows / MOST) {
-        tracing::warn!(collection = name, differ = keys.len(), "much of it differs from the source; it is copied again");
+        tracing::warn!(
+            collection = name,
+            differ = keys.len(),
+            "much of it differs from the source; it is copied again"
+        );
         frontier.progress.ask_rebuild(&name);
     } else if !keys.is_empty() {
         tracing::warn!(collection = name, differ = keys.len(), "rows differ from the source; they are read again");

@@ -170,9 +170,8 @@ impl Assembler {
                 let old_key = old.as_ref().map(|old| key(relation, mapping, tuple(old), None)).transpose()?;
                 Ok(Op::Upsert { old_key: old_key.filter(|old| *old != row.key), row })
             }),
-            Message::Delete { relation, old, .. } => self.change(relation, emit, &|mapping| {
-                Ok(Op::Delete { key: key(relation, mapping, tuple(&old), None)? })
-            }),
+            Message::Delete { relation, old, .. } => self
+                .change(relation, emit, &|mapping| Ok(Op::Delete { key: key(relation, mapping, tuple(&old), None)? })),
             Message::Truncate { relations, .. } => {
                 relations.into_iter().try_for_each(|relation| self.change(relation, emit, &|_| Ok(Op::Truncate)))
             }

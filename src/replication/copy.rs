@@ -88,8 +88,7 @@ impl CopyTarget {
     fn with(def: CollectionDef, log: ChangeLog, progress: &Progress) -> CopyTarget {
         let status = progress.copy(def.id);
         status.begin();
-        let copied =
-            Copied { log, synced: Instant::now(), last: None, ranges: Vec::new(), rows: 0, whole: false };
+        let copied = Copied { log, synced: Instant::now(), last: None, ranges: Vec::new(), rows: 0, whole: false };
         CopyTarget { def, copied: Mutex::new(copied), status, spoiled: AtomicBool::new(false) }
     }
 
@@ -147,8 +146,7 @@ impl CopyTarget {
         let read = |range: &PageRange| {
             // What lies behind an open range was written later: its rows are in the change log.
             let holds = |had: &PageRange| {
-                had.first <= range.first
-                    && had.end.is_none_or(|had_end| range.end.is_some_and(|end| end <= had_end))
+                had.first <= range.first && had.end.is_none_or(|had_end| range.end.is_some_and(|end| end <= had_end))
             };
             copied.ranges.iter().any(holds)
         };

@@ -514,7 +514,8 @@ mod tests {
             version: Version { commit: CommitLsn(1), ordinal: 2 },
             nodes: vec![Some(n as u32)],
             filters: vec![Cell::Value(Value::Text(format!("{n}").repeat(20).into()))],
-            missing: 0, dead: 0,
+            missing: 0,
+            dead: 0,
         };
         state.write(true, |batch| (0..100).try_for_each(|n| batch.put_row(id, &key(n), &row(n)))).expect("commit");
         drop(state);

@@ -312,7 +312,9 @@ impl Trial<'_> {
         match decide(Some(&ours), &source) {
             Decision::Stream { from } => assert_eq!(from, durable),
             // A flip cut the log short. Nothing else may lose what was confirmed.
-            Decision::Resync { reason, .. } if self.fault == Fault::Flip => return self.damage(Failure::Engine(reason)),
+            Decision::Resync { reason, .. } if self.fault == Fault::Flip => {
+                return self.damage(Failure::Engine(reason));
+            }
             other => panic!("decided {other:?}"),
         }
         assert!(durable >= self.confirmed, "{durable} is less than what was confirmed, {}", self.confirmed);
