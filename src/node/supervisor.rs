@@ -251,6 +251,10 @@ impl Supervisor {
         let (wal, system) = tokio::select! {
             prepared = tokio::time::timeout(limit, self.prepare()) => match prepared {
                 Ok(prepared) => prepared?,
+                // Another service may hold the slot for days: ask again on a new connection.
+                Err(_) if matches!(self.progress.phase(), Phase::Waiting { .. }) => {
+                    return Err(ReplicationError::Stopped.into());
+                }
                 Err(_) => return Err(ReplicationError::Transport(format!("not prepared within {limit:?}")).into()),
             },
             () = stop.cancelled() => return Ok(()),
