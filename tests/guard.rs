@@ -4,6 +4,7 @@
 mod support;
 
 use ruvector::cli::private_postgres::Settings;
+use ruvector::storage::ownership;
 use serde_json::Value as Json;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -385,7 +386,7 @@ fn slots_of_ours_that_were_left_are_reaped_and_those_of_others_are_named() {
         database.sql.run(&format!("SELECT pg_create_logical_replication_slot('{slot}_{name}', 'pgoutput')"));
     }
     // What a copy leaves whose slot could not be dropped then.
-    std::fs::write(service.data_dir().join("SLOTS"), format!("[\"{slot}\", \"{slot}_7\"]")).expect("written");
+    ownership::remember_slot(&service.data_dir(), &format!("{slot}_7")).expect("written");
     service.start();
     service.wait_ready();
     assert_eq!(slots(&database.sql), [slot.clone(), format!("{slot}_8")]);

@@ -23,6 +23,7 @@ use crate::storage::changelog::{LogPosition, LogReader};
 use crate::storage::state::{CollectionRecord, CollectionState, DeadLetter, State, StoredRow};
 use crate::storage::{Result, StorageError, damaged, files, originals::Originals};
 use arc_swap::ArcSwap;
+use futures_util::FutureExt;
 use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
@@ -276,11 +277,12 @@ impl Engine {
 
     /// Hands a command to the applier; resolves when it is carried out and durable. A [`Command::Fill`] is only taken
     /// note of.
-    pub async fn order(&self, command: Command) -> Result<()> {
+    pub fn order(&self, command: Command) -> impl Future<Output = Result<()>> + Send + use<> {
         let (done, carried_out) = oneshot::channel();
-        let gone = || damaged(&self.shared.epoch, "the applier has ended");
-        self.commands.send((command, done)).map_err(|_| gone())?;
-        carried_out.await.map_err(|_| gone())
+        let epoch = self.shared.epoch.clone();
+        // An applier that has ended drops it, and who waits is told.
+        let _ = self.commands.send((command, done));
+        carried_out.map(move |done| done.map_err(|_| damaged(&epoch, "the applier has ended")))
     }
 
     /// A number for a collection that none had in this epoch.

@@ -329,6 +329,20 @@ async fn size_of(client: &Client, target: &CopyTarget) -> Result<Size, Replicati
         let why = format!("{} was rewritten while its copy began", def.quoted_table());
         return Err(SourceError::Unavailable(why).into());
     }
+    let Some(table) = catalog::table(client, &def.schema, &def.table).await? else {
+        return Err(SourceError::Unavailable(format!("{} is gone", def.quoted_table())).into());
+    };
+    let key = def.key.iter().map(|column| (&column.name, column.kind));
+    let vectors = def.vectors.iter().map(|column| (&column.name, column.kind));
+    let filters = def.filters.iter().map(|column| (&column.name, column.kind));
+    let fits = |(name, kind): (&String, ColumnType)| {
+        table.columns.iter().any(|column| column.name == *name && column.kind == Some(kind))
+    };
+    if !key.chain(vectors).chain(filters).all(fits) {
+        // It is locked: what was looked at before it was is no more.
+        target.spoiled.store(true, Ordering::Relaxed);
+        return Err(SourceError::Unavailable(format!("{} changed before its copy began", def.quoted_table())).into());
+    }
     Ok(Size { filenode, pages: pages as usize })
 }
 

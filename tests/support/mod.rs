@@ -399,7 +399,9 @@ impl Service {
     /// The slot that its data belongs to, and where that data was opened at the last start.
     fn current_slot(&self) -> Option<String> {
         let current = std::fs::read(self.data_dir().join("CURRENT")).ok()?;
-        let current: Json = serde_json::from_slice(&current).expect("a whole file");
+        // Behind a head with the format and a checksum.
+        let json = current.split(|byte| *byte == b'\n').nth(1).expect("two lines");
+        let current: Json = serde_json::from_slice(json).expect("a whole file");
         Some(current["slot"].as_str().expect("a name").to_owned())
     }
 
