@@ -5,7 +5,6 @@ mod support;
 
 use ruvector::cli::private_postgres::Settings;
 use serde_json::json;
-use std::process::Command;
 use std::time::Duration;
 use support::{DOCS, Database, Service, Sql, cluster, ids, near, wait_until};
 
@@ -200,31 +199,6 @@ fn an_old_transaction_delays_the_slot_and_leaves_none_behind() {
 }
 
 #[test]
-fn a_slot_that_a_dead_sender_still_holds_is_waited_for() {
-    let database = Database::shared();
-    database.docs(10);
-    let mut service = Service::ready(&database, DOCS);
-    let sender = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
-    let sender = database.sql.one(&sender);
-    let signal = |name: &str| {
-        let kill = format!("kill -s {name} {sender}");
-        assert!(Command::new("sh").args(["-c", &kill]).status().expect("sh runs").success(), "{kill}");
-    };
-    signal("STOP");
-    service.kill();
-    database.sql.run("DELETE FROM docs WHERE id = 1");
-    service.start();
-    service.wait_for("it waits for the slot", |service| service.status()["replication"]["phase"] == "waiting");
-    let indexed = json!({ "query": { "vector": [0, 0, 0, 0] }, "limit": 1, "recheck": "none" });
-    assert!(service.search("docs", &indexed)["stale"].is_string());
-    signal("CONT");
-    service.wait_ready();
-    service.catch_up(&database.sql);
-    assert_eq!(service.verify_clean("docs"), 9);
-    assert_eq!(service.logged("the copy is whole"), 1, "{}", service.log());
-}
-
-#[test]
 fn a_slot_made_again_under_our_name_means_copying_again() {
     let database = Database::shared();
     database.docs(50);
@@ -367,22 +341,6 @@ fn a_primary_key_that_is_dropped_pauses_the_collection_with_the_reason() {
     assert_eq!(service.collection("docs")["state"], "paused");
     let answer = service.search("docs", &near(1, 4, 1));
     assert!(answer["stale"].as_str().is_some_and(|why| why.contains("replica identity")), "{answer:#}");
-}
-
-#[test]
-fn a_second_service_on_the_same_slot_waits_and_disturbs_nothing() {
-    let database = Database::shared();
-    database.docs(10);
-    let mut service = Service::ready(&database, DOCS);
-    let sender = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{}'", database.name);
-    let before = database.sql.one(&sender);
-    let mut second = Service::configured(&database, "", DOCS);
-    second.start();
-    second.wait_for("it waits", |second| second.logged("another service has the slot; waiting for it") == 1);
-    database.sql.run("DELETE FROM docs WHERE id = 1");
-    service.catch_up(&database.sql);
-    assert_eq!(service.verify_clean("docs"), 9);
-    assert_eq!(database.sql.one(&sender), before, "the first one's stream went on");
 }
 
 #[test]
