@@ -54,8 +54,10 @@ fn a_table_that_changes_its_types_is_copied_again_alone() {
         "ALTER TABLE docs ALTER section TYPE integer USING length(section)",
         "ALTER TABLE docs ALTER id TYPE integer",
         "ALTER TABLE docs DROP COLUMN section; ALTER TABLE docs ADD COLUMN section int DEFAULT 7",
+        "ALTER PUBLICATION \"$\" SET TABLE other; UPDATE docs SET section = 'missed'; ALTER PUBLICATION \"$\" ADD TABLE docs",
     ] {
         let database = Database::shared();
+        let change = change.replace('$', &database.name);
         let mut service = both(&database, 500);
         let (slot_before, other) = (slot(&service), service.collection("other")["copied_at"].clone());
         let docs = service.collection("docs")["copied_at"].clone();
@@ -148,6 +150,7 @@ fn a_rebuild_leaves_no_search_without_an_answer() {
         assert_eq!((ids(&answer), &answer["complete"]), (vec![json!(5000 + searches)], &json!(true)), "{answer}");
         searches += 1;
     }
+    assert!(searches > 0, "it was too quick to be watched");
     let output = rebuild.join().expect("the command ends");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains("docs: copied again"), "{said}");
@@ -189,6 +192,22 @@ fn partitions_that_come_go_or_are_emptied_are_noticed_although_nothing_is_stream
     }
     assert_eq!(service.collection("docs")["copied_at"], copied, "nothing was copied again");
     service.terminate();
+}
+
+#[test]
+fn values_that_change_without_an_event_are_found_and_read_again() {
+    for change in [
+        "ALTER TABLE docs ALTER section TYPE text USING upper(section)",
+        "ALTER TABLE docs DROP COLUMN section; ALTER TABLE docs ADD COLUMN section text DEFAULT 'x'",
+    ] {
+        let database = Database::shared();
+        let mut service = both(&database, 50);
+        let copied = service.collection("docs")["copied_at"].clone();
+        database.sql.run(change);
+        service.wait_for(change, |service| service.verify("docs")["mismatch_count"] == 0);
+        assert_eq!(service.collection("docs")["copied_at"], copied, "{change}");
+        service.terminate();
+    }
 }
 
 #[test]

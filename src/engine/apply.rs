@@ -226,7 +226,8 @@ impl Applier {
     /// The first position of the change log that somebody still reads.
     fn needed_from(&self) -> LogPosition {
         let waiting = self.incoming.iter().map(|incoming| incoming.collection.from());
-        waiting.fold(self.applied.position, LogPosition::min)
+        let held = *self.shared.held.lock();
+        waiting.chain(held).fold(self.applied.position, LogPosition::min)
     }
 
     fn publish(&mut self) {

@@ -123,6 +123,10 @@ pub fn merge(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
             let alive = |node| index.row(node).is_some();
             let merged = Segment::merged(id, &index.column, dimensions, &old, &alive, 1);
             crate::failpoint!("merge.built");
+            // The epoch may be discarded, and its directory another's soon.
+            if shared.stopping() {
+                return Ok(());
+            }
             merged.save(&segment_path(epoch, collection, number, id))?;
             crate::failpoint!("merge.saved");
             let old = chosen.iter().map(|segment| segment.id).collect();

@@ -182,7 +182,9 @@ impl CollectionWriter {
             return Ok(());
         };
         for (column, cell) in vectors.iter_mut().chain(&mut filters).enumerate() {
-            if stored.missing & (1 << column) == 0 {
+            // A NULL has no node that could stay.
+            let is_null = *cell == Cell::Null && stored.nodes.get(column).is_some_and(Option::is_none);
+            if stored.missing & (1 << column) == 0 && !is_null {
                 *cell = Cell::Unchanged;
             }
         }

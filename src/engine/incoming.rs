@@ -180,6 +180,8 @@ impl Incoming {
                     }
                     Some(LogRecord::Commit { .. }) => commit = None,
                     Some(LogRecord::Progress { .. }) => {}
+                    // A new file of the log that has no record yet.
+                    None if commit.is_none() => break,
                     other => return Err(damaged(Path::new("log"), format!("cut short by {other:?}"))),
                 }
             }

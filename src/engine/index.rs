@@ -8,9 +8,23 @@ use crate::storage::Result;
 use crate::storage::files;
 use crate::storage::originals::Originals;
 use crate::storage::state::{IndexRecord, SealedRecord};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Removes the files of collections that are forgotten: a crash may have come between the two.
+pub fn remove_strangers(epoch: &Path, known: &HashSet<CollectionId>) -> Result<()> {
+    let dir = epoch.join("vectors");
+    files::create_dir(&dir)?;
+    for name in files::list(&dir)? {
+        let number = name.split_once('-').and_then(|(number, _)| number.parse().ok());
+        if number.is_some_and(|number| !known.contains(&CollectionId(number))) {
+            files::remove(&dir.join(name))?;
+        }
+    }
+    Ok(())
+}
 
 /// One vector column's index, as the applier changes it.
 pub struct IndexWriter {

@@ -91,6 +91,17 @@ pub struct Shared {
     stopped: (Mutex<()>, Condvar),
     failure: watch::Sender<Option<String>>,
     wanted: Mutex<HashMap<CollectionId, HashSet<RowKey>>>,
+    /// Files of the change log from here on stay.
+    held: Mutex<Option<LogPosition>>,
+}
+
+/// Keeps the change log from being shortened while a collection is on its way to the applier.
+pub struct HeldLog(Arc<Shared>);
+
+impl Drop for HeldLog {
+    fn drop(&mut self) {
+        *self.0.held.lock() = None;
+    }
 }
 
 impl Shared {
@@ -235,6 +246,7 @@ impl Engine {
             stopped: Default::default(),
             failure: watch::channel(None).0,
             wanted: Mutex::default(),
+            held: Mutex::default(),
         });
         let (mut collections, mut incoming) = (Vec::new(), Vec::new());
         let mut copies: HashMap<_, _> = logs.copies.into_iter().collect();
@@ -252,6 +264,9 @@ impl Engine {
             collection.indexes.iter().try_for_each(IndexWriter::remove_orphans)?;
             collections.push(collection);
         }
+        let known: HashSet<_> =
+            collections.iter().chain(incoming.iter().map(|one| &one.collection)).map(|c| c.id()).collect();
+        index::remove_strangers(epoch, &known)?;
         let (commands, commanded) = mpsc::channel();
         let (done, background) = mpsc::channel();
         let engine = Engine { shared: shared.clone(), state: state.clone(), commands, threads: Mutex::default() };
@@ -285,6 +300,12 @@ impl Engine {
         carried_out.map(move |done| done.map_err(|_| damaged(&epoch, "the applier has ended")))
     }
 
+    /// From now on no file of the change log is removed that may be needed later. One at a time.
+    pub fn hold_log(&self) -> Result<HeldLog> {
+        *self.shared.held.lock() = Some(self.state.applied()?.position);
+        Ok(HeldLog(self.shared.clone()))
+    }
+
     /// A number for a collection that none had in this epoch.
     pub fn next_collection(&self) -> Result<CollectionId> {
         let given = self.state.last_collection()?;
@@ -297,16 +318,13 @@ impl Engine {
         Ok(self.state.collections()?.into_iter().find(|record| record.def.id == collection))
     }
 
-    /// Rows with values that must be read again from the source, at most `limit`, of one collection. They are given once.
-    pub fn take_wanted(&self, limit: usize) -> Option<(CollectionId, Vec<RowKey>)> {
+    /// Rows with values that must be read again from the source, at most `limit` of each collection. They are given once.
+    pub fn take_wanted(&self, limit: usize) -> Vec<(CollectionId, Vec<RowKey>)> {
         let mut wanted = self.shared.wanted.lock();
-        let (&id, keys) = wanted.iter_mut().next()?;
-        let taken: HashSet<_> = keys.iter().take(limit).cloned().collect();
-        keys.retain(|key| !taken.contains(key));
-        if keys.is_empty() {
-            wanted.remove(&id);
-        }
-        Some((id, taken.into_iter().collect()))
+        let taken = wanted.iter_mut().map(|(id, keys)| (*id, keys.extract_if(|_| true).take(limit).collect()));
+        let taken = taken.collect();
+        wanted.retain(|_, keys| !keys.is_empty());
+        taken
     }
 
     /// Gives back what [`Engine::take_wanted`] gave and could not be read.

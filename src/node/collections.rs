@@ -53,6 +53,11 @@ pub enum Step {
     Compare(CollectionId, String),
 }
 
+/// The publication's part of a fingerprint.
+fn published(fingerprint: &str) -> &str {
+    fingerprint.split('/').next().unwrap_or_default()
+}
+
 /// What to do so that there is what must be.
 pub fn plan(wanted: &[Wanted], answering: &[Answering], arriving: &[Arriving]) -> Vec<Step> {
     let mut steps = Vec::new();
@@ -67,7 +72,8 @@ pub fn plan(wanted: &[Wanted], answering: &[Answering], arriving: &[Arriving]) -
                 steps.extend(follows.map(|now| Step::Pause(now.def.id, reason.clone())));
             }
             (Ok(def), _, Some(soon)) => {
-                if soon.failed || !soon.def.serves(def) || want.rebuild {
+                // A rebuild that is asked for meanwhile is this one.
+                if soon.failed || !soon.def.serves(def) {
                     steps.push(Step::Remove(soon.def.id));
                     let reason = "its table changed while it was copied".to_owned();
                     steps.push(Step::Copy { wanted: number, reason });
@@ -78,7 +84,13 @@ pub fn plan(wanted: &[Wanted], answering: &[Answering], arriving: &[Arriving]) -
             (Ok(_), Some(now), None) if now.paused => copy("it was paused, and its table can be followed again"),
             (Ok(def), Some(now), None) if now.def.oid != def.oid => copy("its table was made anew"),
             (Ok(def), Some(now), None) if !now.def.serves(def) => copy("it is defined differently now"),
-            (Ok(_), Some(now), None) if want.unpublished || now.fingerprint != want.fingerprint => {
+            // Open transactions may have written while it was not published: only a copy waits for them.
+            (Ok(_), Some(now), None)
+                if want.unpublished || published(&now.fingerprint) != published(&want.fingerprint) =>
+            {
+                copy("its publication changed");
+            }
+            (Ok(_), Some(now), None) if now.fingerprint != want.fingerprint => {
                 steps.push(Step::Compare(now.def.id, want.fingerprint.clone()));
             }
             (Ok(_), Some(_), None) => {}
@@ -121,12 +133,12 @@ mod tests {
         let wanted = |def: Result<CollectionDef, String>| Wanted {
             name: "docs".into(),
             def,
-            fingerprint: "f".into(),
+            fingerprint: "p/t".into(),
             unpublished: false,
             rebuild: false,
         };
         let fits = || wanted(Ok(def(0, 10, 16)));
-        let answers = |def, paused| Answering { def, paused, fingerprint: "f".into() };
+        let answers = |def, paused| Answering { def, paused, fingerprint: "p/t".into() };
         let copy = |reason: &str| Step::Copy { wanted: 0, reason: reason.into() };
         let restarted = copy("its table changed while it was copied");
         let (gone, one, two) = (|| wanted(Err("gone".into())), CollectionId(1), CollectionId(2));
@@ -187,14 +199,21 @@ mod tests {
                 Some(Wanted { unpublished: true, ..fits() }),
                 live(),
                 vec![],
-                vec![Step::Compare(one, "f".into())],
+                vec![copy("its publication changed")],
+            ),
+            (
+                "published anew",
+                Some(Wanted { fingerprint: "q/t".into(), ..fits() }),
+                live(),
+                vec![],
+                vec![copy("its publication changed")],
             ),
             (
                 "a partition more",
-                Some(Wanted { fingerprint: "g".into(), ..fits() }),
+                Some(Wanted { fingerprint: "p/u".into(), ..fits() }),
                 live(),
                 vec![],
-                vec![Step::Compare(one, "g".into())],
+                vec![Step::Compare(one, "p/u".into())],
             ),
             (
                 "a rebuild",

@@ -109,7 +109,7 @@ impl Epoch {
         let state = Arc::new(State::create(&dir.join("state.redb"), &identity)?);
         let log = ChangeLog::create(&dir.join("log"), identity.consistent_point)?;
         crate::failpoint!("epoch.log_made");
-        let mut copies = HashMap::new();
+        let (mut copies, mut records) = (HashMap::new(), Vec::new());
         for NewTable { def, table, fingerprint } in tables {
             let id = def.id;
             let expected_rows = table.as_ref().map_or(0, expected_rows);
@@ -122,11 +122,14 @@ impl Epoch {
                 }
                 Err(reason) => record.state = CollectionState::Paused { reason },
             }
-            state.write(true, |batch| {
-                batch.set_last_collection(id)?;
-                batch.put_collection(&record)
-            })?;
+            records.push(record);
         }
+        state.write(true, |batch| {
+            records.iter().try_for_each(|record| {
+                batch.set_last_collection(record.def.id)?;
+                batch.put_collection(record)
+            })
+        })?;
         crate::failpoint!("epoch.registered");
         Ok(Epoch::join(id, dir.to_owned(), identity, state, log, copies, options)?)
     }
@@ -205,6 +208,7 @@ impl Epoch {
         let dir = copy_dir(&self.dir, id);
         // What an earlier attempt left that no record names.
         files::remove_dir(&dir)?;
+        let _held = engine.hold_log()?;
         let mut defs = self.definitions.get();
         defs.push(def.clone());
         let effective = tokio::time::timeout(DEFINED_WITHIN, self.definitions.set(defs));
@@ -221,7 +225,7 @@ impl Epoch {
 
     /// Forgets a collection.
     pub async fn remove(&mut self, id: CollectionId) -> std::result::Result<(), NodeError> {
-        self.stop_copying();
+        self.stop_copying().await;
         self.serving.engine.order(Command::Remove(id)).await?;
         self.tidy();
         Ok(())
@@ -256,13 +260,17 @@ impl Epoch {
     }
 
     /// Ends a copy that is under way; what it has read stays in its log.
-    pub fn stop_copying(&mut self) {
-        self.copier.take().iter().for_each(JoinHandle::abort);
+    async fn stop_copying(&mut self) {
+        if let Some(copier) = self.copier.take() {
+            copier.abort();
+            // Until then it may still write to the logs that the next one goes on with.
+            let _ = copier.await;
+        }
     }
 
     /// Ends its work, after what is applied is durable.
     pub fn stop(&mut self) {
-        self.stop_copying();
+        self.copier.take().iter().for_each(JoinHandle::abort);
         tokio::task::block_in_place(|| self.serving.engine.stop());
     }
 }

@@ -9,6 +9,7 @@ use crate::model::{CollectionDef, CollectionId, RowKey};
 use crate::source::connect::{Dsn, Pool};
 use crate::source::policy::Backoff;
 use crate::source::{SourceError, catalog, rows};
+use crate::storage::state::CollectionState;
 use crate::telemetry::names;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -50,16 +51,30 @@ pub async fn refetch(frontier: Arc<Frontier>, dsn: Dsn, stop: CancellationToken)
 
 async fn refetch_some(frontier: &Frontier, dsn: &Dsn) -> Result<(), SourceError> {
     let Some(serving) = frontier.serving() else { return Ok(()) };
-    while let Some((id, keys)) = serving.engine.take_wanted(ROWS) {
-        // What is gone meanwhile needs no rows.
+    let mut failed = None;
+    for (id, keys) in serving.engine.take_wanted(ROWS) {
+        // What is gone meanwhile needs no rows, and what stands still is copied when it goes on.
         let Ok(Some(record)) = serving.engine.record(id) else { continue };
-        let fetched = fetch(dsn, &record.def, &keys).await;
-        let (rows, at) = fetched.inspect_err(|_| serving.engine.want(id, keys.clone()))?;
-        tracing::info!(collection = record.def.name, rows = rows.len(), "read rows again that were missing here");
-        metrics::counter!(names::ROWS_REFETCHED).increment(rows.len() as u64);
-        let _ = serving.engine.order(Command::Fill(id, rows, at)).await;
+        if matches!(record.state, CollectionState::Paused { .. }) {
+            continue;
+        }
+        match fetch(dsn, &record.def, &keys).await {
+            Ok((rows, at)) => {
+                tracing::info!(
+                    collection = record.def.name,
+                    rows = rows.len(),
+                    "read rows again that were missing here"
+                );
+                metrics::counter!(names::ROWS_REFETCHED).increment(rows.len() as u64);
+                let _ = serving.engine.order(Command::Fill(id, rows, at)).await;
+            }
+            Err(error) => {
+                serving.engine.want(id, keys);
+                failed = Some(error);
+            }
+        }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 type Fetched = (Vec<(RowKey, crate::engine::collection::Found)>, crate::model::Lsn);
@@ -108,8 +123,10 @@ pub async fn compare(
             differ = keys.len(),
             "much of it differs from the source; it is copied again"
         );
-        frontier.progress.ask_rebuild(&name);
-    } else if !keys.is_empty() {
+        // The copy brings its own fingerprint; this one stays different until then.
+        return frontier.progress.ask_rebuild(&name);
+    }
+    if !keys.is_empty() {
         tracing::warn!(collection = name, differ = keys.len(), "rows differ from the source; they are read again");
         metrics::counter!(names::ROWS_REPAIRED).increment(keys.len() as u64);
         if engine.order(Command::Mark(id, keys)).await.is_err() {

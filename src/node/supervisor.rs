@@ -37,6 +37,8 @@ const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 const TEND: Duration = Duration::from_millis(50);
 /// While a collection cannot be followed, the source is looked at again after so long.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Between two tries to begin what somebody asked for.
+const ASKED_AGAIN: Duration = Duration::from_secs(1);
 /// A sender of ours that was ended leaves the slot within this time.
 const FREE: Duration = Duration::from_secs(5);
 
@@ -69,6 +71,8 @@ pub struct Supervisor {
     unreadable: Option<String>,
     /// Collections whose table did not fit when it was last looked at: between two statements of a migration it may not.
     unfit: BTreeSet<String>,
+    /// Collections that could not be copied when last looked at.
+    impossible: BTreeSet<String>,
     /// Collections that somebody wants copied again.
     rebuild: BTreeSet<String>,
     reconciled: Instant,
@@ -110,6 +114,7 @@ impl Supervisor {
             making: None,
             unreadable: None,
             unfit: BTreeSet::new(),
+            impossible: BTreeSet::new(),
             rebuild: BTreeSet::new(),
             reconciled: now,
             troubled: false,
@@ -450,7 +455,7 @@ impl Supervisor {
             match ensured {
                 Ok(was_missing) => {
                     looked.wanted.unpublished = was_missing;
-                    looked.wanted.fingerprint = publication::fingerprint(client, name, def).await?;
+                    looked.wanted.fingerprint = publication::fingerprint(client, name, def).await?.to_text();
                 }
                 Err(error @ SourceError::Refused { .. }) => {
                     looked.wanted.def = Err(error.to_string());
@@ -555,8 +560,8 @@ impl Supervisor {
             wal.keep_in_step(&slot).await;
         }
         wal.start_with(&slot, &self.options.publication, from, self.options.streaming).await?;
-        let log = match self.newest_mut().and_then(|epoch| epoch.log.take()) {
-            Some(log) => log,
+        let (id, log) = match self.newest_mut().and_then(|epoch| Some((epoch.id, epoch.log.take()?))) {
+            Some(taken) => taken,
             None => return Err(NodeError::Stopped("the change log is in use".into())),
         };
         self.progress.set_phase(Phase::Streaming);
@@ -593,7 +598,8 @@ impl Supervisor {
             Ok(ended) => ended,
             Err(panic) => return Err(NodeError::Engine(format!("following the source ended: {panic}"))),
         };
-        if let Some(epoch) = self.newest_mut() {
+        // One that was discarded meanwhile needs it no more.
+        if let Some(epoch) = self.newest_mut().filter(|epoch| epoch.id == id) {
             epoch.log = Some(log);
         }
         tended?;
@@ -611,7 +617,7 @@ impl Supervisor {
     async fn tend(&mut self) -> Result<(), NodeError> {
         self.check_engines()?;
         self.tend_copies().await?;
-        if self.making.as_ref().is_some_and(Epoch::is_live) {
+        if self.making_is_whole() {
             self.promote().await?;
         }
         self.rebuild.extend(self.progress.take_rebuilds());
@@ -622,7 +628,8 @@ impl Supervisor {
         let troubled = self.newest().is_some_and(is_troubled);
         let every = if self.troubled || !self.unfit.is_empty() { LOOK_AGAIN } else { self.options.reconcile_every };
         let due = self.reconcile_now || self.reconciled.elapsed() >= every;
-        if due || (troubled && !self.troubled) || !self.rebuild.is_empty() {
+        let asked = !self.rebuild.is_empty() && self.reconciled.elapsed() >= ASKED_AGAIN;
+        if due || (troubled && !self.troubled) || asked {
             self.reconcile_now = false;
             let reconciled = self.reconcile().await;
             (self.reconciled, self.troubled) = (Instant::now(), troubled);
@@ -636,6 +643,15 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+
+    /// Has the new epoch all that answers now, as far as it can be had?
+    fn making_is_whole(&self) -> bool {
+        let Some(making) = self.making.as_ref().filter(|making| making.is_live()) else { return false };
+        let (new, old) = (making.view(), self.current.as_ref().map(Epoch::view));
+        let answers = |name: &str| old.as_ref().is_none_or(|old| old.collections.contains_key(name));
+        let mut wanted = self.options.collections.iter().map(CollectionSpec::name).filter(|name| answers(name));
+        wanted.all(|name| new.collections.contains_key(name) || self.impossible.contains(name))
     }
 
     fn check_engines(&mut self) -> Result<(), NodeError> {
@@ -658,9 +674,8 @@ impl Supervisor {
         epoch.tidy();
         match epoch.copy_ended().await {
             Some(Ok(())) => self.copy_backoff.reset(),
-            Some(Err(NodeError::Replication(
-                error @ (ReplicationError::Source(_) | ReplicationError::Transport(_)),
-            ))) => {
+            // Whatever is wrong with one table, the others follow theirs.
+            Some(Err(NodeError::Replication(error))) if !matches!(error, ReplicationError::Storage(_)) => {
                 let pause = self.copy_backoff.next(error.policy());
                 tracing::warn!(%error, ?pause, "a copy ended; looking at its table again");
                 self.copy_from = Instant::now() + pause;
@@ -706,6 +721,7 @@ impl Supervisor {
             }
         }
         let (wanted, tables): (Vec<_>, Vec<_>) = looked.into_iter().map(|looked| (looked.wanted, looked.table)).unzip();
+        self.impossible = wanted.iter().filter(|want| want.def.is_err()).map(|want| want.name.clone()).collect();
         for step in plan(&wanted, &answering, &arriving) {
             match step {
                 Step::Remove(id) => {
@@ -721,9 +737,9 @@ impl Supervisor {
                     catalog::learn_dimensions(&client, &mut def).await.map_err(ReplicationError::from)?;
                     tracing::info!(collection = wanted.name, reason, "copying a collection");
                     metrics::counter!(names::COPIES).increment(1);
-                    self.rebuild.remove(&wanted.name);
                     let (table, fingerprint) = (Ok(table.clone()), wanted.fingerprint.clone());
                     epoch.add(NewTable { def, table, fingerprint }, &self.progress).await?;
+                    self.rebuild.remove(&wanted.name);
                 }
                 Step::Compare(id, fingerprint) => {
                     // One at a time, and of what answers.
@@ -744,12 +760,13 @@ impl Supervisor {
                         (id, found.def.name.clone()),
                         fingerprint,
                     )));
-                    break;
                 }
             }
         }
-        // What nobody can copy is not asked for for ever.
-        self.rebuild.clear();
+        // What nobody can copy is not asked for for ever, and what is being copied not again.
+        let possible = |name: &String| wanted.iter().any(|want| want.name == *name && want.def.is_ok());
+        let under_way = |name: &String| arriving.iter().any(|have| have.def.name == *name);
+        self.rebuild.retain(|name| possible(name) && !under_way(name));
         Ok(())
     }
 

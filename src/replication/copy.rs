@@ -16,6 +16,8 @@ use crate::storage::changelog::{self, ChangeLog, LogReader};
 use futures_util::{StreamExt, pin_mut};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -209,7 +211,9 @@ impl Exported {
         let version = catalog::server_version(&dsn.connect().await?).await?;
         let mut wal = PgWalSource::connect(dsn).await?;
         let name: String = options.slot.chars().take(40).collect();
-        let name = format!("{name}_copy_{}", std::process::id());
+        // A session that was cut off may still hold an earlier one's name.
+        let chance = RandomState::new().hash_one(0) as u32;
+        let name = format!("{name}_copy_{chance:08x}");
         let slot = wal.create_slot(&name, SlotKind::Temporary, version, options.lock_timeout).await?;
         Ok(Exported { held_by: wal, slot })
     }
@@ -322,6 +326,7 @@ async fn size_of(client: &Client, target: &CopyTarget) -> Result<Size, Replicati
     let def = &target.def;
     let row = client.query_opt(sql, &[&def.oid, &def.schema, &def.table]).await.map_err(SourceError::from)?;
     let Some(row) = row else {
+        target.spoiled.store(true, Ordering::Relaxed);
         return Err(SourceError::Unavailable(format!("{} is another table now", def.quoted_table())).into());
     };
     let (filenode, then, pages): (u32, u32, i64) = (row.get(0), row.get(1), row.get(2));

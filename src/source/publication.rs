@@ -56,7 +56,8 @@ pub async fn ensure(
     for (at, op) in ["insert", "update", "delete", "truncate"].iter().enumerate() {
         if !head.get::<_, bool>(at) {
             let sql = format!("ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate')");
-            return Err(SourceError::refused(format!("publication {publication} does not publish {op}"), sql));
+            let refused = || SourceError::refused(format!("publication {publication} does not publish {op}"), &sql);
+            return Ok(collections.iter().map(|_| Err(refused())).collect());
         }
     }
     let members = members(client, name).await?;
@@ -83,17 +84,45 @@ pub async fn ensure(
     Ok(ensured)
 }
 
-/// What of a table and its publication has no event in the stream when it changes: which partitions there are and where
-/// their rows lie, and since when the publication has the table.
-pub async fn fingerprint(client: &Client, name: &str, def: &CollectionDef) -> Result<String> {
-    // Row versions of the catalog: a table that was taken out and put back looks the same otherwise.
-    let sql = "SELECT concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin,
-                      (SELECT md5(string_agg(concat_ws(' ', t.relid::oid, pg_relation_filenode(t.relid)), ',' ORDER BY t.relid::oid))
-                         FROM pg_partition_tree($2::oid) t WHERE t.isleaf AND t.relid::oid <> $2::oid))
-                 FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = $2::oid
-                WHERE p.pubname = $1";
-    let row = client.query_opt(sql, &[&name, &def.oid]).await?;
-    Ok(row.map(|row| row.get(0)).unwrap_or_default())
+/// What has no event in the stream when it changes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Fingerprint {
+    /// Since when, and how, the publication has the table. Row versions of the catalog: a table that was taken out and put
+    /// back looks the same otherwise.
+    pub publication: String,
+    /// Where the rows lie, by table or by partition, and which columns bear our names.
+    pub table: String,
+}
+
+impl Fingerprint {
+    /// As it is stored.
+    pub fn to_text(&self) -> String {
+        format!("{}/{}", self.publication, self.table)
+    }
+}
+
+/// Takes a table's fingerprint.
+pub async fn fingerprint(client: &Client, name: &str, def: &CollectionDef) -> Result<Fingerprint> {
+    let namespace = match crate::source::catalog::server_version(client).await? {
+        150_000.. => {
+            "(SELECT string_agg(concat_ws(' ', n.oid, n.xmin), ',' ORDER BY n.oid) FROM pg_publication_namespace n WHERE n.pnpubid = p.oid)"
+        }
+        _ => "NULL",
+    };
+    let sql = format!(
+        "SELECT concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin, {namespace}),
+                concat_ws(' ', pg_relation_filenode($2::oid),
+                (SELECT md5(string_agg(concat_ws(' ', t.relid::oid, pg_relation_filenode(t.relid)), ',' ORDER BY t.relid::oid))
+                   FROM pg_partition_tree($2::oid) t WHERE t.isleaf AND t.relid::oid <> $2::oid),
+                (SELECT string_agg(a.attnum::text, ',' ORDER BY a.attnum) FROM pg_attribute a
+                  WHERE a.attrelid = $2::oid AND a.attname::text = ANY ($3) AND NOT a.attisdropped))
+           FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = $2::oid
+          WHERE p.pubname = $1"
+    );
+    let names = def.key.iter().map(|column| &column.name).chain(def.vectors.iter().map(|column| &column.name));
+    let names: Vec<_> = names.chain(def.filters.iter().map(|column| &column.name)).collect();
+    let row = client.query_opt(&sql, &[&name, &def.oid, &names]).await?;
+    Ok(row.map(|row| Fingerprint { publication: row.get(0), table: row.get(1) }).unwrap_or_default())
 }
 
 async fn run(client: &Client, create: bool, problem: String, sql: &str) -> Result<()> {

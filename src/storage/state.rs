@@ -274,7 +274,8 @@ impl State {
 
     /// Moves the epoch to the timeline of a promoted standby it can go on with.
     pub fn set_identity(&self, identity: &Identity) -> Result<()> {
-        self.write(true, |batch| batch.put_meta("identity", identity))
+        // The applier makes it durable: what it has committed may name vectors that are not on disk yet.
+        self.write(false, |batch| batch.put_meta("identity", identity))
     }
 
     /// How far the change log is applied.

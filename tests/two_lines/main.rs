@@ -13,11 +13,13 @@ mod wire;
 use epoch::Epoch;
 use ruvector::consistency::frontier::{Frontier, NoView};
 use ruvector::consistency::recheck::Visibility;
-use ruvector::engine::Options;
+use ruvector::engine::apply::Command;
 use ruvector::engine::view::{CollectionView, View};
+use ruvector::engine::{NewCollection, Options};
 use ruvector::model::{
-    Answer, Cell, CollectionDef, CollectionId, ColumnType, Comparison, Consistency, Filter, FilterColumn, KeyColumn,
-    LogRecord, Lsn, Metric, Recheck, RowKey, SearchBy, SearchRequest, Value, VectorColumn,
+    Answer, Cell, Change, CollectionDef, CollectionId, ColumnType, CommitLsn, Comparison, Consistency, Filter,
+    FilterColumn, KeyColumn, LogRecord, Lsn, Metric, Op, Recheck, RowImage, RowKey, SearchBy, SearchRequest,
+    TransactionHead, Value, VectorColumn,
 };
 use ruvector::query::{QueryError, QueryService};
 use ruvector::replication::definitions::Definitions;
@@ -27,7 +29,7 @@ use ruvector::replication::stream::Intake;
 use ruvector::replication::{ReplicationError, follow};
 use ruvector::source::SourceError;
 use ruvector::source::rows::{Ask, HeapRow};
-use ruvector::storage::changelog::{ChangeLog, LogPosition, start_of};
+use ruvector::storage::changelog::{self, ChangeLog, LogPosition, start_of};
 use ruvector::storage::files;
 use ruvector::storage::state::CollectionState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -674,4 +676,43 @@ async fn a_full_disk_ends_following_and_nothing_more_is_confirmed() {
     assert!(log.sync().is_err() && log.durable() == Lsn(210));
     assert_eq!(lines.all(210).await.len(), 5);
     assert_eq!(ChangeLog::open(&lines.dir.path().join("log")).expect("opens").durable(), Lsn(210));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_catches_up_across_a_roll_of_the_log() {
+    let dir = tempfile::tempdir().expect("dir");
+    let options = Options { segment_rows: 64, build_threads: 1, seal_rows_on_stop: 1000 };
+    let mut epoch = Epoch::create(dir.path(), vec![(items(), Vec::new())], Lsn(START), options);
+    let mut log = epoch.log.take().expect("the log");
+    // A file per transaction: behind each there is a new one without a record.
+    log.set_roll_bytes(1);
+    let def = CollectionDef { id: epoch.engine.next_collection().expect("a number"), name: "more".into(), ..items() };
+    let copy_dir = dir.path().join("copy-1");
+    let mut copy = ChangeLog::create(&copy_dir, Lsn::ZERO).expect("a copy log");
+    let from = log.tail().durable().position;
+    let new = NewCollection { def: def.clone(), from, expected_rows: 1, fingerprint: String::new() };
+    let add = epoch.engine.order(Command::Add(Box::new(new), copy.reader(changelog::START)));
+    add.await.expect("added");
+    for n in 1..=3u64 {
+        let image = RowImage {
+            key: RowKey::encode(&[Value::Int(n as i64)]).expect("a key"),
+            vectors: vec![Cell::Value(Value::Vector([n as f32, 0.0, 0.0].into()))],
+            filters: vec![Cell::Null; def.filters.len()],
+        };
+        let op = Op::Upsert { old_key: None, row: image };
+        for record in [
+            LogRecord::Begin(TransactionHead { commit: CommitLsn(START + 10 * n), commit_time: 0 }),
+            LogRecord::Changes(vec![Change { collection: def.id, ordinal: 1, op }]),
+            LogRecord::Commit { end: Lsn(START + 10 * n + 5) },
+        ] {
+            log.append(&record).expect("appended");
+        }
+        log.sync().expect("synced");
+    }
+    epoch.wait(Lsn(START + 35));
+    let end = [LogRecord::CopyStart { at: Lsn(START), filenode: 1 }, LogRecord::CopyEnd { at: Lsn(START), rows: 0 }];
+    end.iter().for_each(|record| copy.append(record).expect("appended"));
+    copy.sync().expect("synced");
+    epoch.wait_until("it is live", |epoch| epoch.engine.view().incoming.is_empty());
+    assert_eq!(epoch.engine.view().collections["more"].rows, 3);
 }
