@@ -600,6 +600,11 @@ async fn errors_of_the_stream_carry_their_sqlstate() {
     };
     assert_eq!((error.sqlstate(), error.policy()), (Some("42704"), Policy::AskAgain), "{error}");
 
+    // A sender tells its error before it lets go of the slot.
+    let active = "SELECT active FROM pg_replication_slots WHERE slot_name = 's'";
+    while source.admin.query_one(active, &[]).await.expect("the slot").get::<_, bool>(0) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let mut wal = started("s", "p").await.expect("a stream");
     source.admin.batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_replication").await.expect("killed");
     let error = loop {

@@ -82,7 +82,7 @@ impl TryFrom<&Config> for Options {
             create_publication: config.source.create_publication,
             copy_connections: config.source.copy_connections,
             slot_lock_timeout: s(config.source.slot_lock_timeout_s),
-            reconcile_every: s(config.source.reconcile_s),
+            reconcile_every: some(config.source.reconcile_s).map_or(Duration::MAX, s),
             streaming: config.source.streaming,
             failover: config.source.failover == Failover::Auto,
             guard: guard::Options {

@@ -112,8 +112,9 @@ pub async fn fingerprint(client: &Client, name: &str, def: &CollectionDef) -> Re
     let sql = format!(
         "SELECT concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin, {namespace}),
                 concat_ws(' ', pg_relation_filenode($2::oid),
-                (SELECT md5(string_agg(concat_ws(' ', t.relid::oid, pg_relation_filenode(t.relid)), ',' ORDER BY t.relid::oid))
-                   FROM pg_partition_tree($2::oid) t WHERE t.isleaf AND t.relid::oid <> $2::oid),
+                (SELECT md5(string_agg(concat_ws(' ', t.relid::oid, i.xmin, pg_relation_filenode(t.relid)), ',' ORDER BY t.relid::oid))
+                   FROM pg_partition_tree($2::oid) t LEFT JOIN pg_inherits i ON i.inhrelid = t.relid
+                  WHERE t.relid::oid <> $2::oid),
                 (SELECT string_agg(a.attnum::text, ',' ORDER BY a.attnum) FROM pg_attribute a
                   WHERE a.attrelid = $2::oid AND a.attname::text = ANY ($3) AND NOT a.attisdropped))
            FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = $2::oid
