@@ -300,8 +300,24 @@ impl Rig {
         if random.below(4) == 0 {
             self.crash_again(random);
         }
-        self.service.start_checking_confirmed(&self.database);
+        // Who moves a slot ahead makes the source forget what is not durable anywhere.
+        if way == Ahead {
+            self.service.start()
+        } else {
+            self.service.start_checking_confirmed(&self.database)
+        }
         self.service.wait_ready();
+        if way == Fewer {
+            // It is noticed that there is one more again, and that one is copied.
+            self.service.wait_for("both answer", |service| {
+                TABLES.iter().all(|(table, _)| {
+                    service
+                        .client()
+                        .get(&format!("/v1/collections/{table}"))
+                        .is_ok_and(|found| found["state"] == "live")
+                })
+            });
+        }
         self.check(way, from);
         self.whole = true;
     }

@@ -236,8 +236,11 @@ impl Supervisor {
                 }
                 self.making = Some(epoch);
             }
-            // Its slot and files go at the next connection.
-            Err(error) => tracing::info!(%error, "an unfinished copy cannot be continued"),
+            // Its slot and files go at the next connection. Mostly it had not begun.
+            Err(error) => {
+                tracing::debug!(%error, "an unfinished epoch");
+                tracing::info!(epoch = pending.epoch.0, "an unfinished copy cannot be continued; it is removed");
+            }
         }
         Ok(())
     }
