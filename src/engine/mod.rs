@@ -222,17 +222,6 @@ pub struct Logs {
 }
 
 impl Engine {
-    /// Adds collections to a new state; their rows will come from copy logs.
-    pub fn register(state: &State, new: &[NewCollection]) -> Result<()> {
-        state.write(true, |batch| {
-            for new in new {
-                batch.set_last_collection(new.def.id)?;
-                batch.put_collection(&new.record())?;
-            }
-            Ok(())
-        })
-    }
-
     /// Opens the engine on an epoch's state: loads rows and sealed segments, starts its threads. A collection whose copy
     /// was not taken in whole is taken in again from its copy log.
     pub fn start(epoch: &Path, state: Arc<State>, options: Options, logs: Logs) -> Result<Engine> {

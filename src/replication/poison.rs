@@ -59,16 +59,6 @@ impl Poison {
         }
         Step::Wait { failures }
     }
-
-    /// Identical failures at the same position so far: what a metric shows.
-    pub fn failures(&self) -> u32 {
-        self.failures
-    }
-
-    /// Something was understood since: the position moved, or the failure is another one.
-    pub fn forget(&mut self) {
-        (self.last, self.failures) = (None, 0);
-    }
 }
 
 #[cfg(test)]
@@ -94,11 +84,6 @@ mod tests {
         for round in 0..20 {
             assert_eq!(poison.note(Lsn(7), &round.to_string(), now), Step::Retry, "it is another one each time");
         }
-        for _ in 0..20 {
-            assert_eq!(poison.note(Lsn(7), "bad tag", now), Step::Retry);
-            poison.forget();
-        }
-        assert_eq!(poison.failures(), 0);
     }
 
     #[test]

@@ -59,7 +59,12 @@ impl Epoch {
                 fingerprint: String::new(),
             })
             .collect();
-        Engine::register(&state, &new)?;
+        state.write(true, |batch| {
+            new.iter().try_for_each(|new| {
+                batch.set_last_collection(new.def.id)?;
+                batch.put_collection(&new.record())
+            })
+        })?;
         let log_dir = dir.join("log");
         let log = ChangeLog::create(&log_dir, at)?;
         let copy_dir = |def: &CollectionDef| dir.join(format!("copy-{}", def.id.0));
