@@ -34,6 +34,7 @@ fn definition() -> CollectionDef {
         dimensions,
         m: 4,
         ef_construction: 16,
+        encoding: Default::default(),
     };
     let filter = |name: &str, kind| FilterColumn { name: name.into(), kind };
     CollectionDef {

@@ -6,6 +6,7 @@
 mod support;
 
 use ruvector::failpoint::POINTS;
+use ruvector::model::Lsn;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -352,15 +353,13 @@ impl Rig {
                            ON CONFLICT (b, a) DO UPDATE SET embedding = vec(notes.a + hashtext(notes.body), 8),
                            body = notes.body || '-'",
                     );
-                    // Only what is linked by then gets its file.
-                    let linked = |service: &Service| {
-                        let indexes = service.collection("notes")["vectors"].as_array().expect("a list").clone();
-                        indexes.iter().all(|index| index["linked"] == index["nodes"])
-                    };
-                    self.service.catch_up(&self.database.sql);
+                    // Only what is linked by then gets its file. It may die meanwhile: merged segments are saved at any time.
                     let _paused = self.writer.pause();
                     let waited = Instant::now();
-                    while !linked(&self.service) && waited.elapsed() < Duration::from_secs(10) {
+                    while !self.all_is_linked() && waited.elapsed() < Duration::from_secs(10) {
+                        if self.service.has_ended() {
+                            return;
+                        }
                         std::thread::sleep(Duration::from_millis(20));
                     }
                     self.service.ask_to_stop();
@@ -369,6 +368,23 @@ impl Rig {
                 _ => {}
             }
         }
+    }
+
+    /// Everything committed is applied and linked; false of one that does not answer.
+    fn all_is_linked(&self) -> bool {
+        let end: Lsn = self.database.sql.one("SELECT pg_current_wal_insert_lsn()").parse().expect("an LSN");
+        self.database.sql.run("SELECT pg_logical_emit_message(true, 'test', '')");
+        let get = |path: &str| self.service.client().get(path).ok();
+        let applied = || get("/v1/status")?["positions"]["applied"].as_str()?.parse::<Lsn>().ok();
+        let started = Instant::now();
+        while applied().is_none_or(|applied| applied < end) {
+            if started.elapsed() > Duration::from_secs(5) {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let vectors = get("/v1/collections/notes").and_then(|notes| notes["vectors"].as_array().cloned());
+        vectors.is_some_and(|indexes| indexes.iter().all(|index| index["linked"] == index["nodes"]))
     }
 
     fn take_note(&mut self, point: &'static str, from: usize) {

@@ -283,7 +283,15 @@ fn items() -> CollectionDef {
 }
 
 fn column(kind: ColumnType) -> VectorColumn {
-    VectorColumn { name: "embedding".into(), kind, metric: Metric::L2, dimensions: Some(3), m: 4, ef_construction: 16 }
+    VectorColumn {
+        name: "embedding".into(),
+        kind,
+        metric: Metric::L2,
+        dimensions: Some(3),
+        m: 4,
+        ef_construction: 16,
+        encoding: Default::default(),
+    }
 }
 
 /// Messages of every kind by another encoder, in an order that makes sense.

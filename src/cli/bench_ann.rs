@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::cli::npy::{self, Matrix};
 use crate::engine::hnsw::{Graph, Params, Query};
-use crate::model::Metric;
+use crate::model::{Encoding, Metric};
 
 /// Arguments of `bench ann`.
 #[derive(clap::Args, Debug)]
@@ -43,6 +43,9 @@ pub struct Args {
     /// Pool size while building.
     #[arg(long, default_value_t = 200)]
     ef_construction: usize,
+    /// What walks compare: f32, sq8 or sq4. The answer is ordered by full floats in any case.
+    #[arg(long, default_value = "sq8", value_parser = parse_encoding)]
+    encoding: Encoding,
     /// Passes over the queries; the best counts.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
@@ -54,6 +57,11 @@ pub struct Args {
 fn parse_metric(name: &str) -> Result<Metric, String> {
     let known = Metric::ALL.into_iter().find(|metric| metric.name() == name);
     known.ok_or_else(|| format!("one of {}", Metric::ALL.map(Metric::name).join(", ")))
+}
+
+fn parse_encoding(name: &str) -> Result<Encoding, String> {
+    let known = Encoding::ALL.into_iter().find(|encoding| encoding.name() == name);
+    known.ok_or_else(|| format!("one of {}", Encoding::ALL.map(Encoding::name).join(", ")))
 }
 
 /// Builds the graph, then searches it at every pool size.
@@ -87,7 +95,8 @@ fn check(args: &Args, base: &Matrix<f32>, queries: &Matrix<f32>, truth: &Matrix<
 }
 
 fn build(args: &Args, base: &Matrix<f32>) -> Graph {
-    let params = Params { m: args.m, ef_construction: args.ef_construction, ..Params::default() };
+    let params =
+        Params { m: args.m, ef_construction: args.ef_construction, encoding: args.encoding, ..Params::default() };
     let (wall, cpu) = (Instant::now(), cpu_seconds(libc::CLOCK_PROCESS_CPUTIME_ID));
     let graph = Graph::new(args.metric, base.columns, base.rows, params);
     (0..base.rows).for_each(|row| _ = graph.push(base.row(row)));
@@ -100,7 +109,7 @@ fn build(args: &Args, base: &Matrix<f32>) -> Graph {
             "vectors_per_second": (base.rows as f64 / wall).round(),
             "vectors_per_cpu_second": (base.rows as f64 / cpu).round(),
             "threads": args.threads, "vectors": base.rows, "dim": base.columns, "metric": args.metric.name(),
-            "m": args.m, "ef_construction": args.ef_construction,
+            "encoding": args.encoding.name(), "m": args.m, "ef_construction": args.ef_construction,
         }),
     );
     graph

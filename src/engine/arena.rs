@@ -32,6 +32,8 @@ unsafe impl<T: Sync> Sync for Arena<T> {}
 /// # Safety
 /// Zeroed memory must be a valid value of the type.
 pub unsafe trait Zeroed {}
+// SAFETY: a byte of zero bits.
+unsafe impl Zeroed for u8 {}
 // SAFETY: 0.0 is all zero bytes.
 unsafe impl Zeroed for f32 {}
 // SAFETY: an atomic has the bytes of its value.

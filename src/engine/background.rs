@@ -175,6 +175,7 @@ mod tests {
             dimensions: Some(2),
             m: 4,
             ef_construction: 8,
+            encoding: Default::default(),
         };
         let segment = Segment::growing(1, &column, 2, 0, 4);
         for n in 0..4u8 {
@@ -207,6 +208,7 @@ mod tests {
             dimensions: Some(2),
             m: 4,
             ef_construction: 8,
+            encoding: Default::default(),
         };
         let segment = Arc::new(Segment::growing(1, &column, 2, 0, 100));
         for n in 0..50u8 {

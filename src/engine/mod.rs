@@ -4,6 +4,7 @@ pub mod apply;
 pub mod arena;
 pub mod background;
 pub mod candidates;
+pub mod codes;
 pub mod collection;
 pub mod distance;
 pub mod hnsw;

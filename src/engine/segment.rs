@@ -29,7 +29,7 @@ pub struct Segment {
 }
 
 fn params(column: &VectorColumn, id: u64) -> Params {
-    Params { m: column.m, ef_construction: column.ef_construction, seed: id }
+    Params { m: column.m, ef_construction: column.ef_construction, seed: id, encoding: column.encoding }
 }
 
 impl Segment {

@@ -1,6 +1,7 @@
 //! What a collection is: one published table, its key, its vector columns, its filter columns.
 
 use crate::model::change::CollectionId;
+use crate::model::encoding::Encoding;
 use crate::model::key::KeyColumn;
 use crate::model::metric::Metric;
 use crate::model::value::{ColumnType, MAX_DIMENSIONS};
@@ -24,6 +25,9 @@ pub struct VectorColumn {
     pub m: usize,
     /// Width of the search while linking a node.
     pub ef_construction: usize,
+    /// What walks compare. Collections of before there was a choice get what new ones get: their files hold no codes.
+    #[serde(default)]
+    pub encoding: Encoding,
 }
 
 impl VectorColumn {

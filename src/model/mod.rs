@@ -4,6 +4,7 @@ pub mod pgtype;
 
 mod change;
 mod collection;
+mod encoding;
 mod filter;
 mod key;
 mod lsn;
@@ -15,6 +16,7 @@ mod value;
 
 pub use change::{Change, CollectionId, LogRecord, Op, PageRange, RowImage, TransactionHead};
 pub use collection::{CollectionDef, FilterColumn, MAX_COLUMNS, VectorColumn, quote_ident, quote_literal};
+pub use encoding::Encoding;
 pub use filter::{Comparison, Filter};
 pub use key::{KeyColumn, RowKey};
 pub use lsn::{BadLsn, CommitLsn, Lsn, Version};

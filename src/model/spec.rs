@@ -1,5 +1,6 @@
 //! What the operator asks for: a collection before it is resolved against the source's catalog.
 
+use crate::model::encoding::Encoding;
 use crate::model::metric::Metric;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,9 @@ pub struct VectorSpec {
     /// Width of the search while linking.
     #[serde(default = "default_ef_construction")]
     pub ef_construction: usize,
+    /// What walks compare.
+    #[serde(default)]
+    pub encoding: Encoding,
 }
 
 fn default_metric() -> Metric {

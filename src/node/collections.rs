@@ -123,6 +123,7 @@ mod tests {
                 dimensions: None,
                 m,
                 ef_construction: 100,
+                encoding: Default::default(),
             }],
             filters: Vec::new(),
         }

@@ -183,6 +183,7 @@ pub fn define(id: CollectionId, spec: &CollectionSpec, table: &Table) -> Result<
             dimensions: from_type.or(wanted.dimensions),
             m: wanted.m,
             ef_construction: wanted.ef_construction,
+            encoding: wanted.encoding,
         })
     });
     let filters = spec.filter_columns.iter().map(|wanted| {

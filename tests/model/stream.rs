@@ -174,6 +174,7 @@ fn definitions() -> Vec<CollectionDef> {
         dimensions,
         m: 8,
         ef_construction: 48,
+        encoding: Default::default(),
     };
     let def = |id, name: &str, vectors| CollectionDef {
         id: CollectionId(id),

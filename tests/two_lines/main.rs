@@ -60,6 +60,7 @@ fn items() -> CollectionDef {
             dimensions: Some(3),
             m: 8,
             ef_construction: 32,
+            encoding: Default::default(),
         }],
         filters: vec![FilterColumn { name: "grp".into(), kind: ColumnType::Int4 }],
     }

@@ -27,10 +27,10 @@ pub const LINE: usize = 16;
 /// fetches to the first level, and 8 to 12 rows ahead beat 4.
 const AHEAD_BYTES: usize = 16 << 10;
 
-/// The same in rows of `len` floats.
+/// The same in rows of so many bytes.
 #[inline(always)]
-fn rows_ahead(len: usize) -> usize {
-    (AHEAD_BYTES / (4 * len.max(1))).clamp(2, 32)
+pub fn rows_ahead(bytes: usize) -> usize {
+    (AHEAD_BYTES / bytes.max(1)).clamp(2, 32)
 }
 
 /// What the CPU offers.
@@ -98,7 +98,7 @@ macro_rules! pair {
         $(#[$feature])?
         unsafe fn $many(query: &[f32], table: *const f32, slots: &[u32], out: *mut f32) {
             let len = query.len();
-            let ahead = rows_ahead(len);
+            let ahead = rows_ahead(4 * len);
             // SAFETY: by contract `slot` names a row of `len` floats inside the table.
             let row = |slot: u32| unsafe { std::slice::from_raw_parts(table.add(slot as usize * len), len) };
             for &slot in &slots[..slots.len().min(ahead)] {

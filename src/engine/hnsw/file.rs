@@ -177,6 +177,7 @@ impl Graph {
             graph.entry.store(u64::from(graph.level(slot)) << 32 | u64::from(entry), Ordering::Relaxed);
         }
         graph.linked.store(count, Ordering::Release);
+        graph.settle_codes();
         Ok(graph)
     }
 

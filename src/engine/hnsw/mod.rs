@@ -13,26 +13,34 @@
 mod build;
 mod file;
 mod search;
+mod table;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::engine::arena::Arena;
-use crate::engine::distance::{Kernel, LINE};
-use crate::model::Metric;
+use crate::engine::codes::{Codec, Coded};
+use crate::engine::distance::Kernel;
+use crate::model::{Encoding, Metric};
 
 use search::Scratch;
 pub use search::Walk;
+use table::Table;
 
 /// Slots are below this, so that a distance, a slot and two state bits fit one 64-bit key.
 pub const MAX_SLOTS: usize = 1 << 30;
 /// Locks of link lists; a list's lock is that of its slot modulo this.
 const STRIPES: usize = 4096;
+/// Rows to choose a grid of codes by; smaller graphs compare floats.
+const TRAIN_ROWS: u32 = 1_000;
+/// At most so many of them are looked at.
+const TRAIN_SAMPLE: u32 = 10_000;
 /// No level is above this, whatever the generator draws.
 const MAX_LEVEL: u32 = 15;
 
@@ -45,11 +53,13 @@ pub struct Params {
     pub ef_construction: usize,
     /// Decides every slot's level.
     pub seed: u64,
+    /// What walks and linking compare, once there are rows enough to choose codes by.
+    pub encoding: Encoding,
 }
 
 impl Default for Params {
     fn default() -> Params {
-        Params { m: 16, ef_construction: 200, seed: 1 }
+        Params { m: 16, ef_construction: 200, seed: 1, encoding: Encoding::Sq8 }
     }
 }
 
@@ -58,10 +68,11 @@ pub struct Graph {
     kernel: Kernel,
     params: Params,
     dim: usize,
-    /// Floats from one row to the next: `dim` rounded up to whole cache lines, padded with zeros.
-    stride: usize,
     capacity: usize,
-    rows: Arena<f32>,
+    /// Rows as the kernel prepares them: what is exact.
+    floats: Table,
+    /// The same rows as codes, from the moment there are rows enough: what walks and linking compare.
+    codes: OnceLock<Table>,
     /// Level 0: `2 m` words a slot, each a slot + 1; the first zero ends a list.
     base: Arena<AtomicU32>,
     /// Levels 1 and up: blocks of `m` words, a slot's blocks one after the other.
@@ -84,19 +95,14 @@ pub struct Graph {
     scratches: Mutex<Vec<Box<Scratch>>>,
 }
 
-/// A query as the kernels want it: aligned, padded, and of unit length for cosine.
+/// A query as its graph prepares it: of unit length for cosine.
 pub struct Query {
-    lines: Vec<Line>,
+    row: Box<[f32]>,
 }
-
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; LINE]);
 
 impl Query {
     fn row(&self) -> &[f32] {
-        // SAFETY: `Line` is `repr(C)` around `LINE` floats and exactly 64 bytes, so lines are consecutive floats.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * LINE) }
+        &self.row
     }
 }
 
@@ -123,16 +129,15 @@ impl Graph {
         if dim == 0 || capacity >= MAX_SLOTS || !(2..=100).contains(&params.m) || params.ef_construction == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "dimension, capacity or parameters out of range"));
         }
-        let stride = dim.next_multiple_of(LINE);
-        let floats = capacity.checked_mul(stride).ok_or(io::ErrorKind::OutOfMemory)?;
+        let kernel = Kernel::new(metric);
         let blocks: usize = (0..capacity as u32).map(|slot| level_of(params.m, params.seed, slot) as usize).sum();
         Ok(Graph {
-            kernel: Kernel::new(metric),
-            params,
+            kernel,
+            params: Params { encoding: params.encoding.for_metric(metric), ..params },
             dim,
-            stride,
             capacity,
-            rows: Arena::try_new(floats)?,
+            floats: Table::try_new(Codec::floats(kernel, dim), capacity)?,
+            codes: OnceLock::new(),
             base,
             upper: Arena::try_new(blocks * params.m)?,
             upper_at: Arena::try_new(capacity)?,
@@ -162,10 +167,14 @@ impl Graph {
         let mut next_block = self.writer.lock();
         let slot = self.len.load(Ordering::Relaxed);
         assert!((slot as usize) < self.capacity, "the graph has room");
-        // SAFETY: the slot is inside the arena, not yet covered by `len`, and the lock keeps other writers out.
-        let row = unsafe { std::slice::from_raw_parts_mut(self.rows.at(slot as usize * self.stride), self.dim) };
+        // SAFETY: the slot is inside the table, not yet covered by `len`, and the lock keeps other writers out.
+        let row = &mut unsafe { self.floats.floats_mut(slot) }[..self.dim];
         fill(row);
         self.kernel.prepare(row);
+        if let Some(codes) = self.codes.get() {
+            // SAFETY: as above.
+            unsafe { codes.encode(slot, row, self.kernel.is_directionless(row)) };
+        }
         self.upper_at.words()[slot as usize].store(*next_block, Ordering::Relaxed);
         *next_block += self.level(slot);
         self.len.store(slot + 1, Ordering::Release);
@@ -222,26 +231,26 @@ impl Graph {
     /// Makes a query of a finite vector of the graph's dimension.
     pub fn prepare(&self, vector: &[f32]) -> Query {
         assert_eq!(vector.len(), self.dim, "vectors of one collection have one length");
-        let mut lines = vec![Line([0.0; LINE]); self.stride / LINE];
-        for (line, chunk) in lines.iter_mut().zip(vector.chunks(LINE)) {
-            line.0[..chunk.len()].copy_from_slice(chunk);
-        }
-        // SAFETY: as in `Query::row`; the lines are borrowed by nobody else.
-        let row = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), self.dim) };
-        self.kernel.prepare(row);
-        Query { lines }
+        let mut row: Box<[f32]> = vector.into();
+        self.kernel.prepare(&mut row);
+        Query { row }
     }
 
-    /// Inner value of a stored row: smaller is nearer, never NaN. `public_distance` makes users' distance of it.
+    /// Exact inner value of a stored row: smaller is nearer, never NaN. `public_distance` makes users' distance of it.
     pub fn distance_at(&self, query: &Query, slot: u32) -> f32 {
         assert!(slot < self.len(), "the slot holds a row");
-        self.kernel.inner(query.row(), self.row(slot))
+        self.exact(query, slot)
     }
 
-    /// Inner values of many stored rows, the next ones being fetched meanwhile.
+    /// Exact inner values of many stored rows, the next ones being fetched meanwhile.
     pub fn scan(&self, query: &Query, slots: impl IntoIterator<Item = u32>, each: &mut dyn FnMut(u32, f32)) {
         const BATCH: usize = 64;
         let (len, mut slots) = (self.len(), slots.into_iter().peekable());
+        if slots.peek().is_none() {
+            return;
+        }
+        let mut coded = Coded::default();
+        self.floats.query(&query.row, &mut coded);
         let (mut batch, mut values) = ([0u32; BATCH], [0.0f32; BATCH]);
         while slots.peek().is_some() {
             let mut count = 0;
@@ -250,7 +259,8 @@ impl Graph {
                 batch[count] = slot;
                 count += 1;
             }
-            self.distances(query.row(), &batch[..count], &mut values);
+            // SAFETY: the slots were checked just now.
+            unsafe { self.floats.gather(&coded, &batch[..count], &mut values) };
             batch[..count].iter().zip(&values).for_each(|(&slot, &value)| each(slot, value));
         }
     }
@@ -265,9 +275,10 @@ impl Graph {
         let len = self.len() as usize;
         let upper = *self.writer.lock() as usize * self.params.m;
         let repeated = if self.repeated.load(Ordering::Relaxed) > 0 { len } else { 0 };
-        let words = len * (self.stride + 2 * self.params.m + 1) + upper + repeated;
+        let words = len * (2 * self.params.m + 1) + upper + repeated;
+        let rows = self.floats.bytes_of(len) + self.codes.get().map_or(0, |codes| codes.bytes_of(len));
         let scratches: usize = self.scratches.lock().iter().map(|scratch| scratch.memory_bytes()).sum();
-        words * 4 + STRIPES + scratches
+        words * 4 + rows + STRIPES + scratches
     }
 
     fn level(&self, slot: u32) -> u32 {
@@ -278,18 +289,42 @@ impl Graph {
     #[inline]
     fn row(&self, slot: u32) -> &[f32] {
         debug_assert!(slot < self.len());
-        let from = self.rows.at(slot as usize * self.stride);
         // SAFETY: callers name slots below `len` (checked at the public functions, and every id in a link list is one):
-        // whole rows inside the arena that nobody writes any more.
-        unsafe { std::slice::from_raw_parts(from, self.stride) }
+        // whole rows that nobody writes any more.
+        unsafe { self.floats.floats(slot) }
     }
 
-    /// Inner values of published rows; `values` has room for them all.
+    /// Exact inner value of a query and a published row.
     #[inline]
-    fn distances(&self, query: &[f32], slots: &[u32], values: &mut [f32]) {
-        debug_assert!(query.len() == self.stride && slots.iter().all(|&slot| slot < self.len()));
-        // SAFETY: as in `row`; a query has the length of a row.
-        unsafe { self.kernel.gather(query, self.rows.start(), slots, values) }
+    fn exact(&self, query: &Query, slot: u32) -> f32 {
+        self.kernel.inner(&query.row, &self.row(slot)[..self.dim])
+    }
+
+    /// What walks and linking compare at this moment.
+    #[inline]
+    fn compared(&self) -> &Table {
+        self.codes.get().unwrap_or(&self.floats)
+    }
+
+    /// Chooses codes once there are rows enough, and writes those of the rows that are here.
+    fn settle_codes(&self) {
+        if self.params.encoding == Encoding::F32 || self.codes.get().is_some() || self.len() < TRAIN_ROWS {
+            return;
+        }
+        // No row comes meanwhile: one that came without codes would never get them.
+        let _alone = self.writer.lock();
+        let len = self.len();
+        let every = len.div_ceil(TRAIN_SAMPLE).max(1) as usize;
+        let sample = (0..len).step_by(every).map(|slot| &self.row(slot)[..self.dim]);
+        let codec = Codec::train(self.params.encoding, self.kernel, self.dim, sample);
+        // Without memory for codes floats serve as well.
+        let Ok(codes) = Table::try_new(codec, self.capacity) else { return };
+        for slot in 0..len {
+            let row = &self.row(slot)[..self.dim];
+            // SAFETY: nobody else knows the table yet.
+            unsafe { codes.encode(slot, row, self.kernel.is_directionless(row)) };
+        }
+        let _ = self.codes.set(codes);
     }
 
     /// A slot's list on a level it has.

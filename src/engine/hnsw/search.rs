@@ -8,8 +8,11 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
+use super::table::Table;
 use super::{Graph, Query};
+use crate::engine::codes::Coded;
 use crate::engine::distance::prefetch;
+use crate::model::Encoding;
 
 /// Distance (as an ordered integer), slot and state in one number: comparing keys compares distances, then slots.
 type Key = u64;
@@ -102,6 +105,14 @@ impl Pool {
         None
     }
 
+    /// Takes the nearest results out, at most `most`.
+    fn taken(&mut self, most: usize) -> std::vec::Drain<'_, Key> {
+        let count = most.min(self.keys.len());
+        self.room -= count;
+        self.next = self.next.saturating_sub(count);
+        self.keys.drain(..count)
+    }
+
     /// Marks what `peek` returned.
     #[inline]
     fn follow(&mut self) {
@@ -166,6 +177,8 @@ impl Seen {
 pub(super) struct Scratch {
     seen: Seen,
     pub(super) pool: Pool,
+    /// The query of the walk or of the slot being linked.
+    pub(super) query: Coded,
     values: Vec<f32>,
     /// Slots within the bound (when they came) that are not in the pool: rejected ones, and what continuing brought back.
     frontier: BinaryHeap<Reverse<Key>>,
@@ -177,6 +190,8 @@ pub(super) struct Scratch {
     pub(super) kept: Vec<Key>,
     pub(super) ids: Vec<u32>,
     pub(super) measured: Vec<f32>,
+    /// For linking: a second query.
+    pub(super) other: Coded,
 }
 
 impl Scratch {
@@ -184,6 +199,7 @@ impl Scratch {
         Scratch {
             seen: Seen { bits: vec![0; capacity.div_ceil(64)], slots: Vec::new() },
             pool: Pool::default(),
+            query: Coded::default(),
             values: vec![0.0; list.max(SWEEP)],
             frontier: BinaryHeap::new(),
             beyond: Vec::new(),
@@ -192,6 +208,7 @@ impl Scratch {
             kept: Vec::new(),
             ids: Vec::new(),
             measured: vec![0.0; list],
+            other: Coded::default(),
         }
     }
 
@@ -210,15 +227,23 @@ impl Scratch {
 
 impl Graph {
     /// From the entry down to `level`, always to the nearest neighbour; returns where that ended and the distances taken.
-    pub(super) fn descend(&self, query: &[f32], level: u32, scratch: &mut Scratch) -> Option<(Key, usize)> {
+    pub(super) fn descend(
+        &self,
+        table: &Table,
+        query: &Coded,
+        level: u32,
+        scratch: &mut Scratch,
+    ) -> Option<(Key, usize)> {
         let (entry, top) = self.entry()?;
-        let mut best = key(self.kernel.inner(query, self.row(entry)), entry);
+        // SAFETY: the entry, like every link, is a published slot.
+        let mut best = key(unsafe { table.one(query, entry) }, entry);
         let mut taken = 1;
         for level in (level + 1..=top).rev() {
             loop {
                 scratch.ids.clear();
                 scratch.ids.extend(self.read_links(level, slot_of(best)));
-                self.distances(query, &scratch.ids, &mut scratch.measured);
+                // SAFETY: links lead to published slots.
+                unsafe { table.gather(query, &scratch.ids, &mut scratch.measured) };
                 taken += scratch.ids.len();
                 let keys = scratch.ids.iter().zip(&scratch.measured).map(|(&slot, &distance)| key(distance, slot));
                 match keys.min() {
@@ -237,7 +262,15 @@ impl Graph {
     }
 
     /// The `room` nearest slots of a level that are reachable from `start`, into the scratch's pool.
-    pub(super) fn beam(&self, query: &[f32], start: Key, level: u32, room: usize, scratch: &mut Scratch) {
+    pub(super) fn beam(
+        &self,
+        table: &Table,
+        query: &Coded,
+        start: Key,
+        level: u32,
+        room: usize,
+        scratch: &mut Scratch,
+    ) {
         let Scratch { seen, pool, values, .. } = scratch;
         seen.clear();
         pool.reset(room);
@@ -250,7 +283,8 @@ impl Graph {
                 prefetch(self.links(level, slot_of(next)));
             }
             let fresh = &seen.slots[fresh..];
-            self.distances(query, fresh, values);
+            // SAFETY: links lead to published slots.
+            unsafe { table.gather(query, fresh, values) };
             for (&slot, &distance) in fresh.iter().zip(values.iter()) {
                 let key = key(distance, slot);
                 if key < pool.bound() && pool.insert(key).0 == pool.next {
@@ -267,8 +301,10 @@ impl Graph {
         let limit = self.linked();
         Walk {
             graph: self,
-            query: query.row(),
+            table: self.compared(),
+            query,
             scratch: Some(self.lease()),
+            held: BinaryHeap::new(),
             ef: ef.max(1),
             limit,
             started: false,
@@ -286,9 +322,13 @@ const SWEEP: usize = 64;
 /// A search that can be continued.
 pub struct Walk<'g> {
     graph: &'g Graph,
-    query: &'g [f32],
+    /// What is compared on the way.
+    table: &'g Table,
+    query: &'g Query,
     /// Always there until the walk is dropped.
     scratch: Option<Box<Scratch>>,
+    /// Found, compared exactly, and not returned yet; empty where the way is exact itself.
+    held: BinaryHeap<Reverse<Key>>,
     ef: usize,
     limit: u32,
     started: bool,
@@ -302,32 +342,57 @@ pub struct Walk<'g> {
 type Accept<'a> = &'a mut dyn FnMut(u32) -> bool;
 
 impl Walk<'_> {
-    /// The next nearest accepted slots, ascending by inner distance: `want` of them, or fewer when the walk is dry or its
-    /// budget is spent. Rejected slots are walked through. Calling again goes on: nothing twice, and every accepted slot
+    /// The next nearest accepted slots, ascending by exact inner distance: `want` of them, or fewer when the walk is dry or
+    /// its budget is spent. Rejected slots are walked through. Calling again goes on: nothing twice, and every accepted slot
     /// below the limit comes once before the walk is dry.
     pub fn next_page(&mut self, want: usize, accept: &mut dyn FnMut(u32) -> bool, out: &mut Vec<(f32, u32)>) {
         let mut scratch = self.scratch.take().expect("a walk holds its scratch until dropped");
         let s = &mut *scratch;
-        if self.started {
-            self.make_room(want, s);
+        let encoding = self.table.encoding();
+        if encoding == Encoding::F32 {
+            self.fetch(want, want, accept, s);
+            out.extend(s.pool.taken(want).map(|key| (distance_of(key), slot_of(key))));
         } else {
-            self.start(want, s);
+            let more = encoding.overfetch(want).saturating_sub(self.held.len());
+            self.fetch(want.saturating_sub(self.held.len()), more, accept, s);
+            self.compare_exactly(more, s);
+            let count = want.min(self.held.len());
+            let nearest = (0..count).filter_map(|_| self.held.pop());
+            out.extend(nearest.map(|Reverse(key)| (distance_of(key), slot_of(key))));
+        }
+        self.scratch = Some(scratch);
+    }
+
+    /// Walks until the pool has `least` results; `most` of them may be taken out.
+    fn fetch(&mut self, least: usize, most: usize, accept: Accept<'_>, s: &mut Scratch) {
+        if self.started {
+            self.make_room(most, s);
+        } else {
+            self.start(most, s);
         }
         self.run(s, accept);
-        while s.pool.keys.len() < want && !self.exhausted && self.distances < self.budget {
+        while s.pool.keys.len() < least && !self.exhausted && self.distances < self.budget {
             self.sweep(s);
             self.run(s, accept);
         }
-        let count = want.min(s.pool.keys.len());
-        out.extend(s.pool.keys.drain(..count).map(|key| (distance_of(key), slot_of(key))));
-        s.pool.room -= count;
-        s.pool.next = s.pool.next.saturating_sub(count);
-        self.scratch = Some(scratch);
+    }
+
+    /// Takes up to `most` results out of the pool and measures them by their full rows.
+    fn compare_exactly(&mut self, most: usize, s: &mut Scratch) {
+        s.ids.clear();
+        s.ids.extend(s.pool.taken(most).map(slot_of));
+        for &slot in &s.ids {
+            prefetch(self.graph.row(slot));
+        }
+        for &slot in &s.ids {
+            self.held.push(Reverse(key(self.graph.exact(self.query, slot), slot)));
+        }
     }
 
     /// Whether every accepted slot has been returned.
     pub fn is_dry(&self) -> bool {
-        self.exhausted && self.scratch.as_ref().is_none_or(|scratch| scratch.pool.keys.is_empty())
+        let pool_is_empty = || self.scratch.as_ref().is_none_or(|scratch| scratch.pool.keys.is_empty());
+        self.exhausted && self.held.is_empty() && pool_is_empty()
     }
 
     /// Distances computed so far.
@@ -348,7 +413,11 @@ impl Walk<'_> {
     fn start(&mut self, want: usize, s: &mut Scratch) {
         self.started = true;
         s.pool.reset(self.ef.max(want));
-        if let Some((start, taken)) = self.graph.descend(self.query, 0, s) {
+        let mut query = std::mem::take(&mut s.query);
+        self.table.query(self.query.row(), &mut query);
+        let entered = self.graph.descend(self.table, &query, 0, s);
+        s.query = query;
+        if let Some((start, taken)) = entered {
             self.distances += taken;
             s.seen.add(slot_of(start));
             s.frontier.push(Reverse(start));
@@ -407,7 +476,8 @@ impl Walk<'_> {
             prefetch(graph.links(0, slot_of(next)));
         }
         let count = s.seen.slots.len() - first;
-        graph.distances(self.query, &s.seen.slots[first..], &mut s.values);
+        // SAFETY: links lead to published slots.
+        unsafe { self.table.gather(&s.query, &s.seen.slots[first..], &mut s.values) };
         self.distances += count;
         for i in 0..count {
             let slot = s.seen.slots[first + i];
@@ -455,7 +525,8 @@ impl Walk<'_> {
                 }
                 from += 1;
             }
-            self.graph.distances(self.query, &s.ids, &mut s.values);
+            // SAFETY: slots below the limit are published.
+            unsafe { self.table.gather(&s.query, &s.ids, &mut s.values) };
             self.distances += s.ids.len();
             let keys = s.ids.iter().zip(&s.values).map(|(&slot, &value)| key(value, slot));
             s.frontier.extend(keys.map(Reverse));

@@ -39,7 +39,11 @@ fn clustered(seed: u64, n: usize, dim: usize) -> Vec<Vec<f32>> {
 }
 
 fn graph_of(metric: Metric, rows: &[Vec<f32>], threads: usize) -> Graph {
-    let params = Params { m: 8, ef_construction: 80, seed: 7 };
+    encoded(Encoding::default(), metric, rows, threads)
+}
+
+fn encoded(encoding: Encoding, metric: Metric, rows: &[Vec<f32>], threads: usize) -> Graph {
+    let params = Params { m: 8, ef_construction: 80, seed: 7, encoding };
     let graph = Graph::new(metric, rows[0].len(), rows.len() + 10, params);
     rows.iter().for_each(|row| _ = graph.push(row));
     graph.build(threads, &|_| {});
@@ -81,6 +85,58 @@ fn recall_is_high_and_parallel_builds_lose_nothing() {
     }
     let ip = recall(&graph_of(Metric::Ip, &rows, 2), &queries, 10, 128);
     assert!(ip > 0.9, "inner product: {ip}");
+}
+
+#[test]
+fn codes_lose_no_recall_and_order_nothing() {
+    let rows = clustered(2, 6000, 48);
+    let queries = clustered(2, 6060, 48).split_off(6000);
+    for metric in [Metric::L2, Metric::Cosine, Metric::Ip] {
+        let floats = recall(&encoded(Encoding::F32, metric, &rows, 2), &queries, 10, 64);
+        for encoding in [Encoding::Sq8, Encoding::Sq4] {
+            let graph = encoded(encoding, metric, &rows, 2);
+            assert_eq!(graph.compared().encoding(), encoding);
+            let coded = recall(&graph, &queries, 10, 64);
+            let lost = if encoding == Encoding::Sq4 { 0.05 } else { 0.02 };
+            assert!(coded > floats - lost, "{metric} {encoding:?}: {coded} with codes, {floats} with floats");
+            let query = graph.prepare(&queries[0]);
+            for (inner, slot) in page(&mut graph.walk(&query, 64), 10) {
+                assert_eq!(inner, graph.distance_at(&query, slot), "{metric} {encoding:?}: distances are exact");
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_come_while_rows_are_pushed_and_searched() {
+    let rows = clustered(21, 3000, 16);
+    let params = Params { m: 8, ef_construction: 60, seed: 5, encoding: Encoding::Sq4 };
+    let graph = Graph::new(Metric::L2, 16, rows.len(), params);
+    let pushed = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            rows.iter().for_each(|row| _ = graph.push(row));
+            pushed.store(true, Ordering::Release);
+        });
+        scope.spawn(|| {
+            while !pushed.load(Ordering::Acquire) || graph.linked() < graph.len() {
+                graph.link_next(50);
+            }
+        });
+        while graph.linked() < 3000 {
+            let query = graph.prepare(&rows[7]);
+            let mut walk = graph.walk(&query, 30);
+            let limit = walk.limit();
+            let found = page(&mut walk, 5);
+            assert!(found.len() == 5.min(limit as usize) && found.iter().all(|&(_, slot)| slot < limit));
+        }
+    });
+    assert_eq!(graph.compared().encoding(), Encoding::Sq4);
+    let every_row_finds_itself = rows.iter().enumerate().filter(|(slot, row)| {
+        let query = graph.prepare(row);
+        page(&mut graph.walk(&query, 40), 1)[0] == (0.0, *slot as u32)
+    });
+    assert!(every_row_finds_itself.count() > 2990);
 }
 
 #[test]
@@ -218,27 +274,37 @@ fn equal_rows_are_all_found() {
 
 #[test]
 fn directionless_rows_and_queries() {
-    let mut rows = clustered(15, 400, 5);
+    for encoding in Encoding::ALL {
+        // Compared by floats, and, where there are rows enough, by codes.
+        directionless(400, encoding);
+        directionless(1400, encoding);
+    }
+}
+
+fn directionless(count: usize, encoding: Encoding) {
+    let mut rows = clustered(15, count, 5);
     rows.insert(0, vec![0.0; 5]);
     rows.push(vec![0.0; 5]);
-    let graph = graph_of(Metric::Cosine, &rows, 1);
+    let graph = encoded(encoding, Metric::Cosine, &rows, 1);
+    assert_eq!(graph.compared().encoding(), if count < 1000 { Encoding::F32 } else { encoding });
     let query = graph.prepare(&rows[3]);
     let mut walk = graph.walk(&query, 10);
-    let found: Vec<(f32, u32)> = std::iter::from_fn(|| page(&mut walk, 50).into()).take(10).flatten().collect();
-    assert_eq!(found.len(), 402);
-    let last: Vec<u32> = found[400..].iter().map(|&(_, slot)| slot).collect();
-    assert_eq!(last, [0, 401]);
-    assert!(found[400..].iter().all(|&(inner, _)| graph.public_distance(inner).is_nan()));
+    let found: Vec<(f32, u32)> = std::iter::from_fn(|| page(&mut walk, 50).into()).take(40).flatten().collect();
+    assert_eq!(found.len(), count + 2);
+    let last: Vec<u32> = found[count..].iter().map(|&(_, slot)| slot).collect();
+    assert_eq!(last, [0, count as u32 + 1]);
+    assert!(found[count..].iter().all(|&(inner, _)| graph.public_distance(inner).is_nan()));
     let zero = graph.prepare(&[0.0; 5]);
     let mut walk = graph.walk(&zero, 10);
-    let all = page(&mut walk, 1000);
-    assert!(all.len() == 402 && all.iter().all(|&(inner, _)| graph.public_distance(inner).is_nan()));
+    let all = page(&mut walk, 10_000);
+    assert!(all.len() == count + 2 && all.iter().all(|&(inner, _)| graph.public_distance(inner).is_nan()));
 }
 
 #[test]
 fn searching_while_linking() {
     let rows = clustered(21, 4000, 16);
-    let graph = Graph::new(Metric::L2, 16, rows.len(), Params { m: 6, ef_construction: 40, seed: 3 });
+    let graph =
+        Graph::new(Metric::L2, 16, rows.len(), Params { m: 6, ef_construction: 40, seed: 3, ..Params::default() });
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| rows.iter().for_each(|row| _ = graph.push(row)));
