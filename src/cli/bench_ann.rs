@@ -34,6 +34,9 @@ pub struct Args {
     /// Pool sizes to measure.
     #[arg(long, value_delimiter = ',', default_value = "16,32,64,128")]
     ef: Vec<usize>,
+    /// Recalls to find the smallest pool size for.
+    #[arg(long, value_delimiter = ',')]
+    targets: Vec<f64>,
     /// Threads that build; searching is always one.
     #[arg(long, default_value_t = 1)]
     threads: usize,
@@ -53,6 +56,9 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 }
+
+/// No pool is larger when a recall is to be reached.
+const LARGEST_EF: usize = 4096;
 
 fn parse_metric(name: &str) -> Result<Metric, String> {
     let known = Metric::ALL.into_iter().find(|metric| metric.name() == name);
@@ -79,7 +85,37 @@ pub fn run(args: &Args) -> Result<()> {
     for &ef in &args.ef {
         report(args, point(args, &graph, &queries, &truth, ef));
     }
+    for &target in &args.targets {
+        if let Some(ef) = smallest_ef(args, &graph, &queries, &truth, target) {
+            let mut line = point(args, &graph, &queries, &truth, ef);
+            line["what"] = "target".into();
+            line["target"] = target.into();
+            report(args, line);
+        }
+    }
     Ok(())
+}
+
+/// The smallest pool that reaches a recall; `None` when the largest does not.
+fn smallest_ef(args: &Args, graph: &Graph, queries: &Matrix<f32>, truth: &Matrix<i64>, target: f64) -> Option<usize> {
+    let reaches = |ef: usize| {
+        let found = |at: usize| search(graph, &graph.prepare(queries.row(at)), args.k, ef).0;
+        let hits: usize = (0..queries.rows).map(|at| hits(&found(at), &truth.row(at)[..args.k])).sum();
+        hits as f64 >= target * (queries.rows * args.k) as f64
+    };
+    let (mut low, mut high) = (1, LARGEST_EF);
+    if !reaches(high) {
+        return None;
+    }
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        if reaches(middle) { high = middle } else { low = middle + 1 }
+    }
+    Some(high)
+}
+
+fn hits(found: &[(f32, u32)], wanted: &[i64]) -> usize {
+    found.iter().filter(|(_, slot)| wanted.contains(&i64::from(*slot))).count()
 }
 
 fn check(args: &Args, base: &Matrix<f32>, queries: &Matrix<f32>, truth: &Matrix<i64>) -> Result<()> {
@@ -131,7 +167,7 @@ fn point(args: &Args, graph: &Graph, queries: &Matrix<f32>, truth: &Matrix<i64>,
             *latency = latency.min(start.elapsed().as_secs_f64());
             visited += distances;
             let wanted = &truth.row(at)[..args.k];
-            hits += found.iter().filter(|(_, slot)| wanted.contains(&i64::from(*slot))).count();
+            hits += self::hits(&found, wanted);
         }
         wall = wall.min(wall_start.elapsed().as_secs_f64());
         cpu = cpu.min(cpu_seconds(libc::CLOCK_THREAD_CPUTIME_ID) - cpu_start);
