@@ -199,3 +199,6 @@ fn slots<'a>(passing: &'a Passing<'_>, segment: &'a Segment, from: u32) -> impl 
         (segment.node(slot) == node).then_some(slot)
     })
 }
+
+#[cfg(test)]
+mod tests;
