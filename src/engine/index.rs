@@ -186,9 +186,13 @@ impl IndexWriter {
     /// Puts live nodes that no segment holds into one that is linked in the background. There are none unless something
     /// went wrong; a row that is counted and cannot be found would be the worst of answers.
     pub fn cover_holes(&mut self) -> Result<()> {
-        let segments: Vec<_> = self.sealed.iter().chain(&self.growing).collect();
-        let held = |node: u32| segments.iter().any(|segment| segment.slot(node).is_some());
-        let missing: Vec<u32> = self.rows.iter().map(|(node, _)| node).filter(|node| !held(*node)).collect();
+        let mut held = vec![false; self.rows.len()];
+        for segment in self.sealed.iter().chain(&self.growing) {
+            for node in (0..segment.graph.len()).map(|slot| segment.node(slot) as usize) {
+                held.get_mut(node).into_iter().for_each(|held| *held = true);
+            }
+        }
+        let missing: Vec<u32> = self.rows.iter().map(|(node, _)| node).filter(|node| !held[*node as usize]).collect();
         let (Some(originals), Some(dimensions), false) = (&self.originals, self.column.dimensions, missing.is_empty())
         else {
             return Ok(());

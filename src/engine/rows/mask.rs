@@ -11,7 +11,8 @@ use std::sync::Arc;
 /// Filters that are known by a number at a time.
 const NUMBERS: usize = 32;
 /// Masks a page keeps, and a snapshot over all of its pages: an eighth of a byte a row each.
-const KEPT: usize = 4;
+const KEPT_BY_PAGE: usize = 8;
+const KEPT: usize = 16;
 
 /// The nodes that pass, one bit each.
 pub struct Mask {
@@ -77,7 +78,7 @@ impl Passing<'_> {
     }
 }
 
-/// Filters by number, so that a thousand pages need not compare trees. No number is given twice.
+/// Filters by number, so that a thousand pages need not compare trees; the last used first. No number is given twice.
 #[derive(Default)]
 pub(super) struct Numbers(Mutex<(u64, VecDeque<(Filter, u64)>)>);
 
@@ -85,8 +86,11 @@ impl Numbers {
     /// The number of a filter, or a new one.
     pub(super) fn of(&self, filter: &Filter) -> u64 {
         let (last, known) = &mut *self.0.lock();
-        if let Some((_, number)) = known.iter().find(|(other, _)| other == filter) {
-            return *number;
+        if let Some(at) = known.iter().position(|(other, _)| other == filter) {
+            let found = known.remove(at).expect("found there");
+            let number = found.1;
+            known.push_front(found);
+            return number;
         }
         *last += 1;
         known.truncate(NUMBERS - 1);
@@ -137,7 +141,7 @@ impl PageMasks {
             return *bits;
         }
         let bits = evaluate();
-        if kept.len() == KEPT {
+        if kept.len() == KEPT_BY_PAGE {
             kept.remove(0);
         }
         kept.reserve_exact(1);
