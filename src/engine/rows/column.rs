@@ -3,6 +3,7 @@
 use super::{Bits, PAGE, WORDS, bit, set_bit};
 use crate::model::{Cell, Comparison, Value};
 use std::cmp::Ordering;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// For each row of a page: true, false, or (in neither) unknown.
 #[derive(Clone)]
@@ -39,7 +40,7 @@ impl<T: Copy> Fixed<T> {
 
     /// Where the test holds and where it does not. Evaluated for rows without a value too: that has no branches.
     #[inline(always)]
-    fn test(&self, holds: impl Fn(T) -> bool) -> Truth {
+    pub(super) fn test(&self, holds: impl Fn(T) -> bool) -> Truth {
         let mut truth = Truth::UNKNOWN;
         let (chunks, _) = self.values.as_chunks::<64>();
         for (word, values) in chunks.iter().enumerate() {
@@ -97,11 +98,17 @@ pub(super) struct Texts {
     /// Where each string ends in `heap`.
     ends: Vec<u64>,
     heap: Vec<u8>,
+    /// A byte of the hash of each of the first strings.
+    tags: Vec<u8>,
+}
+
+fn tag(text: &[u8]) -> u8 {
+    xxh3_64(text) as u8
 }
 
 impl Default for Texts {
     fn default() -> Texts {
-        Texts { codes: vec![NONE; PAGE].into(), ends: Vec::new(), heap: Vec::new() }
+        Texts { codes: vec![NONE; PAGE].into(), ends: Vec::new(), heap: Vec::new(), tags: Vec::new() }
     }
 }
 
@@ -119,10 +126,16 @@ impl Texts {
 
     /// Gives a row a string that may be another row's too.
     fn put(&mut self, at: usize, text: &[u8]) {
-        let known = (0..self.ends.len().min(LOOKED_THROUGH)).find(|&code| self.text(code) == text);
-        match known {
-            Some(code) => self.codes[at] = code as u16,
-            None => self.add(at, text),
+        let own = tag(text);
+        let known = (0..self.tags.len()).find(|&code| self.tags[code] == own && self.text(code) == text);
+        if let Some(code) = known {
+            self.codes[at] = code as u16;
+            return;
+        }
+        self.add(at, text);
+        let code = usize::from(self.codes[at]);
+        if code < LOOKED_THROUGH && code == self.tags.len() {
+            self.tags.push(own);
         }
     }
 
@@ -149,10 +162,11 @@ impl Texts {
             }
             self.codes[at] = moved[code];
         }
+        self.tags = (0..self.ends.len().min(LOOKED_THROUGH)).map(|code| tag(self.text(code))).collect();
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        size_of_val(&self.codes[..]) + 8 * self.ends.capacity() + self.heap.capacity()
+        size_of_val(&self.codes[..]) + 8 * self.ends.capacity() + self.heap.capacity() + self.tags.capacity()
     }
 
     fn each(&self, mut judge: impl FnMut(Seen<'_>) -> Option<bool>) -> Truth {
@@ -288,6 +302,14 @@ impl Column {
             (Column::Date(column), Value::Date(constant)) => column.compare(op, *constant),
             (Column::Timestamp(column), Value::Timestamp(constant)) => column.compare(op, *constant),
             _ => self.each(|value| value.compare(constant).map(|ordering| op.holds(ordering))),
+        }
+    }
+
+    /// The values where they lie, if they are integers.
+    pub(super) fn ints(&self) -> Option<&Fixed<i64>> {
+        match self {
+            Column::Int(column) => Some(column),
+            _ => None,
         }
     }
 

@@ -207,9 +207,7 @@ impl<'f> Test<'f> {
                 (Some(column), Some(constant)) => column.compare(*op, constant),
                 _ => Truth::UNKNOWN,
             },
-            Test::In { column, list } => {
-                columns.get(*column).map_or(Truth::UNKNOWN, |column| column.each(|value| list.holds(value)))
-            }
+            Test::In { column, list } => columns.get(*column).map_or(Truth::UNKNOWN, |column| list.truth(column)),
             Test::IsNull { column } => {
                 let no = columns.get(*column).map_or([0; WORDS], Column::has);
                 Truth { yes: no.map(|word| !word), no }
@@ -233,6 +231,8 @@ fn not(truth: Truth) -> Truth {
 pub(super) struct List<'f> {
     /// Values that compare with each other, ascending, and what kind they are.
     groups: Vec<(Discriminant<Value>, Vec<&'f Value>)>,
+    /// When all elements are integers, these, ascending.
+    ints: Option<Vec<i64>>,
     /// Elements, NULLs included.
     len: usize,
 }
@@ -257,7 +257,20 @@ impl<'f> List<'f> {
         for (_, group) in &mut groups {
             group.sort_by(|a, b| a.compare(b).expect("values of one kind compare"));
         }
-        List { groups, len: values.len() }
+        let int = |value: &Option<Value>| match value {
+            Some(Value::Int(int)) => Some(*int),
+            _ => None,
+        };
+        let mut ints: Option<Vec<i64>> = values.iter().map(int).collect();
+        ints.iter_mut().for_each(|ints| ints.sort_unstable());
+        List { groups, ints, len: values.len() }
+    }
+
+    fn truth(&self, column: &Column) -> Truth {
+        match (column.ints(), &self.ints) {
+            (Some(column), Some(ints)) => column.test(|value| ints.binary_search(&value).is_ok()),
+            _ => column.each(|value| self.holds(value)),
+        }
     }
 
     fn holds(&self, value: Seen<'_>) -> Option<bool> {
