@@ -114,7 +114,8 @@ fn every_plan_finds_the_nearest_rows_that_pass_and_all_of_them_once_when_it_goes
                 }
                 assert!(candidates.next_page(1).is_empty(), "{context}");
                 let mut sorted = expected.clone();
-                (all.sort_unstable(), sorted.sort_unstable());
+                all.sort_unstable();
+                sorted.sort_unstable();
                 assert_eq!(all, sorted, "{context}");
             }
         }
@@ -139,7 +140,8 @@ fn a_walk_that_its_filter_leads_away_is_given_up_for_the_exact_answer() {
     let rest = candidates.next_page(5_000);
     assert!(rest.is_sorted_by(|a, b| a.distance <= b.distance));
     let (mut rest, mut missing) = (nodes(&rest), expected[10..].to_vec());
-    (rest.sort_unstable(), missing.sort_unstable());
+    rest.sort_unstable();
+    missing.sort_unstable();
     assert_eq!(rest, missing, "nothing twice, nothing missing");
 }
 
@@ -160,7 +162,8 @@ fn what_walks_returned_before_they_were_given_up_does_not_come_again() {
     }
     all.extend(nodes(&candidates.next_page(20_000)));
     let mut sorted = expected;
-    (all.sort_unstable(), sorted.sort_unstable());
+    all.sort_unstable();
+    sorted.sort_unstable();
     assert_eq!(all, sorted);
 }
 
