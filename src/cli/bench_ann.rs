@@ -60,7 +60,7 @@ pub struct Args {
 /// No pool is larger when a recall is to be reached.
 const LARGEST_EF: usize = 4096;
 
-fn parse_metric(name: &str) -> Result<Metric, String> {
+pub(super) fn parse_metric(name: &str) -> Result<Metric, String> {
     let known = Metric::ALL.into_iter().find(|metric| metric.name() == name);
     known.ok_or_else(|| format!("one of {}", Metric::ALL.map(Metric::name).join(", ")))
 }
@@ -235,12 +235,12 @@ fn report(args: &Args, line: Value) {
     }
 }
 
-fn round(value: f64, digits: i32) -> f64 {
+pub(super) fn round(value: f64, digits: i32) -> f64 {
     let scale = 10f64.powi(digits);
     (value * scale).round() / scale
 }
 
-fn cpu_seconds(clock: libc::clockid_t) -> f64 {
+pub(super) fn cpu_seconds(clock: libc::clockid_t) -> f64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a valid timespec, which is all the call writes.
     unsafe { libc::clock_gettime(clock, &mut time) };

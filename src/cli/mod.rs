@@ -9,6 +9,7 @@ macro_rules! say {
 
 pub mod bench_ann;
 pub mod bench_apply;
+pub mod bench_filtered;
 pub mod client;
 mod demo;
 mod detach;
@@ -79,6 +80,8 @@ enum ConfigCommand {
 enum Bench {
     /// The HNSW graph on .npy files: build, memory, recall and speed.
     Ann(bench_ann::Args),
+    /// Searches with a filter on .npy files: recall and speed at every selectivity.
+    Filtered(bench_filtered::Args),
     /// The way from a COMMIT to the index, on a private PostgreSQL, beside pg_recvlogical.
     Apply(bench_apply::Args),
 }
@@ -112,6 +115,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Config(ConfigCommand::Check(file)) => done(serve::check(file.config.as_deref())),
         Command::Bench(Bench::Ann(args)) => done(bench_ann::run(&args)),
+        Command::Bench(Bench::Filtered(args)) => done(bench_filtered::run(&args)),
         Command::Bench(Bench::Apply(args)) => done(bench_apply::run(&args)),
     }
 }

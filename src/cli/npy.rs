@@ -1,4 +1,4 @@
-//! Reads NumPy's `.npy` files (format 1 and 2, little-endian, C order): matrices of f16 or f32, and of i32 or i64 ids.
+//! Reads NumPy's `.npy` files (format 1 and 2, little-endian, C order): matrices of f16 or f32, and of i32 or i64 ids, and masks.
 //!
 //! Format: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
 
@@ -25,11 +25,10 @@ impl<T> Matrix<T> {
     }
 }
 
-/// What the header says: element type, rows, columns, and the bytes behind it.
+/// What the header says: element type, shape, and the bytes behind it.
 struct Raw<'a> {
     kind: &'a str,
-    rows: usize,
-    columns: usize,
+    shape: Vec<usize>,
     data: &'a [u8],
 }
 
@@ -63,16 +62,31 @@ pub fn ids_from(bytes: &[u8]) -> Result<Matrix<i64>> {
     }
 }
 
-fn read<T>(path: &Path, decode: impl Fn(&[u8]) -> Result<Matrix<T>>) -> Result<Matrix<T>> {
+/// Reads a mask: one-dimensional, bool or u8.
+pub fn read_mask(path: &Path) -> Result<Vec<bool>> {
+    read(path, mask_from)
+}
+
+/// A mask from a file's bytes.
+fn mask_from(bytes: &[u8]) -> Result<Vec<bool>> {
+    let raw = parse(bytes)?;
+    let &[length] = raw.shape.as_slice() else { bail!("{} dimensions: a mask has one", raw.shape.len()) };
+    ensure!(matches!(raw.kind, "|b1" | "|u1"), "element type {}: masks are |b1 or |u1", raw.kind);
+    ensure!(raw.data.len() == length, "{} bytes of data do not fill the shape", raw.data.len());
+    Ok(raw.data.iter().map(|&byte| byte != 0).collect())
+}
+
+fn read<T>(path: &Path, decode: impl Fn(&[u8]) -> Result<T>) -> Result<T> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     decode(&bytes).with_context(|| format!("{} is not usable", path.display()))
 }
 
 fn values<T, const N: usize>(raw: &Raw<'_>, decode: impl Fn([u8; N]) -> T) -> Result<Matrix<T>> {
-    let count = raw.rows.checked_mul(raw.columns).context("the shape is too large")?;
+    let &[rows, columns] = raw.shape.as_slice() else { bail!("{} dimensions: a matrix has two", raw.shape.len()) };
+    let count = rows.checked_mul(columns).context("the shape is too large")?;
     ensure!(count.checked_mul(N) == Some(raw.data.len()), "{} bytes of data do not fill the shape", raw.data.len());
     let (elements, _) = raw.data.as_chunks::<N>();
-    Ok(Matrix { rows: raw.rows, columns: raw.columns, values: elements.iter().map(|&b| decode(b)).collect() })
+    Ok(Matrix { rows, columns, values: elements.iter().map(|&b| decode(b)).collect() })
 }
 
 fn parse(bytes: &[u8]) -> Result<Raw<'_>> {
@@ -88,9 +102,8 @@ fn parse(bytes: &[u8]) -> Result<Raw<'_>> {
     let kind = field(header, "descr")?.strip_prefix('\'').and_then(|rest| rest.split('\'').next());
     let shape = field(header, "shape")?.strip_prefix('(').and_then(|rest| rest.split(')').next());
     let sides = shape.context("no shape")?.split(',').map(str::trim).filter(|side| !side.is_empty());
-    let sides: Vec<usize> = sides.map(|side| side.parse().context("the shape is no number")).collect::<Result<_>>()?;
-    let &[rows, columns] = sides.as_slice() else { bail!("{} dimensions: a matrix has two", sides.len()) };
-    Ok(Raw { kind: kind.context("no element type")?, rows, columns, data })
+    let shape = sides.map(|side| side.parse().context("the shape is no number")).collect::<Result<_>>()?;
+    Ok(Raw { kind: kind.context("no element type")?, shape, data })
 }
 
 /// What follows a key of the header's dictionary.
@@ -133,6 +146,16 @@ mod tests {
         let ids: Vec<u8> = [7i64, -1].iter().flat_map(|x| x.to_le_bytes()).collect();
         let read = read_ids(file(1, &header("<i8", "(2, 1)"), &ids).path()).expect("readable");
         assert_eq!((read.rows, read.values), (2, vec![7, -1]));
+    }
+
+    #[test]
+    fn masks() {
+        let read = |kind, shape, data: &[u8]| read_mask(file(1, &header(kind, shape), data).path());
+        assert_eq!(read("|b1", "(3,)", &[0, 1, 0]).expect("readable"), [false, true, false]);
+        assert_eq!(read("|u1", "(2,)", &[1, 0]).expect("readable"), [true, false]);
+        for (kind, shape, data) in [("<i4", "(1,)", &[0; 4][..]), ("|b1", "(1, 1)", &[0]), ("|b1", "(2,)", &[0])] {
+            assert!(read(kind, shape, data).is_err(), "{kind} {shape}");
+        }
     }
 
     #[test]

@@ -161,8 +161,7 @@ fn choose(index: &IndexView) -> Option<Vec<Arc<Segment>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::paged::PagedVec;
-    use crate::engine::view::Row;
+    use crate::engine::rows::{NewRow, Rows};
     use crate::model::{ColumnType, Metric, RowKey, VectorColumn, Version};
     use std::sync::atomic::AtomicU64;
 
@@ -185,11 +184,14 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         segment.save(&dir.path().join("s")).expect("save");
         let segments = vec![Arc::new(segment)];
-        let row = Arc::new(Row { key: RowKey::from_bytes(&[]), version: Version::default(), filters: Box::default() });
+        let key = RowKey::from_bytes(&[]);
         let chosen = |alive: &[bool]| {
-            let mut rows = PagedVec::default();
-            alive.iter().for_each(|alive| rows.push(alive.then(|| row.clone())));
-            let live = alive.iter().filter(|alive| **alive).count();
+            let mut rows = Rows::default();
+            rows.grow(alive.len());
+            for node in (0..alive.len()).filter(|node| alive[*node]) {
+                rows.set(node as u32, NewRow { key: &key, version: Version::default(), filters: &[] });
+            }
+            let live = rows.live();
             let (column, segments, ids) = (column.clone(), segments.clone(), Arc::new(AtomicU64::new(2)));
             choose(&IndexView { column, rows, segments, live, ids }).is_some()
         };

@@ -2,8 +2,9 @@
 //! nothing; updates that leave the vector alone do no graph work.
 
 use crate::engine::index::IndexWriter;
+use crate::engine::rows::NewRow;
 use crate::engine::segment::Segment;
-use crate::engine::view::{CollectionView, Row};
+use crate::engine::view::CollectionView;
 use crate::model::{Cell, CollectionId, CommitLsn, Lsn, MAX_COLUMNS, Op, RowImage, RowKey, Value, Version};
 use crate::storage::Result;
 use crate::storage::changelog::LogPosition;
@@ -53,14 +54,14 @@ impl CollectionWriter {
         state.each_row(id, |key, stored| {
             collection.rows += 1;
             collection.dead += u64::from(stored.dead);
-            if stored.missing != 0 {
-                collection.missing.push(key.clone());
-            }
-            let row = Arc::new(Row { key, version: stored.version, filters: stored.filters.into() });
+            let row = NewRow { key: &key, version: stored.version, filters: &stored.filters };
             for (index, node) in collection.indexes.iter_mut().zip(stored.nodes) {
                 if let Some(node) = node {
-                    index.attach(node, row.clone());
+                    index.attach(node, row);
                 }
+            }
+            if stored.missing != 0 {
+                collection.missing.push(key);
             }
             Ok(())
         })?;
@@ -268,13 +269,13 @@ impl CollectionWriter {
                 cell => cell,
             });
         }
-        let row = Arc::new(Row { key: image.key.clone(), version, filters: filters.clone().into() });
+        let row = NewRow { key: &image.key, version, filters: &filters };
         let mut nodes = Vec::with_capacity(self.indexes.len());
         for (number, cell) in image.vectors.into_iter().enumerate() {
             let old = old_nodes.get(number).copied().flatten();
             let index = &mut self.indexes[number];
             let is_missing = cell == Cell::Unchanged && old_missing & (1 << number) != 0;
-            let (node, reason) = place(index, old, cell, unplaced, &row, &mut self.graph_writes)?;
+            let (node, reason) = place(index, old, cell, unplaced, row, &mut self.graph_writes)?;
             let reason = if is_missing { Some(MISSING.into()) } else { reason };
             letters.extend(reason.map(|reason| letter(&index.column.name, reason)));
             missing |= u64::from(is_missing) << number;
@@ -394,7 +395,7 @@ fn place(
     old: Option<u32>,
     cell: Cell,
     unplaced: &str,
-    row: &Arc<Row>,
+    row: NewRow<'_>,
     graph_writes: &mut u64,
 ) -> Result<(Option<u32>, Option<String>)> {
     let mut reason = None;
@@ -416,7 +417,7 @@ fn place(
                 Some(node) if index.holds(node, &vector)? => Some(node),
                 _ => {
                     *graph_writes += 1;
-                    Some(index.add(&vector, row.clone())?)
+                    Some(index.add(&vector, row)?)
                 }
             }
         }
@@ -426,7 +427,7 @@ fn place(
         }
     };
     if let Some(node) = node.filter(|_| node == old) {
-        index.attach(node, row.clone());
+        index.attach(node, row);
     } else if let Some(old) = old {
         index.detach(old);
     }

@@ -1,8 +1,8 @@
 //! The writing side of one vector column's index. Owned by the applier.
 
-use crate::engine::paged::PagedVec;
+use crate::engine::rows::{NewRow, Rows};
 use crate::engine::segment::Segment;
-use crate::engine::view::{IndexView, Row};
+use crate::engine::view::IndexView;
 use crate::model::{CollectionId, VectorColumn};
 use crate::storage::Result;
 use crate::storage::files;
@@ -35,11 +35,10 @@ pub struct IndexWriter {
     pub column: VectorColumn,
     record: IndexRecord,
     originals: Option<Originals>,
-    rows: PagedVec<Option<Arc<Row>>>,
+    rows: Rows,
     sealed: Vec<Arc<Segment>>,
     growing: Option<Arc<Segment>>,
     segment_rows: usize,
-    live: usize,
     ids: Arc<AtomicU64>,
     /// Files no longer named by the record; they go once that is durable.
     retired: Vec<PathBuf>,
@@ -63,11 +62,10 @@ impl IndexWriter {
             column,
             record,
             originals: None,
-            rows: PagedVec::default(),
+            rows: Rows::default(),
             sealed: Vec::new(),
             growing: None,
             segment_rows,
-            live: 0,
             ids,
             retired: Vec::new(),
         };
@@ -84,7 +82,7 @@ impl IndexWriter {
             let path = self.dir.join(&sealed.file);
             self.sealed.push(Arc::new(Segment::open(&path, sealed.id, &self.column, dimensions, &originals)?));
         }
-        (0..self.record.nodes).for_each(|_| self.rows.push(None));
+        self.rows.grow(self.record.nodes as usize);
         // What no sealed segment covers is linked again in the background; until then it is scanned.
         let first =
             self.sealed.iter().filter_map(|segment| Some(segment.node(segment.graph.len().checked_sub(1)?) + 1));
@@ -124,7 +122,7 @@ impl IndexWriter {
     }
 
     /// Stores a vector as a new node and returns its number. The vector was not refused.
-    pub fn add(&mut self, vector: &[f32], row: Arc<Row>) -> Result<u32> {
+    pub fn add(&mut self, vector: &[f32], row: NewRow<'_>) -> Result<u32> {
         let dimensions = vector.len();
         if self.originals.is_none() {
             self.column.dimensions = Some(dimensions);
@@ -132,9 +130,8 @@ impl IndexWriter {
         }
         let node = self.originals.as_mut().expect("opened above").push(vector)?;
         self.growing_segment(dimensions, node).graph.push(vector);
-        self.rows.push(Some(row));
+        self.rows.push(row);
         self.record.nodes = node + 1;
-        self.live += 1;
         debug_assert_eq!(self.rows.len(), node as usize + 1);
         Ok(node)
     }
@@ -145,23 +142,18 @@ impl IndexWriter {
     }
 
     /// The node now belongs to this version of its row.
-    pub fn attach(&mut self, node: u32, row: Arc<Row>) {
-        self.live += usize::from(self.rows.get(node as usize).is_some_and(Option::is_none));
-        self.rows.set(node as usize, Some(row));
+    pub fn attach(&mut self, node: u32, row: NewRow<'_>) {
+        self.rows.set(node, row);
     }
 
     /// The node's vector is no row's any more.
     pub fn detach(&mut self, node: u32) {
-        self.live -= usize::from(self.rows.get(node as usize).is_some_and(Option::is_some));
-        self.rows.set(node as usize, None);
+        self.rows.clear(node);
     }
 
     /// No node belongs to a row any more.
     pub fn detach_all(&mut self) {
-        let nodes = self.rows.len();
-        self.rows = PagedVec::default();
-        (0..nodes).for_each(|_| self.rows.push(None));
-        self.live = 0;
+        self.rows.clear_all();
         self.record.first = self.record.nodes;
         self.retired.extend(self.record.sealed.drain(..).map(|sealed| self.dir.join(sealed.file)));
         self.sealed.clear();
@@ -194,10 +186,13 @@ impl IndexWriter {
     /// Puts live nodes that no segment holds into one that is linked in the background. There are none unless something
     /// went wrong; a row that is counted and cannot be found would be the worst of answers.
     pub fn cover_holes(&mut self) -> Result<()> {
-        let segments: Vec<_> = self.sealed.iter().chain(&self.growing).collect();
-        let held = |node: u32| segments.iter().any(|segment| segment.slot(node).is_some());
-        let live = self.rows.iter().enumerate().filter(|(_, row)| row.is_some()).map(|(node, _)| node as u32);
-        let missing: Vec<u32> = live.filter(|node| !held(*node)).collect();
+        let mut held = vec![false; self.rows.len()];
+        for segment in self.sealed.iter().chain(&self.growing) {
+            for node in (0..segment.graph.len()).map(|slot| segment.node(slot) as usize) {
+                held.get_mut(node).into_iter().for_each(|held| *held = true);
+            }
+        }
+        let missing: Vec<u32> = self.rows.iter().map(|(node, _)| node).filter(|node| !held[*node as usize]).collect();
         let (Some(originals), Some(dimensions), false) = (&self.originals, self.column.dimensions, missing.is_empty())
         else {
             return Ok(());
@@ -282,7 +277,7 @@ impl IndexWriter {
             column: self.column.clone(),
             rows: self.rows.clone(),
             segments: self.sealed.iter().chain(&self.growing).cloned().collect(),
-            live: self.live,
+            live: self.rows.live(),
             ids: self.ids.clone(),
         }
     }

@@ -10,7 +10,7 @@ pub mod distance;
 pub mod hnsw;
 pub mod incoming;
 pub mod index;
-pub mod paged;
+pub mod rows;
 pub mod segment;
 pub mod view;
 

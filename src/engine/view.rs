@@ -1,24 +1,13 @@
 //! What queries see: an immutable state of every collection at one position of the source's history.
 
 use crate::engine::hnsw::Query;
-use crate::engine::paged::PagedVec;
+use crate::engine::rows::{RowRef, Rows};
 use crate::engine::segment::Segment;
-use crate::model::{Cell, CollectionDef, Lsn, RowKey, VectorColumn, Version};
+use crate::model::{CollectionDef, Lsn, VectorColumn};
 use crate::storage::state::CollectionState;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-
-/// A row as queries see it.
-#[derive(Debug)]
-pub struct Row {
-    /// Its identity.
-    pub key: RowKey,
-    /// Who wrote it.
-    pub version: Version,
-    /// The filter columns.
-    pub filters: Box<[Cell]>,
-}
 
 /// One vector column's index at one position.
 #[derive(Clone)]
@@ -26,7 +15,7 @@ pub struct IndexView {
     /// The column, with its dimensions once known.
     pub column: VectorColumn,
     /// By node: the row whose vector it holds, if that is still so.
-    pub rows: PagedVec<Option<Arc<Row>>>,
+    pub rows: Rows,
     /// All segments; the last one grows.
     pub segments: Vec<Arc<Segment>>,
     /// Nodes that hold a live vector.
@@ -38,8 +27,8 @@ pub struct IndexView {
 impl IndexView {
     /// The live row whose vector a node holds.
     #[inline]
-    pub fn row(&self, node: u32) -> Option<&Arc<Row>> {
-        self.rows.get(node as usize)?.as_ref()
+    pub fn row(&self, node: u32) -> Option<RowRef<'_>> {
+        self.rows.get(node)
     }
 
     /// A query vector made ready for this index; `None` while the index has no vector at all.
@@ -47,9 +36,10 @@ impl IndexView {
         self.segments.first().map(|segment| segment.graph.prepare(vector))
     }
 
-    /// Bytes of vectors and links in memory.
+    /// Bytes of vectors, links and rows in memory.
     pub fn memory_bytes(&self) -> usize {
-        self.segments.iter().map(|segment| segment.graph.memory_bytes()).sum()
+        let graphs: usize = self.segments.iter().map(|segment| segment.graph.memory_bytes()).sum();
+        graphs + self.rows.memory_bytes()
     }
 
     /// Nodes, and how many of them walks can reach; the rest is scanned.

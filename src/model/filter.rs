@@ -33,7 +33,8 @@ impl Comparison {
         }
     }
 
-    fn holds(self, ordering: Ordering) -> bool {
+    /// Is that what this ordering of column and constant means?
+    pub fn holds(self, ordering: Ordering) -> bool {
         match self {
             Comparison::Eq => ordering.is_eq(),
             Comparison::Ne => ordering.is_ne(),

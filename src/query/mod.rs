@@ -7,10 +7,10 @@ use crate::consistency::blocking;
 use crate::consistency::frontier::{Frontier, NoView, Serving};
 use crate::consistency::paging::{self, Filled};
 use crate::consistency::recheck::{Checking, Visibility};
-use crate::engine::candidates::{Accept, Candidates, estimate_passing};
+use crate::engine::candidates::{Accept, Candidates};
 use crate::engine::view::{CollectionView, IndexView};
 use crate::model::{
-    Answer, Candidate, Cell, CollectionDef, Hit, MAX_EF, MAX_LIMIT, Recheck, RecheckReport, SearchBy, SearchRequest,
+    Answer, Candidate, CollectionDef, Hit, MAX_EF, MAX_LIMIT, Recheck, RecheckReport, SearchBy, SearchRequest,
     SearchStats, pgtype,
 };
 use crate::query::plan::{Plan, PlanFacts};
@@ -107,9 +107,6 @@ pub struct Options {
     pub default_ef: usize,
 }
 
-/// Rows sampled to estimate how many pass a filter.
-const SAMPLES: usize = 1_000;
-
 /// Answers searches.
 pub struct QueryService<V> {
     /// As of when.
@@ -157,7 +154,7 @@ impl<V: Visibility> QueryService<V> {
         let (column, index) = vector_column(found, request)?;
         check_columns(&found.def, request)?;
         let query = query_vector(&serving, found, column, index, request)?;
-        let plan = self.plan(index, request);
+        let plan = blocking(|| self.plan(index, request));
         let mut answer = Answer {
             hits: Vec::new(),
             complete: true,
@@ -184,6 +181,9 @@ impl<V: Visibility> QueryService<V> {
                 (answer.hits, answer.complete, answer.recheck) = (filled.hits, filled.complete, filled.report);
             }
             answer.stats.visited = candidates.visited();
+            if let Some(walked) = candidates.given_up() {
+                answer.stats.reason += &format!("; given up after {walked} distances for all rows that pass");
+            }
         }
         // What the index cannot follow may be missing from any answer.
         answer.complete &= answer.stale.is_none();
@@ -214,10 +214,11 @@ impl<V: Visibility> QueryService<V> {
     }
 
     fn plan(&self, index: &IndexView, request: &SearchRequest) -> Plan {
-        let passing = request.filter.as_ref().map(|filter| estimate_passing(index, filter, SAMPLES).unwrap_or(0.0));
+        let passing = request.filter.as_ref().map(|filter| index.rows.passing(Some(filter)).count());
         plan::choose(PlanFacts {
             live: index.live,
             passing,
+            segments: index.segments.len(),
             limit: request.limit,
             ef: request.ef.unwrap_or(self.options.default_ef),
             exact: request.exact,
@@ -311,15 +312,12 @@ fn as_indexed(def: &CollectionDef, index: &IndexView, columns: &[String], candid
     let keys = key.decode().unwrap_or_default();
     for name in columns {
         let key = def.key.iter().zip(&keys).find(|(column, _)| column.name == *name);
-        let key = key.map(|(column, value)| (column.kind, value));
+        let key = key.map(|(column, value)| (column.kind, value.clone()));
         let filter = || {
             let at = def.filters.iter().position(|column| column.name == *name)?;
-            match index.row(node)?.filters.get(at)? {
-                Cell::Value(value) => Some((def.filters[at].kind, value)),
-                _ => None,
-            }
+            Some((def.filters[at].kind, index.row(node)?.cell(at)?))
         };
-        let json = key.or_else(filter).map(|(kind, value)| pgtype::to_json_as(kind, value));
+        let json = key.or_else(filter).map(|(kind, value)| pgtype::to_json_as(kind, &value));
         object.insert(name.clone(), json.unwrap_or_default());
     }
     let columns = (!columns.is_empty()).then(|| serde_json::value::to_raw_value(&object).ok());

@@ -503,9 +503,8 @@ async fn readers_never_see_half_a_transaction() {
                 let groups: BTreeSet<_> = collection.indexes[0]
                     .rows
                     .iter()
-                    .flatten()
-                    .map(|row| match &row.filters[0] {
-                        Cell::Value(Value::Int(group)) => *group,
+                    .map(|(_, row)| match row.cell(0) {
+                        Some(Value::Int(group)) => group,
                         other => panic!("{other:?}"),
                     })
                     .collect();
