@@ -104,6 +104,9 @@ fn what_is_wrong_with_a_search_is_told() {
     let nested = format!(r#"{{{V},"filter":"{}price=1{}"}}"#, "(".repeat(3000), ")".repeat(3000));
     let nots = format!(r#"{{{V},"filter":"{}flag"}}"#, "NOT ".repeat(3000));
     let ands = format!(r#"{{{V},"filter":"{}price=1"}}"#, "price=1 AND ".repeat(1500));
+    let examples = format!(r#"{{"query":{{"recommend":{{"positive":[{}1]}}}}}}"#, "1,".repeat(256));
+    let batch = format!(r#"{{"searches":[{}{{{V}}}]}}"#, format!("{{{V}}},").repeat(256));
+    let rows = format!(r#"{{"searches":[{}{{{V}}}]}}"#, format!(r#"{{{V},"limit":9999}},"#).repeat(11));
     // What, body, status, code, hint promised.
     let mut cases: Vec<(&str, String, u16, &str, bool)> = Vec::new();
     let mut case = |what: &'static str, body: &str, status: u16, code: &'static str, hint: bool| {
@@ -192,6 +195,58 @@ fn what_is_wrong_with_a_search_is_told() {
     case("an LSN that is a number", r#"{$V,"consistency":{"at_least":16}}"#, 400, "RV1001", true);
     case("a wait of an hour", r#"{$V,"consistency":{"timeout_ms":3600000}}"#, 400, "RV1001", false);
     case("a negative wait", r#"{$V,"consistency":{"timeout_ms":-1}}"#, 400, "RV1001", true);
+    case("null for a distance", r#"{$V,"max_distance":null}"#, 400, "RV1001", true);
+    case("a distance as text", r#"{$V,"max_distance":"0.5"}"#, 400, "RV1001", true);
+    case("a distance of 1e400", r#"{$V,"max_distance":1e400}"#, 400, "RV1001", true);
+    case("no such column to group by", r#"{$V,"group_by":"colour"}"#, 400, "RV1008", true);
+    case("a column to group by that is not replicated", r#"{$V,"group_by":"body"}"#, 400, "RV1008", true);
+    case("group_size without group_by", r#"{$V,"group_size":2}"#, 400, "RV1001", true);
+    case("groups of none", r#"{$V,"group_by":"section","group_size":0}"#, 400, "RV1022", true);
+    case("groups of 101", r#"{$V,"group_by":"section","group_size":101}"#, 400, "RV1022", true);
+    case("too many rows in groups", r#"{$V,"group_by":"section","group_size":100,"limit":101}"#, 400, "RV1022", true);
+    case("groups of diverse rows", r#"{$V,"group_by":"section","mmr":{}}"#, 400, "RV1022", true);
+    case("lambda 1.1", r#"{$V,"mmr":{"lambda":1.1}}"#, 400, "RV1023", true);
+    case("lambda -0.1", r#"{$V,"mmr":{"lambda":-0.1}}"#, 400, "RV1023", true);
+    case("fewer candidates than rows", r#"{$V,"limit":20,"mmr":{"candidates":19}}"#, 400, "RV1023", true);
+    case("1001 candidates", r#"{$V,"mmr":{"candidates":1001}}"#, 400, "RV1023", true);
+    case("more diverse rows than can be weighed", r#"{$V,"limit":1001,"mmr":{}}"#, 400, "RV1023", true);
+    case("unknown field of mmr", r#"{$V,"mmr":{"k":1}}"#, 400, "RV1002", true);
+    case("mmr is null", r#"{$V,"mmr":null}"#, 400, "RV1001", true);
+    case("explain is no boolean", r#"{$V,"explain":1}"#, 400, "RV1001", true);
+    case(
+        "examples beside a vector",
+        r#"{"query":{"vector":[1,2,3,4],"recommend":{"positive":[1]}}}"#,
+        400,
+        "RV1001",
+        true,
+    );
+    case("no positive list", r#"{"query":{"recommend":{"negative":[1]}}}"#, 400, "RV1001", true);
+    case("no positive example", r#"{"query":{"recommend":{"positive":[]}}}"#, 400, "RV1021", true);
+    case("257 examples", &examples, 400, "RV1021", true);
+    case("an example of three dimensions", r#"{"query":{"recommend":{"positive":[1,[1,2,3]]}}}"#, 400, "RV1003", true);
+    case("an example that is no key", r#"{"query":{"recommend":{"positive":["one"]}}}"#, 400, "RV1009", true);
+    case("an example with text in it", r#"{"query":{"recommend":{"positive":[[1,2,3,"4"]]}}}"#, 400, "RV1001", true);
+    case("an example of 1e39", r#"{"query":{"recommend":{"positive":[[1,2,3,1e39]]}}}"#, 400, "RV1004", false);
+    case("an example that is not there", r#"{"query":{"recommend":{"positive":[1,999]}}}"#, 404, "RV1011", false);
+    case(
+        "an example without a vector",
+        r#"{"query":{"recommend":{"positive":[1],"negative":[100]}}}"#,
+        422,
+        "RV1012",
+        true,
+    );
+    case("no searches", r#"{"searches":[]}"#, 400, "RV1024", true);
+    case("257 searches", &batch, 400, "RV1024", true);
+    case("searches for too many rows", &rows, 400, "RV1024", true);
+    case("searches are null", r#"{"searches":null}"#, 400, "RV1001", true);
+    case("searches that are no list", r#"{"searches":{$V}}"#, 400, "RV1001", true);
+    case("a query beside searches", r#"{$V,"searches":[{$V}]}"#, 400, "RV1001", true);
+    case("a limit beside searches", r#"{"limit":3,"searches":[{$V}]}"#, 400, "RV1001", true);
+    case("searches within searches", r#"{"searches":[{"searches":[{$V}]}]}"#, 400, "RV1001", true);
+    case("consistency within searches", r#"{"searches":[{$V,"consistency":{}}]}"#, 400, "RV1001", true);
+    case("one bad search of two", r#"{"searches":[{$V},{"query":{"vector":[1]}}]}"#, 400, "RV1003", true);
+    case("one bad filter of two", r#"{"searches":[{$V},{$V,"filter":"colour = 1"}]}"#, 400, "RV1007", true);
+    case("an unknown field in a search of two", r#"{"searches":[{$V},{$V,"k":1}]}"#, 400, "RV1002", true);
     case("deep JSON", &deep, 400, "RV1001", true);
     println!("{} bodies", cases.len());
     for (what, body, status, code, hint) in &cases {
@@ -201,6 +256,34 @@ fn what_is_wrong_with_a_search_is_told() {
     // Long and legal, or told to be too long: anything but a crash.
     let (status, _, body) = raw(&service, &request("POST", "/v1/collections/docs/search", ands.as_bytes()));
     assert!(matches!(status, 200 | 400 | 413), "{status} {}", String::from_utf8_lossy(&body));
+    alive(&service);
+}
+
+#[test]
+fn what_is_wrong_with_a_list_or_a_count_is_told() {
+    let (_database, service) = service();
+    let cases: &[(&str, &str, &str, u16, &str, bool)] = &[
+        ("scroll", "an empty body", "", 400, "RV1001", true),
+        ("scroll", "an unknown field", r#"{"offset":3}"#, 400, "RV1002", true),
+        ("scroll", "a limit of 0", r#"{"limit":0}"#, 400, "RV1005", false),
+        ("scroll", "a limit of 10001", r#"{"limit":10001}"#, 400, "RV1005", false),
+        ("scroll", "no key to go on from", r#"{"after":"one"}"#, 400, "RV1009", true),
+        ("scroll", "half a filter", r#"{"filter":"price >"}"#, 400, "RV1007", false),
+        ("scroll", "an unknown column", r#"{"columns":["colour"]}"#, 400, "RV1008", true),
+        ("scroll", "an unknown column, not rechecked", r#"{"columns":["body"],"recheck":"none"}"#, 400, "RV1008", true),
+        ("scroll", "params without filter", r#"{"params":[1]}"#, 400, "RV1001", false),
+        ("scroll", "no LSN", r#"{"consistency":{"at_least":"now"}}"#, 400, "RV1010", false),
+        ("count", "an empty body", "", 400, "RV1001", true),
+        ("count", "an unknown field", r#"{"limit":3}"#, 400, "RV1002", true),
+        ("count", "a column that is not replicated", r#"{"filter":"body = 'b'"}"#, 400, "RV1007", true),
+        ("count", "a wait of an hour", r#"{"consistency":{"timeout_ms":3600000}}"#, 400, "RV1001", false),
+    ];
+    for (route, what, body, status, code, hint) in cases {
+        let path = format!("/v1/collections/docs/{route}");
+        check(&service, what, &request("POST", &path, body.as_bytes()), *status, code, *hint);
+        let other = format!("/v1/collections/other/{route}");
+        check(&service, what, &request("POST", &other, body.as_bytes()), 404, "RV1101", true);
+    }
     alive(&service);
 }
 

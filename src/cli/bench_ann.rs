@@ -65,7 +65,7 @@ pub(super) fn parse_metric(name: &str) -> Result<Metric, String> {
     known.ok_or_else(|| format!("one of {}", Metric::ALL.map(Metric::name).join(", ")))
 }
 
-fn parse_encoding(name: &str) -> Result<Encoding, String> {
+pub(super) fn parse_encoding(name: &str) -> Result<Encoding, String> {
     let known = Encoding::ALL.into_iter().find(|encoding| encoding.name() == name);
     known.ok_or_else(|| format!("one of {}", Encoding::ALL.map(Encoding::name).join(", ")))
 }

@@ -8,14 +8,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value as Json, json};
 
-use crate::cli::bench_ann::{cpu_seconds, parse_metric, round};
+use crate::cli::bench_ann::{cpu_seconds, parse_encoding, parse_metric, round};
 use crate::cli::npy::{self, Matrix};
 use crate::engine::candidates::{Accept, Candidates, Method};
 use crate::engine::hnsw::Query;
 use crate::engine::rows::{NewRow, Rows};
 use crate::engine::segment::Segment;
 use crate::engine::view::IndexView;
-use crate::model::{Cell, ColumnType, Comparison, Filter, Metric, RowKey, Value, VectorColumn, Version};
+use crate::model::{Cell, ColumnType, Comparison, Encoding, Filter, Metric, RowKey, Value, VectorColumn, Version};
 use crate::query::plan::{self, PlanFacts};
 
 /// Arguments of `bench filtered`.
@@ -54,6 +54,9 @@ pub struct Args {
     /// Pool size while building.
     #[arg(long, default_value_t = 200)]
     ef_construction: usize,
+    /// What walks compare: f32, sq8 or sq4.
+    #[arg(long, default_value = "sq8", value_parser = parse_encoding)]
+    encoding: Encoding,
     /// Passes over the queries; the best counts.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
@@ -126,6 +129,7 @@ fn build(args: &Args, base: &Matrix<f32>, filters: &[Filtered]) -> IndexView {
         dimensions: Some(base.columns),
         m: args.m,
         ef_construction: args.ef_construction,
+        encoding: args.encoding,
     };
     let segment = Segment::growing(1, &column, base.columns, 0, base.rows);
     let mut rows = Rows::default();

@@ -35,9 +35,21 @@ pub struct Search {
     /// Vector column; the first one when absent.
     #[arg(long)]
     using: Option<String>,
-    /// Rows wanted.
-    #[arg(long, short = 'n', default_value_t = 10)]
-    limit: usize,
+    /// Rows wanted: 10, or with --max-distance all there are.
+    #[arg(long, short = 'n')]
+    limit: Option<usize>,
+    /// All rows at this distance or nearer.
+    #[arg(long, allow_hyphen_values = true)]
+    max_distance: Option<f64>,
+    /// The nearest groups of rows that share this column's value.
+    #[arg(long)]
+    group_by: Option<String>,
+    /// Rows of each group.
+    #[arg(long, requires = "group_by")]
+    group_size: Option<usize>,
+    /// Rows that differ among themselves: 1 is nearness alone, 0 difference alone.
+    #[arg(long)]
+    mmr: Option<f64>,
     /// Only rows that pass, in SQL: `section = 'net' AND price < $1`.
     #[arg(long)]
     filter: Option<String>,
@@ -193,11 +205,20 @@ fn body(args: &Search) -> anyhow::Result<Json> {
     }
     let mut body = json!({
         "query": query,
-        "limit": args.limit,
         "columns": args.columns,
         "recheck": args.recheck,
         "search": { "exact": args.exact },
     });
+    let mut put = |name: &str, value: Option<Json>| {
+        if let Some(value) = value {
+            body[name] = value;
+        }
+    };
+    put("limit", args.limit.map(Json::from));
+    put("max_distance", args.max_distance.map(Json::from));
+    put("group_by", args.group_by.as_deref().map(Json::from));
+    put("group_size", args.group_size.map(Json::from));
+    put("mmr", args.mmr.map(|lambda| json!({ "lambda": lambda })));
     if let Some(ef) = args.ef {
         body["search"]["ef"] = json!(ef);
     }
@@ -215,6 +236,14 @@ fn json_or_text(text: &str) -> Json {
     serde_json::from_str(text).unwrap_or_else(|_| Json::String(text.to_owned()))
 }
 
+fn say_hits(of: &Json) {
+    for hit in of["hits"].as_array().into_iter().flatten() {
+        let distance = hit["distance"].as_f64().map_or("undefined".into(), |distance| format!("{distance:.4}"));
+        let columns = hit.get("columns").map(Json::to_string).unwrap_or_default();
+        say!("{distance:>9}  {}  {columns}", hit["id"]);
+    }
+}
+
 /// Searches and prints.
 pub fn search(args: &Search) -> anyhow::Result<()> {
     let client = Client::new(&args.target.url);
@@ -223,10 +252,10 @@ pub fn search(args: &Search) -> anyhow::Result<()> {
         say!("{answer}");
         return Ok(());
     }
-    for hit in answer["hits"].as_array().into_iter().flatten() {
-        let distance = hit["distance"].as_f64().map_or("undefined".into(), |distance| format!("{distance:.4}"));
-        let columns = hit.get("columns").map(Json::to_string).unwrap_or_default();
-        say!("{distance:>9}  {}  {columns}", hit["id"]);
+    say_hits(&answer);
+    for group in answer["groups"].as_array().into_iter().flatten() {
+        say!("{}", group["value"]);
+        say_hits(group);
     }
     let complete = if answer["complete"] == true { "complete" } else { "MAY BE SHORT" };
     let stats = &answer["stats"];

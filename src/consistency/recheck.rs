@@ -60,35 +60,62 @@ pub struct Checking<'a> {
     pub condition: Option<(&'a str, &'a [String])>,
 }
 
-/// The candidates that pass, in their order.
-pub async fn check<V: Visibility>(
-    visibility: &V,
-    def: &CollectionDef,
-    checking: Checking<'_>,
-    candidates: Vec<Candidate>,
-) -> Result<Vec<Hit>, SourceError> {
-    let exact = checking.level == Recheck::Exact;
-    let ask = Ask {
-        columns: checking.columns,
-        vector: exact.then_some(checking.vector),
-        condition: checking.condition.filter(|_| exact),
-    };
-    let keys: Vec<_> = candidates.iter().map(|candidate| candidate.key.clone()).collect();
-    let started = Instant::now();
-    let rows = visibility.visible(def, &keys, ask).await?;
-    metrics::histogram!(names::RECHECK_SECONDS).record(started.elapsed().as_secs_f64());
-    let mut rows: HashMap<_, _> = rows.into_iter().map(|row| (row.key, (row.columns, row.vector))).collect();
-    let hit = |candidate: Candidate| {
-        let (columns, vector) = rows.remove(&candidate.key)?;
-        let distance = match vector {
-            None => candidate.distance,
+impl<'a> Checking<'a> {
+    fn ask(&self) -> Ask<'a> {
+        let exact = self.level == Recheck::Exact;
+        Ask { columns: self.columns, vector: exact.then_some(self.vector), condition: self.condition.filter(|_| exact) }
+    }
+
+    /// What the source shows of a candidate, if it passes.
+    fn hit(&self, candidate: Candidate, row: &HeapRow) -> Option<Hit> {
+        let Candidate { key, distance, version, node } = candidate;
+        let distance = match &row.vector {
+            None => distance,
             // A row that has no usable vector any more is no neighbour.
-            Some(Cell::Value(Value::Vector(vector))) if vector.len() == checking.query.len() => {
-                checking.metric.distance(checking.query, &vector)
+            Some(Cell::Value(Value::Vector(vector))) if vector.len() == self.query.len() => {
+                self.metric.distance(self.query, vector)
             }
             Some(_) => return None,
         };
-        Some(Hit { key: candidate.key, distance, version: candidate.version, columns })
+        Some(Hit { key, distance, version, node, columns: row.columns.clone() })
+    }
+}
+
+/// Keys one statement may carry.
+const MAX_KEYS: usize = 10_000;
+
+/// The candidates of each page that pass, in their order. Pages that ask the same of their rows share one statement.
+pub async fn check<V: Visibility>(
+    visibility: &V,
+    def: &CollectionDef,
+    pages: Vec<(Checking<'_>, Vec<Candidate>)>,
+) -> Result<Vec<Vec<Hit>>, SourceError> {
+    let asks: Vec<_> = pages.iter().map(|(checking, _)| checking.ask()).collect();
+    let mut seen: Vec<(Ask<'_>, HashMap<RowKey, HeapRow>)> = Vec::new();
+    for ask in &asks {
+        if seen.iter().any(|(other, _)| other == ask) {
+            continue;
+        }
+        let same = asks.iter().zip(&pages).filter(|(other, _)| *other == ask);
+        let mut keys: Vec<_> = same.flat_map(|(_, (_, page))| page.iter().map(|c| c.key.clone())).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let mut rows = HashMap::with_capacity(keys.len());
+        for keys in keys.chunks(MAX_KEYS) {
+            let started = Instant::now();
+            let found = visibility.visible(def, keys, *ask).await?;
+            metrics::histogram!(names::RECHECK_SECONDS).record(started.elapsed().as_secs_f64());
+            rows.extend(found.into_iter().map(|row| (row.key.clone(), row)));
+        }
+        seen.push((*ask, rows));
+    }
+    let of_page = |((checking, page), ask): ((Checking<'_>, Vec<Candidate>), &Ask<'_>)| {
+        let rows = seen.iter().find(|(other, _)| other == ask).map(|(_, rows)| rows);
+        let hit = |candidate: Candidate| {
+            let row = rows?.get(&candidate.key)?;
+            checking.hit(candidate, row)
+        };
+        page.into_iter().filter_map(hit).collect()
     };
-    Ok(candidates.into_iter().filter_map(hit).collect())
+    Ok(pages.into_iter().zip(&asks).map(of_page).collect())
 }

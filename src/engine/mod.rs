@@ -27,6 +27,7 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -352,6 +353,26 @@ impl Engine {
             (Some(node), Some(originals)) => Some(originals.read(node)?),
             _ => None,
         }))
+    }
+
+    /// The original vectors of nodes that rows of this view have, in their order: nodes are written once.
+    pub fn vectors_at(&self, view: &CollectionView, column: usize, nodes: &[u32]) -> Result<Vec<Vec<f32>>> {
+        match self.originals(view.def.id, column)? {
+            Some(originals) => nodes.iter().map(|node| originals.read(*node)).collect(),
+            None if nodes.is_empty() => Ok(Vec::new()),
+            None => Err(damaged(&self.shared.epoch, "rows have vectors, and there is no file of them")),
+        }
+    }
+
+    /// Visits the rows of a collection behind a key, as last committed, in key order, until `visit` breaks off. The position
+    /// that is exact for: this view's or a later one.
+    pub fn rows_after(
+        &self,
+        view: &CollectionView,
+        after: Option<&RowKey>,
+        visit: impl FnMut(RowKey, StoredRow) -> ControlFlow<()>,
+    ) -> Result<Lsn> {
+        self.state.rows_after(view.def.id, after, visit)
     }
 
     /// Visits every row of a collection as last committed: key, original vectors, filter columns, version.

@@ -7,6 +7,7 @@ mod collection;
 mod encoding;
 mod filter;
 mod key;
+mod listing;
 mod lsn;
 mod metric;
 mod relation;
@@ -19,12 +20,14 @@ pub use collection::{CollectionDef, FilterColumn, MAX_COLUMNS, VectorColumn, quo
 pub use encoding::Encoding;
 pub use filter::{Comparison, Filter};
 pub use key::{KeyColumn, RowKey};
+pub use listing::{AsOf, CountRequest, Listed, Page, ScrollRequest};
 pub use lsn::{BadLsn, CommitLsn, Lsn, Version};
 pub use metric::Metric;
 pub use relation::{Relation, RelationColumn};
 pub use search::{
-    Answer, Candidate, Consistency, Hit, MAX_EF, MAX_LIMIT, Recheck, RecheckReport, SearchBy, SearchRequest,
-    SearchStats,
+    Answer, Candidate, Consistency, Ended, Example, Explain, ExplainSegment, Group, GroupBy, Hit, MAX_BATCH,
+    MAX_BATCH_ROWS, MAX_EF, MAX_EXAMPLES, MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Mmr, Recheck, RecheckReport,
+    SearchBy, SearchRequest, SearchStats, Shape, Timings,
 };
 pub use spec::{CollectionSpec, VectorSpec};
 pub use value::{Cell, ColumnType, MAX_DIMENSIONS, Value};

@@ -10,6 +10,16 @@ use std::time::Duration;
 pub const MAX_LIMIT: usize = 10_000;
 /// Largest search width.
 pub const MAX_EF: usize = 100_000;
+/// Most hits of one group.
+pub const MAX_GROUP_SIZE: usize = 100;
+/// Most candidates that are weighed for diversity.
+pub const MAX_MMR_CANDIDATES: usize = 1_000;
+/// Most examples of each sign in one recommendation.
+pub const MAX_EXAMPLES: usize = 256;
+/// Most searches of one batch.
+pub const MAX_BATCH: usize = 256;
+/// Most rows that the searches of one batch may want together.
+pub const MAX_BATCH_ROWS: usize = 100_000;
 
 /// What to search by.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +27,22 @@ pub enum SearchBy {
     /// This vector.
     Vector(Vec<f32>),
     /// The stored vector of the row with this key; the row itself is not in the answer.
+    Row(RowKey),
+    /// What is like the positive examples and unlike the negative ones; rows given as examples are not in the answer.
+    Examples {
+        /// At least one.
+        positive: Vec<Example>,
+        /// Any number.
+        negative: Vec<Example>,
+    },
+}
+
+/// One example of a recommendation.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Example {
+    /// This vector.
+    Vector(Vec<f32>),
+    /// The stored vector of the row with this key.
     Row(RowKey),
 }
 
@@ -65,6 +91,39 @@ pub struct SearchRequest {
     pub consistency: Consistency,
     /// How sure.
     pub recheck: Recheck,
+    /// Which rows beside the nearest, and in what form.
+    pub shape: Shape,
+}
+
+/// What an answer holds beside "the nearest rows"; nothing of it by default.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Shape {
+    /// All rows at this distance or nearer, of which `limit` is only a cap.
+    pub max_distance: Option<f64>,
+    /// The nearest `limit` groups instead of rows.
+    pub group: Option<GroupBy>,
+    /// Rows that differ among themselves.
+    pub mmr: Option<Mmr>,
+    /// Tell how the answer came about.
+    pub explain: bool,
+}
+
+/// Grouped search: the groups nearest by their best row, each with its best rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupBy {
+    /// A filter column. Rows where it is NULL are a group, as in SQL.
+    pub column: String,
+    /// Rows of each group, 1 to [`MAX_GROUP_SIZE`].
+    pub size: usize,
+}
+
+/// Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mmr {
+    /// 1 is nearness alone, 0 difference alone.
+    pub lambda: f64,
+    /// The nearest so many are weighed, `limit` to [`MAX_MMR_CANDIDATES`].
+    pub candidates: usize,
 }
 
 /// One row found by the engine, before the source was asked.
@@ -89,6 +148,8 @@ pub struct Hit {
     pub distance: f64,
     /// Which version of the row was found.
     pub version: Version,
+    /// Where the engine keeps its vector in the view that was searched.
+    pub node: u32,
     /// The columns asked for, as a JSON object.
     pub columns: Option<Box<serde_json::value::RawValue>>,
 }
@@ -117,14 +178,92 @@ pub struct SearchStats {
     pub plan: &'static str,
     /// Why that plan.
     pub reason: String,
+    /// Why the search ended.
+    pub ended: Ended,
+}
+
+/// Why a search ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ended {
+    /// It had as many rows, or full groups, as were asked for.
+    #[default]
+    Limit,
+    /// There are no more: every other row was compared, or is proven to be farther.
+    Dry,
+    /// The walk was well beyond `max_distance`. Not a proof: a walk's order is approximate.
+    Margin,
+    /// It cost as much as one search may.
+    Budget,
+}
+
+/// One group of an answer.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// The value that its rows share, as indexed.
+    pub value: serde_json::Value,
+    /// Nearest first; ties by key.
+    pub hits: Vec<Hit>,
+}
+
+/// How an answer came about.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Explain {
+    /// As in the stats.
+    pub plan: &'static str,
+    /// As in the stats.
+    pub reason: String,
+    /// Search width of a walk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ef: Option<usize>,
+    /// The parts of the index that were searched.
+    pub segments: Vec<ExplainSegment>,
+    /// Vectors that can be found.
+    pub live: usize,
+    /// Distances computed.
+    pub visited: usize,
+    /// Candidates taken from the index.
+    pub candidates: usize,
+    /// Pages of candidates that were rechecked.
+    pub pages: usize,
+    /// Where the time of the whole request went; the searches of a batch share it.
+    pub timings_us: Timings,
+}
+
+/// One part of an index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ExplainSegment {
+    /// Vectors in it.
+    pub vectors: u32,
+    /// How many of them a walk can reach; the rest is scanned.
+    pub linked: u32,
+}
+
+/// Wall time by stage, microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Timings {
+    /// Until the position asked for was there.
+    pub wait: u64,
+    /// Checking, reading examples, planning.
+    pub prepare: u64,
+    /// Scans and walks.
+    pub search: u64,
+    /// Round trips to the source.
+    pub recheck: u64,
+    /// Ordering by diversity, sorting.
+    pub rerank: u64,
+    /// All of it.
+    pub total: u64,
 }
 
 /// The answer to a search.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// Nearest first; ties by key.
+    /// Nearest first, ties by key; with `mmr` in the order chosen. Empty when groups were asked for.
     pub hits: Vec<Hit>,
-    /// False when there may be more rows that belong here than were returned.
+    /// The groups asked for, nearest first by their best row.
+    pub groups: Option<Vec<Group>>,
+    /// False when there may be more rows that belong here than were returned: with `max_distance` all within it belong.
     pub complete: bool,
     /// The position this answer is exact for.
     pub applied_lsn: Lsn,
@@ -136,4 +275,6 @@ pub struct Answer {
     pub recheck: RecheckReport,
     /// What the search did.
     pub stats: SearchStats,
+    /// How it came about, where asked for.
+    pub explain: Option<Explain>,
 }

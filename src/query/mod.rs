@@ -1,104 +1,34 @@
 //! The line of a query: request -> view -> plan -> candidates -> recheck -> answer. Nothing else decides order.
 
+mod error;
 pub mod filter;
+mod groups;
+mod listing;
+mod mmr;
 pub mod plan;
+mod recommend;
+mod resolve;
+mod rows;
+mod stream;
 
 use crate::consistency::blocking;
 use crate::consistency::frontier::{Frontier, NoView, Serving};
-use crate::consistency::paging::{self, Filled};
+use crate::consistency::paging::{self, Leg, Spent};
 use crate::consistency::recheck::{Checking, Visibility};
-use crate::engine::candidates::{Accept, Candidates};
-use crate::engine::view::{CollectionView, IndexView};
+use crate::engine::candidates::Candidates;
+use crate::engine::segment::Segment;
 use crate::model::{
-    Answer, Candidate, CollectionDef, Hit, MAX_EF, MAX_LIMIT, Recheck, RecheckReport, SearchBy, SearchRequest,
-    SearchStats, pgtype,
+    Answer, Candidate, CollectionDef, Consistency, Ended, Explain, ExplainSegment, Group, Hit, Recheck, RecheckReport,
+    SearchRequest, SearchStats, Timings,
 };
-use crate::query::plan::{Plan, PlanFacts};
-use crate::source::SourceError;
-use crate::storage::StorageError;
-use crate::storage::state::CollectionState;
+use crate::query::groups::{Formed, Groups, Wanted};
+use crate::query::resolve::{ByColumn, Resolved, check_batch, check_numbers, check_state};
+use crate::query::rows::{Outcome, Rows};
 use crate::telemetry::names;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum QueryError {
-    /// No such collection.
-    #[error("there is no collection {name:?}; there are {known}")]
-    UnknownCollection {
-        /// As asked.
-        name: String,
-        /// Those there are.
-        known: String,
-    },
-    /// No such vector column.
-    #[error("collection {collection:?} has no vector column {column:?}; it has {known}")]
-    UnknownVector {
-        /// The collection.
-        collection: String,
-        /// As asked.
-        column: String,
-        /// Those there are.
-        known: String,
-    },
-    /// Wrong length.
-    #[error("the query has {found} dimensions, {column:?} has {expected}")]
-    Dimensions {
-        /// The vector column.
-        column: String,
-        /// As asked.
-        found: usize,
-        /// As indexed.
-        expected: usize,
-    },
-    /// NaN or an infinity.
-    #[error("element {} of the query vector is not a finite number", .at + 1)]
-    NotFinite {
-        /// Which element, from 0.
-        at: usize,
-    },
-    /// Too many or too few rows asked for.
-    #[error("limit is {0}; it must be 1 to {MAX_LIMIT}")]
-    Limit(usize),
-    /// Too wide or too narrow a search.
-    #[error("search.ef is {0}; it must be 1 to {MAX_EF}")]
-    Ef(usize),
-    /// No such column to show.
-    #[error("there is no column {column:?} to show without asking the source; there are {known}")]
-    UnknownColumn {
-        /// As asked.
-        column: String,
-        /// Those there are.
-        known: String,
-    },
-    /// The row to search by does not exist.
-    #[error("there is no row {0}")]
-    NoRow(String),
-    /// The row to search by has no vector.
-    #[error("row {0} has no usable vector")]
-    NoVector(String),
-    /// The initial copy is not whole.
-    #[error("collection {0:?} is being copied")]
-    Copying(String),
-    /// The collection stopped following its table.
-    #[error("collection {name:?} is paused: {reason}")]
-    Paused {
-        /// The collection.
-        name: String,
-        /// Why.
-        reason: String,
-    },
-    /// No data, or too old.
-    #[error(transparent)]
-    NoView(#[from] NoView),
-    /// The recheck failed.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// Our files failed.
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-}
+pub use error::QueryError;
 
 /// Settings of searches.
 #[derive(Debug, Clone, Copy)]
@@ -125,201 +55,251 @@ impl<V: Visibility> QueryService<V> {
     pub fn definition(&self, collection: &str) -> Result<Arc<CollectionDef>, QueryError> {
         let serving = self.frontier.serving().ok_or(NoView::NotLoaded)?;
         let view = serving.engine.view();
-        let found = view.collections.get(collection).ok_or_else(|| unknown_collection(&view, collection))?;
-        Ok(found.def.clone())
+        Ok(resolve::collection(&view, collection)?.def.clone())
     }
 
     /// Line two.
     pub async fn search(&self, request: &SearchRequest) -> Result<Answer, QueryError> {
+        let requests = std::slice::from_ref(request);
+        let answers = self.search_all(&request.collection, &request.consistency, requests).await;
+        let mut answers = answers.map_err(|error| match error {
+            QueryError::InBatch { error, .. } => *error,
+            error => error,
+        })?;
+        Ok(answers.pop().expect("each search has an answer"))
+    }
+
+    /// Line two for several searches of one collection, all on one view, in as few round trips as one of them takes. What
+    /// the requests say of consistency does not count.
+    pub async fn search_all(
+        &self,
+        collection: &str,
+        consistency: &Consistency,
+        requests: &[SearchRequest],
+    ) -> Result<Vec<Answer>, QueryError> {
         let started = Instant::now();
-        let result = self.answer(request, started).await;
-        if let Ok(answer) = &result {
-            let labels = [("collection", request.collection.clone()), ("plan", answer.stats.plan.to_owned())];
+        let answers = self.answers(collection, consistency, requests, started).await?;
+        for answer in &answers {
+            let labels = [("collection", collection.to_owned()), ("plan", answer.stats.plan.to_owned())];
             metrics::histogram!(names::SEARCH_SECONDS, &labels).record(started.elapsed().as_secs_f64());
             metrics::histogram!(names::SEARCH_VISITED).record(answer.stats.visited as f64);
             metrics::counter!(names::SEARCH_INCOMPLETE).increment(u64::from(!answer.complete));
             metrics::counter!(names::RECHECK_DROPPED).increment(answer.recheck.dropped as u64);
         }
-        result
+        Ok(answers)
     }
 
-    async fn answer(&self, request: &SearchRequest, started: Instant) -> Result<Answer, QueryError> {
-        check_numbers(request)?;
+    async fn answers(
+        &self,
+        collection: &str,
+        consistency: &Consistency,
+        requests: &[SearchRequest],
+        started: Instant,
+    ) -> Result<Vec<Answer>, QueryError> {
+        check_batch(requests)?;
+        each(requests, check_numbers)?;
         // Before and after: what answers may be replaced in between.
         let stale = self.frontier.progress.stale();
-        let (serving, view) = self.frontier.view(&request.consistency).await?;
-        let found = view.collections.get(&request.collection);
-        let found = found.ok_or_else(|| unknown_collection(&view, &request.collection))?;
-        let paused = check_state(found, request)?;
-        let (column, index) = vector_column(found, request)?;
-        check_columns(&found.def, request)?;
-        let query = query_vector(&serving, found, column, index, request)?;
-        let plan = blocking(|| self.plan(index, request));
-        let mut answer = Answer {
-            hits: Vec::new(),
-            complete: true,
-            applied_lsn: view.applied,
-            staleness: self.frontier.staleness(view.applied),
-            stale: stale.or_else(|| self.frontier.progress.stale()).or(paused),
-            recheck: RecheckReport { mode: request.recheck, ..RecheckReport::default() },
-            stats: SearchStats { took_us: 0, visited: 0, plan: plan.name, reason: plan.reason.clone() },
+        let (serving, view) = self.frontier.view(consistency).await?;
+        let waited = started.elapsed();
+        let found = resolve::collection(&view, collection)?;
+        let paused = check_state(found, consistency)?;
+        let default_ef = self.options.default_ef;
+        let searches = blocking(|| each(requests, |one| Resolved::new(&serving, found, one, default_ef)))?;
+        let prepared = started.elapsed();
+        let mut legs: Vec<_> = blocking(|| searches.iter().map(Filling::open).collect());
+        let opened = started.elapsed() - prepared;
+        let Spent { search, recheck } = paging::fill(&mut legs, &self.visibility, &found.def).await?;
+        let (reranked, stale) = (Instant::now(), stale.or_else(|| self.frontier.progress.stale()).or(paused));
+        let mut answers = Vec::with_capacity(searches.len());
+        for (resolved, leg) in searches.iter().zip(legs) {
+            let mut answer = blocking(|| leg.finish(resolved, &serving))?;
+            answer.applied_lsn = view.applied;
+            answer.staleness = self.frontier.staleness(view.applied);
+            answer.stale.clone_from(&stale);
+            // What the index cannot follow may be missing from any answer.
+            answer.complete &= stale.is_none();
+            answers.push(answer);
+        }
+        let us = |duration: Duration| duration.as_micros() as u64;
+        let timings = Timings {
+            wait: us(waited),
+            prepare: us(prepared - waited),
+            search: us(opened + search),
+            recheck: us(recheck),
+            rerank: us(reranked.elapsed()),
+            total: us(started.elapsed()),
         };
-        // An index that never saw a vector has nothing to prepare the query for, and nothing to find.
-        if let Some(prepared) = index.prepare(&query) {
-            let except = match &request.by {
-                SearchBy::Row(key) => Some(key),
-                SearchBy::Vector(_) => None,
-            };
-            let accept = Accept { filter: request.filter.as_ref(), except };
-            let mut candidates = blocking(|| Candidates::open(index, &prepared, accept, plan.method));
-            if request.recheck == Recheck::None {
-                let page = blocking(|| candidates.next_page(request.limit));
-                answer.hits = page.into_iter().map(|c| as_indexed(&found.def, index, &request.columns, c)).collect();
-                answer.hits.sort_by(paging::nearest_first);
-            } else {
-                let filled = self.recheck(&mut candidates, request, found, column, &query).await?;
-                (answer.hits, answer.complete, answer.recheck) = (filled.hits, filled.complete, filled.report);
+        for answer in &mut answers {
+            answer.stats.took_us = timings.total;
+            answer.explain.iter_mut().for_each(|explain| explain.timings_us = timings);
+        }
+        Ok(answers)
+    }
+}
+
+/// Does this for each search of a batch; an error says of which.
+fn each<'r, T>(
+    requests: &'r [SearchRequest],
+    mut work: impl FnMut(&'r SearchRequest) -> Result<T, QueryError>,
+) -> Result<Vec<T>, QueryError> {
+    let in_batch = |at| move |error| QueryError::InBatch { at, error: Box::new(error) };
+    requests.iter().enumerate().map(|(at, request)| work(request).map_err(in_batch(at))).collect()
+}
+
+/// A search of any kind that is being filled.
+enum Filling<'v> {
+    /// An index that never saw a vector has nothing to find.
+    Nothing(Checking<'v>),
+    Rows(Box<Rows<'v, Candidates<'v>>>),
+    Groups(Box<Groups<'v, ByColumn<'v>>>),
+}
+
+impl<'v> Filling<'v> {
+    /// Opens a search. One that asks nobody is filled at once.
+    fn open(resolved: &'v Resolved<'v>) -> Filling<'v> {
+        let (request, checking) = (resolved.request, resolved.checking());
+        let Some(stream) = resolved.open() else { return Filling::Nothing(checking) };
+        let max_distance = request.shape.max_distance;
+        let mut leg = match (&request.shape.group, resolved.group) {
+            (Some(group), Some(column)) => {
+                let wanted = Wanted { groups: request.limit, size: group.size, max_distance, column };
+                let grouping = ByColumn { resolved, column };
+                let scan = resolved.is_scan();
+                Filling::Groups(Box::new(Groups::new(grouping, stream, scan, resolved.except(), checking, wanted)))
             }
-            answer.stats.visited = candidates.visited();
-            if let Some(walked) = candidates.given_up() {
-                answer.stats.reason += &format!("; given up after {walked} distances for all rows that pass");
+            _ => {
+                let limit = request.shape.mmr.map_or(request.limit, |mmr| mmr.candidates);
+                Filling::Rows(Box::new(Rows::new(stream, checking, limit, max_distance)))
+            }
+        };
+        if request.recheck == Recheck::None {
+            paging::fill_as_indexed(&mut leg, |candidate| resolved.as_indexed(candidate));
+        }
+        leg
+    }
+
+    fn finish(self, resolved: &Resolved<'_>, serving: &Serving) -> Result<Answer, QueryError> {
+        match self {
+            Filling::Nothing(checking) => {
+                let report = RecheckReport { mode: checking.level, ..RecheckReport::default() };
+                let ended = Ended::Dry;
+                let outcome =
+                    Outcome::<Hit> { hits: Vec::new(), ended, report, pages: 0, taken: 0, visited: 0, given_up: None };
+                let groups = resolved.group.map(|_| Vec::new());
+                Ok(answer(resolved, Vec::new(), groups, true, &outcome))
+            }
+            Filling::Rows(leg) => {
+                let mut outcome = leg.finish();
+                let mut hits = std::mem::take(&mut outcome.hits);
+                let complete = is_complete(resolved.request, hits.len(), outcome.ended);
+                if resolved.request.shape.mmr.is_some() {
+                    hits = diverse(resolved, serving, hits)?;
+                }
+                Ok(answer(resolved, hits, None, complete, &outcome))
+            }
+            Filling::Groups(leg) => {
+                let mut outcome = leg.finish();
+                let group = |Formed { value, hits }| Group { value: resolved.group_value(value.as_ref()), hits };
+                let groups = outcome.hits.drain(..).map(group).collect();
+                let complete = matches!(outcome.ended, Ended::Limit | Ended::Dry);
+                Ok(answer(resolved, Vec::new(), Some(groups), complete, &outcome))
             }
         }
-        // What the index cannot follow may be missing from any answer.
-        answer.complete &= answer.stale.is_none();
-        answer.stats.took_us = started.elapsed().as_micros() as u64;
-        Ok(answer)
-    }
-
-    async fn recheck(
-        &self,
-        candidates: &mut Candidates<'_>,
-        request: &SearchRequest,
-        found: &CollectionView,
-        column: usize,
-        query: &[f32],
-    ) -> Result<Filled, QueryError> {
-        let mut params = Vec::new();
-        let filter = request.filter.as_ref().filter(|_| request.recheck == Recheck::Exact);
-        let condition = filter.map(|filter| filter::to_sql(filter, &found.def.filters, 1, &mut params));
-        let checking = Checking {
-            level: request.recheck,
-            columns: &request.columns,
-            vector: column,
-            metric: found.indexes[column].column.metric,
-            query,
-            condition: condition.as_deref().map(|sql| (sql, &params[..])),
-        };
-        Ok(paging::fill(candidates, &self.visibility, &found.def, checking, request.limit).await?)
-    }
-
-    fn plan(&self, index: &IndexView, request: &SearchRequest) -> Plan {
-        let passing = request.filter.as_ref().map(|filter| index.rows.passing(Some(filter)).count());
-        plan::choose(PlanFacts {
-            live: index.live,
-            passing,
-            segments: index.segments.len(),
-            limit: request.limit,
-            ef: request.ef.unwrap_or(self.options.default_ef),
-            exact: request.exact,
-        })
     }
 }
 
-fn unknown_collection(view: &crate::engine::view::View, name: &str) -> QueryError {
-    let known = view.collections.keys().cloned().collect::<Vec<_>>().join(", ");
-    QueryError::UnknownCollection { name: name.to_owned(), known }
-}
-
-fn check_numbers(request: &SearchRequest) -> Result<(), QueryError> {
-    if !(1..=MAX_LIMIT).contains(&request.limit) {
-        return Err(QueryError::Limit(request.limit));
-    }
-    if let Some(ef) = request.ef.filter(|ef| !(1..=MAX_EF).contains(ef)) {
-        return Err(QueryError::Ef(ef));
-    }
-    match &request.by {
-        SearchBy::Vector(vector) => match vector.iter().position(|element| !element.is_finite()) {
-            Some(at) => Err(QueryError::NotFinite { at }),
-            None => Ok(()),
-        },
-        SearchBy::Row(_) => Ok(()),
-    }
-}
-
-/// Why answers are of the past, if so. Who asks for a position gets none of a collection that stands still.
-fn check_state(found: &CollectionView, request: &SearchRequest) -> Result<Option<String>, QueryError> {
-    match &found.state {
-        CollectionState::Live => Ok(None),
-        CollectionState::Copying => Err(QueryError::Copying(found.def.name.clone())),
-        CollectionState::Paused { reason } if request.consistency.at_least.is_some() || found.rows == 0 => {
-            Err(QueryError::Paused { name: found.def.name.clone(), reason: reason.clone() })
+impl Leg for Filling<'_> {
+    fn next_page(&mut self) -> Vec<Candidate> {
+        match self {
+            Filling::Nothing(_) => Vec::new(),
+            Filling::Rows(leg) => leg.next_page(),
+            Filling::Groups(leg) => leg.next_page(),
         }
-        CollectionState::Paused { reason } => Ok(Some(format!("the collection is paused: {reason}"))),
     }
-}
 
-fn vector_column<'v>(found: &'v CollectionView, request: &SearchRequest) -> Result<(usize, &'v IndexView), QueryError> {
-    let using = request.using.as_deref();
-    let (column, _) = found.def.vector(using).ok_or_else(|| QueryError::UnknownVector {
-        collection: found.def.name.clone(),
-        column: using.unwrap_or_default().to_owned(),
-        known: found.def.vectors.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", "),
-    })?;
-    Ok((column, &found.indexes[column]))
-}
-
-/// With a recheck the source shows any column and says itself when there is none; without, only what is replicated.
-fn check_columns(def: &CollectionDef, request: &SearchRequest) -> Result<(), QueryError> {
-    if request.recheck != Recheck::None {
-        return Ok(());
-    }
-    let known: Vec<_> =
-        def.key.iter().map(|c| c.name.as_str()).chain(def.filters.iter().map(|c| c.name.as_str())).collect();
-    match request.columns.iter().find(|column| !known.contains(&column.as_str())) {
-        Some(column) => Err(QueryError::UnknownColumn { column: column.clone(), known: known.join(", ") }),
-        None => Ok(()),
-    }
-}
-
-fn query_vector(
-    serving: &Serving,
-    found: &CollectionView,
-    column: usize,
-    index: &IndexView,
-    request: &SearchRequest,
-) -> Result<Vec<f32>, QueryError> {
-    let vector = match &request.by {
-        SearchBy::Vector(vector) => vector.clone(),
-        SearchBy::Row(key) => match serving.engine.vector_of(found, column, key)? {
-            Some(Some(vector)) => vector,
-            Some(None) => return Err(QueryError::NoVector(key.to_string())),
-            None => return Err(QueryError::NoRow(key.to_string())),
-        },
-    };
-    match index.column.dimensions {
-        Some(expected) if expected != vector.len() => {
-            Err(QueryError::Dimensions { column: index.column.name.clone(), found: vector.len(), expected })
+    fn checking(&self) -> Checking<'_> {
+        match self {
+            Filling::Nothing(checking) => *checking,
+            Filling::Rows(leg) => leg.checking(),
+            Filling::Groups(leg) => leg.checking(),
         }
-        _ => Ok(vector),
+    }
+
+    fn take(&mut self, visible: Vec<Hit>) {
+        match self {
+            Filling::Nothing(_) => {}
+            Filling::Rows(leg) => leg.take(visible),
+            Filling::Groups(leg) => leg.take(visible),
+        }
+    }
+
+    fn give_up(&mut self) {
+        match self {
+            Filling::Nothing(_) => {}
+            Filling::Rows(leg) => leg.give_up(),
+            Filling::Groups(leg) => leg.give_up(),
+        }
     }
 }
 
-/// A candidate as it is, with replicated columns as the view has them.
-fn as_indexed(def: &CollectionDef, index: &IndexView, columns: &[String], candidate: Candidate) -> Hit {
-    let Candidate { key, distance, version, node } = candidate;
-    let mut object = serde_json::Map::new();
-    let keys = key.decode().unwrap_or_default();
-    for name in columns {
-        let key = def.key.iter().zip(&keys).find(|(column, _)| column.name == *name);
-        let key = key.map(|(column, value)| (column.kind, value.clone()));
-        let filter = || {
-            let at = def.filters.iter().position(|column| column.name == *name)?;
-            Some((def.filters[at].kind, index.row(node)?.cell(at)?))
-        };
-        let json = key.or_else(filter).map(|(kind, value)| pgtype::to_json_as(kind, &value));
-        object.insert(name.clone(), json.unwrap_or_default());
+/// Are all rows that belong in the answer in it? Of those within a distance all belong, up to the limit; a search that
+/// ended at the limit has left some out, and one that ended beyond a margin has no proof that it did not.
+fn is_complete(request: &SearchRequest, found: usize, ended: Ended) -> bool {
+    match ended {
+        Ended::Dry => true,
+        Ended::Limit | Ended::Margin | Ended::Budget if request.shape.mmr.is_some() => found >= request.limit,
+        Ended::Limit => request.shape.max_distance.is_none(),
+        Ended::Margin | Ended::Budget => false,
     }
-    let columns = (!columns.is_empty()).then(|| serde_json::value::to_raw_value(&object).ok());
-    Hit { key, distance, version, columns: columns.flatten() }
+}
+
+/// The rows in the order of their diversity, by the vectors that were searched.
+fn diverse(resolved: &Resolved<'_>, serving: &Serving, hits: Vec<Hit>) -> Result<Vec<Hit>, QueryError> {
+    let Some(mmr) = resolved.request.shape.mmr else { return Ok(hits) };
+    let nodes: Vec<_> = hits.iter().map(|hit| hit.node).collect();
+    let vectors = serving.engine.vectors_at(resolved.found, resolved.column, &nodes)?;
+    let distances: Vec<_> = hits.iter().map(|hit| hit.distance).collect();
+    let metric = resolved.index.column.metric;
+    let order = mmr::order(metric, &distances, &vectors, mmr.lambda, resolved.request.limit);
+    let mut hits: Vec<_> = hits.into_iter().map(Some).collect();
+    Ok(order.into_iter().filter_map(|place| hits[place].take()).collect())
+}
+
+/// What a search says of itself; what all searches of a request share is filled in later.
+fn answer<H>(
+    resolved: &Resolved<'_>,
+    hits: Vec<Hit>,
+    groups: Option<Vec<Group>>,
+    complete: bool,
+    outcome: &Outcome<H>,
+) -> Answer {
+    let plan = &resolved.plan;
+    let mut reason = plan.reason.clone();
+    if let Some(walked) = outcome.given_up {
+        reason += &format!("; given up after {walked} distances for all rows that pass");
+    }
+    let segment = |one: &Arc<Segment>| ExplainSegment { vectors: one.graph.len(), linked: one.graph.linked() };
+    let explain = resolved.request.shape.explain.then(|| Explain {
+        plan: plan.name,
+        reason: reason.clone(),
+        ef: resolved.ef(),
+        segments: resolved.index.segments.iter().map(segment).collect(),
+        live: resolved.index.live,
+        visited: outcome.visited,
+        candidates: outcome.taken,
+        pages: outcome.pages,
+        timings_us: Timings::default(),
+    });
+    Answer {
+        hits,
+        groups,
+        complete,
+        applied_lsn: Default::default(),
+        staleness: None,
+        stale: None,
+        recheck: outcome.report,
+        stats: SearchStats { took_us: 0, visited: outcome.visited, plan: plan.name, reason, ended: outcome.ended },
+        explain,
+    }
 }

@@ -46,6 +46,11 @@ kinds! {
     BAD_LSN = "RV1010", 400, "22P02", false, "The LSN is not understood";
     NO_ROW = "RV1011", 404, "P0002", false, "There is no such row";
     NO_VECTOR = "RV1012", 422, "P0002", false, "The row has no usable vector";
+    EXAMPLES = "RV1021", 400, "22023", false, "The examples give nothing to search by";
+    GROUPS = "RV1022", 400, "22023", false, "The groups asked for cannot be made";
+    DIVERSITY = "RV1023", 400, "22023", false, "The diversity asked for is out of range";
+    BATCH = "RV1024", 400, "22023", false, "The batch has too many searches, or none";
+    DISTANCE = "RV1025", 400, "22003", false, "The distance is not a finite number";
     UNKNOWN_COLLECTION = "RV1101", 404, "42P01", false, "There is no such collection";
     UNKNOWN_ROUTE = "RV1102", 404, "42P01", false, "There is no such route";
     METHOD = "RV1103", 405, "0A000", false, "The route does not take this method";
@@ -176,6 +181,24 @@ impl From<QueryError> for Problem {
             QueryError::Ef(_) => Problem::new(SEARCH_WIDTH, detail),
             QueryError::UnknownColumn { .. } => Problem::new(UNKNOWN_COLUMN, detail)
                 .hint("with \"recheck\": \"exists\" any column of the table can be shown"),
+            QueryError::UnknownGroup { .. } => Problem::new(UNKNOWN_COLUMN, detail)
+                .hint("name a column of the collection's filter_columns, or add it there"),
+            QueryError::GroupSize { .. } => Problem::new(GROUPS, detail).hint("ask for fewer groups or fewer rows of each"),
+            QueryError::GroupsOfDiverse => Problem::new(GROUPS, detail).hint("leave out one of them"),
+            QueryError::Lambda(_) => {
+                Problem::new(DIVERSITY, detail).hint("1 is nearness alone, 0 difference alone; 0.5 is usual")
+            }
+            QueryError::MmrCandidates(_) => {
+                Problem::new(DIVERSITY, detail).hint("leave it out for four times the limit, at least 50")
+            }
+            QueryError::MaxDistance => Problem::new(DISTANCE, detail).hint("leave it out for no bound"),
+            QueryError::Examples(_) => Problem::new(EXAMPLES, detail)
+                .hint("recommend.positive needs at least one example; examples must not cancel each other out"),
+            QueryError::Batch(_) => Problem::new(BATCH, detail).hint("send several requests"),
+            QueryError::InBatch { at, error } => {
+                let problem = Problem::from(*error);
+                Problem { detail: format!("searches[{at}]: {}", problem.detail), ..problem }
+            }
             QueryError::NoRow(_) => Problem::new(NO_ROW, detail),
             QueryError::NoVector(_) => {
                 Problem::new(NO_VECTOR, detail).hint("its vector is NULL, or GET /v1/collections/{name}/dead_letters says why it cannot be indexed")

@@ -19,7 +19,7 @@ pub struct HeapRow {
 }
 
 /// What to ask of each row.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Ask<'a> {
     /// Columns to bring, rendered by the source.
     pub columns: &'a [String],

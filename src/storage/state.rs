@@ -10,6 +10,7 @@ use crate::storage::{IoContext, Result, StorageError, damaged};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::HashMap;
+use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -315,6 +316,34 @@ impl State {
             visit(RowKey::from_bytes(key.value()), row)?;
         }
         Ok(())
+    }
+
+    /// Visits the rows of a collection behind a key, in key order, until `visit` breaks off. The position applied in the
+    /// state that was visited.
+    pub fn rows_after(
+        &self,
+        collection: CollectionId,
+        after: Option<&RowKey>,
+        mut visit: impl FnMut(RowKey, StoredRow) -> ControlFlow<()>,
+    ) -> Result<Lsn> {
+        let transaction = self.database.begin_read()?;
+        let meta = transaction.open_table(META)?;
+        let applied = meta.get("applied")?.ok_or_else(|| damaged(&self.path, "has no applied"))?;
+        let applied: Applied = self.parse("applied", applied.value())?;
+        let name = rows_table(collection);
+        let table = match transaction.open_table(TableDefinition::<&[u8], &[u8]>::new(&name)) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(applied.lsn),
+            table => table?,
+        };
+        let from = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.as_bytes()));
+        for entry in table.range::<&[u8]>((from, Bound::Unbounded))? {
+            let (key, row) = entry?;
+            let row = StoredRow::decode(row.value()).map_err(|bad| damaged(&self.path, bad.to_string()))?;
+            if visit(RowKey::from_bytes(key.value()), row).is_break() {
+                break;
+            }
+        }
+        Ok(applied.lsn)
     }
 
     /// One row.

@@ -8,7 +8,7 @@ use ruvector::engine::candidates::{Accept, Candidates, Method};
 use ruvector::engine::segment::Segment;
 use ruvector::engine::view::{IndexView, View};
 use ruvector::model::{
-    CollectionDef, Comparison, Consistency, Filter, Recheck, RowKey, SearchBy, SearchRequest, Value,
+    CollectionDef, Comparison, Consistency, Filter, Recheck, RowKey, SearchBy, SearchRequest, Shape, Value,
 };
 use ruvector::query::{QueryError, QueryService};
 use ruvector::source::SourceError;
@@ -179,6 +179,7 @@ pub fn compare_answers(epoch: &Epoch, twin: &Twin, random: &mut Random) -> Resul
                     exact: true,
                     consistency: Consistency { at_least: Some(twin.position), timeout: None },
                     recheck: Recheck::None,
+                    shape: Shape::default(),
                 };
                 let answer = match runtime.block_on(service.search(&request)) {
                     Err(QueryError::Storage(error)) => return Err(error),

@@ -18,7 +18,7 @@ use ruvector::engine::view::{CollectionView, View};
 use ruvector::engine::{NewCollection, Options};
 use ruvector::model::{
     Answer, Cell, Change, CollectionDef, CollectionId, ColumnType, CommitLsn, Comparison, Consistency, Filter,
-    FilterColumn, KeyColumn, LogRecord, Lsn, Metric, Op, Recheck, RowImage, RowKey, SearchBy, SearchRequest,
+    FilterColumn, KeyColumn, LogRecord, Lsn, Metric, Op, Recheck, RowImage, RowKey, SearchBy, SearchRequest, Shape,
     TransactionHead, Value, VectorColumn,
 };
 use ruvector::query::{QueryError, QueryService};
@@ -215,6 +215,7 @@ impl Lines {
             exact: false,
             consistency: Consistency { at_least: Some(Lsn(position)), timeout: None },
             recheck: Recheck::None,
+            shape: Shape::default(),
         };
         change(&mut request);
         self.service.search(&request).await

@@ -1,6 +1,8 @@
 //! HTTP: routes, limits, errors as problem+json.
 
+mod answers;
 mod collections;
+mod listing;
 mod probes;
 mod search;
 
@@ -23,7 +25,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Settings of the HTTP surface.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +83,16 @@ impl App {
         let verifying = tokio::sync::Mutex::new(());
         App { query, dsn, pool, metrics, health, options, turns, verifying, started: Instant::now() }
     }
+
+    /// Leave to work on one request.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        let turn = tokio::time::timeout(self.options.max_queue, self.turns.acquire()).await;
+        let too_many = || {
+            let detail = format!("waited {:?} for a turn", self.options.max_queue);
+            Problem::new(problem::OVERLOADED, detail).hint("slow down, or raise http.max_concurrent")
+        };
+        turn.ok().and_then(Result::ok).ok_or_else(too_many)
+    }
 }
 
 type Shared = State<Arc<App>>;
@@ -122,6 +134,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/collections/{name}", get(collections::show))
         .route("/v1/collections/{name}/dead_letters", get(collections::dead_letters))
         .route("/v1/collections/{name}/search", post(search::search))
+        .route("/v1/collections/{name}/scroll", post(listing::scroll))
+        .route("/v1/collections/{name}/count", post(listing::count))
         .route("/v1/admin/collections/{name}/rebuild", post(collections::rebuild))
         .route("/v1/admin/collections/{name}/verify", post(collections::verify))
         .route("/v1/status", get(probes::status))

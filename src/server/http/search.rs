@@ -1,45 +1,64 @@
-//! `POST /v1/collections/{name}/search`: bytes -> `SearchRequest`, `Answer` -> bytes.
+//! `POST /v1/collections/{name}/search`: bytes -> `SearchRequest`.
 
 use crate::model::{
-    Answer, CollectionDef, Consistency, Hit, Lsn, MAX_DIMENSIONS, Recheck, RowKey, SearchBy, SearchRequest, pgtype,
+    CollectionDef, Consistency, Example, Filter, GroupBy, MAX_DIMENSIONS, MAX_LIMIT, MAX_MMR_CANDIDATES, Mmr, Recheck,
+    RowKey, SearchBy, SearchRequest, Shape, pgtype,
 };
 use crate::query::filter;
-use crate::server::http::{App, Name, Shared};
+use crate::server::http::{App, Name, Shared, answers};
 use crate::server::problem::{self, Problem};
 use crate::telemetry::names;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use axum::response::Response;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value as Json;
-use serde_json::value::RawValue;
 use std::time::Duration;
 
+/// One search; or, with `searches`, several of them on one view.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
-    query: Query,
+    #[serde(default)]
+    query: Option<Query>,
     #[serde(default)]
     filter: Option<String>,
     #[serde(default)]
     params: Vec<Json>,
-    #[serde(default = "ten")]
-    limit: usize,
+    #[serde(default, deserialize_with = "there")]
+    limit: Option<usize>,
     #[serde(default)]
     columns: Vec<String>,
     #[serde(default)]
     search: Tuning,
-    #[serde(default)]
-    consistency: Freshness,
-    #[serde(default)]
-    recheck: Recheck,
+    #[serde(default, deserialize_with = "there")]
+    consistency: Option<Freshness>,
+    #[serde(default, deserialize_with = "there")]
+    recheck: Option<Recheck>,
+    #[serde(default, deserialize_with = "there")]
+    max_distance: Option<f64>,
+    #[serde(default, deserialize_with = "there")]
+    group_by: Option<String>,
+    #[serde(default, deserialize_with = "there")]
+    group_size: Option<usize>,
+    #[serde(default, deserialize_with = "there")]
+    mmr: Option<Diversity>,
+    #[serde(default, deserialize_with = "there")]
+    explain: Option<bool>,
+    #[serde(default, deserialize_with = "there")]
+    searches: Option<Vec<Body>>,
 }
 
-fn ten() -> usize {
-    10
+/// A field that is not null where it is there at all.
+fn there<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
+
+/// Rows, or groups, where the request does not say how many.
+const DEFAULT_LIMIT: usize = 10;
+/// Weight of nearness against difference where the request does not say.
+const DEFAULT_LAMBDA: f64 = 0.5;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,7 +68,27 @@ struct Query {
     #[serde(default)]
     id: Option<Json>,
     #[serde(default)]
+    recommend: Option<Examples>,
+    #[serde(default)]
     using: Option<String>,
+}
+
+/// Each a key, or an array of numbers.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Examples {
+    positive: Vec<Json>,
+    #[serde(default)]
+    negative: Vec<Json>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Diversity {
+    #[serde(default)]
+    lambda: Option<f64>,
+    #[serde(default)]
+    candidates: Option<usize>,
 }
 
 #[derive(Deserialize, Default)]
@@ -63,7 +102,7 @@ struct Tuning {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
-struct Freshness {
+pub struct Freshness {
     #[serde(default)]
     at_least: Option<String>,
     #[serde(default)]
@@ -75,28 +114,6 @@ const MAX_WAIT_MS: u64 = 60_000;
 
 /// As many as a table of PostgreSQL can have; a row of the answer cannot have many more.
 const MAX_COLUMNS: usize = 1600;
-
-#[derive(Serialize)]
-struct Reply {
-    hits: Vec<Found>,
-    complete: bool,
-    applied_lsn: Lsn,
-    staleness_ms: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stale: Option<String>,
-    recheck: crate::model::RecheckReport,
-    stats: crate::model::SearchStats,
-}
-
-#[derive(Serialize)]
-struct Found {
-    id: Json,
-    /// NaN (a zero vector under cosine) is null in JSON.
-    distance: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    columns: Option<Box<RawValue>>,
-    vector_lsn: Lsn,
-}
 
 /// The handler.
 pub async fn search(
@@ -115,64 +132,155 @@ pub async fn search(
 async fn answer(app: &App, name: String, body: Result<Bytes, BytesRejection>) -> Result<Response, Problem> {
     let body = body.map_err(too_large)?;
     let def = app.query.definition(&name)?;
-    let request = parse(&def, name, &body)?;
+    let Parsed { consistency, requests, batch } = parse(&def, &name, &body)?;
     // Waiting for a position takes nobody's turn.
-    app.query.frontier.view(&request.consistency).await?;
-    let turn = tokio::time::timeout(app.options.max_queue, app.turns.acquire()).await;
-    let _turn = turn.map_err(|_| {
-        let detail = format!("waited {:?} for a turn", app.options.max_queue);
-        Problem::new(problem::OVERLOADED, detail).hint("slow down, or raise http.max_concurrent")
-    })?;
-    let answer = app.query.search(&request).await?;
-    Ok(render(&def, answer))
+    app.query.frontier.view(&consistency).await?;
+    let _turn = app.turn().await?;
+    match (&requests[..], batch) {
+        ([request], false) => Ok(answers::one(&def, app.query.search(request).await?)),
+        _ => Ok(answers::several(&def, app.query.search_all(&name, &consistency, &requests).await?)),
+    }
 }
 
-fn too_large(rejection: BytesRejection) -> Problem {
+pub fn too_large(rejection: BytesRejection) -> Problem {
     Problem::new(problem::TOO_LARGE, rejection.to_string()).hint("http.max_body_bytes is the limit")
 }
 
-fn parse(def: &CollectionDef, collection: String, bytes: &[u8]) -> Result<SearchRequest, Problem> {
-    let body: Body = serde_json::from_slice(bytes).map_err(malformed)?;
-    let by = match (body.query.vector, body.query.id) {
-        (Some(vector), None) if vector.len() > MAX_DIMENSIONS => {
-            let detail = format!("the query has {} dimensions; at most {MAX_DIMENSIONS} are taken", vector.len());
-            return Err(Problem::new(problem::DIMENSIONS, detail));
-        }
-        (Some(vector), None) => SearchBy::Vector(vector),
-        (None, Some(id)) => SearchBy::Row(parse_id(def, &id)?),
-        _ => {
-            let hint = r#"send {"query": {"vector": [...]}} or {"query": {"id": ...}}"#;
-            return Err(Problem::new(problem::MALFORMED, "query needs exactly one of `vector` and `id`").hint(hint));
-        }
+/// What a body asks for.
+struct Parsed {
+    consistency: Consistency,
+    requests: Vec<SearchRequest>,
+    /// Asked for as several, even if it is one.
+    batch: bool,
+}
+
+fn parse(def: &CollectionDef, collection: &str, bytes: &[u8]) -> Result<Parsed, Problem> {
+    let mut body: Body = serde_json::from_slice(bytes).map_err(malformed)?;
+    let consistency = freshness(body.consistency.take())?;
+    let Some(searches) = body.searches.take() else {
+        let requests = vec![one(def, collection, &consistency, body)?];
+        return Ok(Parsed { consistency, requests, batch: false });
     };
-    let filter = match (&body.filter, body.params.is_empty()) {
-        (Some(text), _) => Some(filter::parse(text, &body.params, &def.filters)?),
-        (None, true) => None,
-        (None, false) => return Err(Problem::new(problem::MALFORMED, "`params` without `filter`")),
-    };
-    check_columns(&body.columns)?;
-    let at_least = body.consistency.at_least.map(|text| text.parse()).transpose();
+    if !body.is_empty() {
+        let problem = Problem::new(problem::MALFORMED, "beside `searches` there can be `consistency` only");
+        return Err(problem.hint("put everything else into each of the searches"));
+    }
+    let each = searches.into_iter().enumerate().map(|(at, body)| {
+        let of_all = || Problem::new(problem::MALFORMED, "a search of a batch has no `consistency` and no `searches`");
+        let request = match body.consistency.is_some() || body.searches.is_some() {
+            true => Err(of_all().hint("all searches of a batch are answered from one view: say it beside `searches`")),
+            false => one(def, collection, &consistency, body),
+        };
+        request.map_err(|problem| Problem { detail: format!("searches[{at}]: {}", problem.detail), ..problem })
+    });
+    let requests = each.collect::<Result<_, _>>()?;
+    Ok(Parsed { consistency, requests, batch: true })
+}
+
+impl Body {
+    /// Does it ask for nothing itself?
+    fn is_empty(&self) -> bool {
+        let lists = self.params.is_empty() && self.columns.is_empty();
+        let tuning = self.search.ef.is_none() && !self.search.exact && self.explain.is_none() && self.recheck.is_none();
+        let what = self.query.is_none() && self.filter.is_none() && self.limit.is_none();
+        let shape = self.max_distance.is_none() && self.group_by.is_none() && self.group_size.is_none();
+        lists && tuning && what && shape && self.mmr.is_none()
+    }
+}
+
+/// How new an answer has to be.
+pub fn freshness(body: Option<Freshness>) -> Result<Consistency, Problem> {
+    let Freshness { at_least, timeout_ms } = body.unwrap_or_default();
+    let at_least = at_least.map(|text| text.parse()).transpose();
     let at_least = at_least.map_err(|error: crate::model::BadLsn| Problem::new(problem::BAD_LSN, error.to_string()))?;
-    let timeout = body.consistency.timeout_ms;
-    if timeout.is_some_and(|ms| ms > MAX_WAIT_MS) {
+    if timeout_ms.is_some_and(|ms| ms > MAX_WAIT_MS) {
         return Err(Problem::new(problem::MALFORMED, format!("consistency.timeout_ms is more than {MAX_WAIT_MS}")));
     }
+    Ok(Consistency { at_least, timeout: timeout_ms.map(Duration::from_millis) })
+}
+
+fn one(def: &CollectionDef, collection: &str, consistency: &Consistency, body: Body) -> Result<SearchRequest, Problem> {
+    let shape = shape(&body)?;
+    let hint = r#"send {"query": {"vector": [...]}}, {"query": {"id": ...}} or {"query": {"recommend": {...}}}"#;
+    let query = body.query.ok_or_else(|| Problem::new(problem::MALFORMED, "`query` is missing").hint(hint))?;
+    let by = match (query.vector, query.id, query.recommend) {
+        (Some(vector), None, None) => SearchBy::Vector(not_too_long(vector)?),
+        (None, Some(id), None) => SearchBy::Row(parse_id(def, &id)?),
+        (None, None, Some(examples)) => SearchBy::Examples {
+            positive: examples.positive.iter().map(|one| example(def, one)).collect::<Result<_, _>>()?,
+            negative: examples.negative.iter().map(|one| example(def, one)).collect::<Result<_, _>>()?,
+        },
+        _ => {
+            let detail = "query needs exactly one of `vector`, `id` and `recommend`";
+            return Err(Problem::new(problem::MALFORMED, detail).hint(hint));
+        }
+    };
+    check_columns(&body.columns)?;
+    // All rows within a distance are wanted unless the request says how many.
+    let all = shape.max_distance.is_some() && shape.group.is_none() && shape.mmr.is_none();
     Ok(SearchRequest {
-        collection,
-        using: body.query.using,
+        collection: collection.to_owned(),
+        using: query.using,
         by,
-        limit: body.limit,
-        filter,
+        limit: body.limit.unwrap_or(if all { MAX_LIMIT } else { DEFAULT_LIMIT }),
+        filter: parse_filter(def, body.filter.as_deref(), &body.params)?,
         columns: body.columns,
         ef: body.search.ef,
         exact: body.search.exact,
-        consistency: Consistency { at_least, timeout: timeout.map(Duration::from_millis) },
-        recheck: body.recheck,
+        consistency: consistency.clone(),
+        recheck: body.recheck.unwrap_or_default(),
+        shape,
     })
 }
 
+fn shape(body: &Body) -> Result<Shape, Problem> {
+    let group = match (&body.group_by, body.group_size) {
+        (Some(column), size) => Some(GroupBy { column: column.clone(), size: size.unwrap_or(1) }),
+        (None, Some(_)) => {
+            let hint = "name the column whose values make the groups in `group_by`";
+            return Err(Problem::new(problem::MALFORMED, "`group_size` without `group_by`").hint(hint));
+        }
+        (None, None) => None,
+    };
+    let limit = body.limit.unwrap_or(DEFAULT_LIMIT);
+    let candidates = limit.saturating_mul(4).clamp(50, MAX_MMR_CANDIDATES);
+    let mmr = body.mmr.as_ref().map(|mmr| Mmr {
+        lambda: mmr.lambda.unwrap_or(DEFAULT_LAMBDA),
+        candidates: mmr.candidates.unwrap_or(candidates),
+    });
+    Ok(Shape { max_distance: body.max_distance, group, mmr, explain: body.explain.unwrap_or(false) })
+}
+
+/// A filter with its parameters, where there is one.
+pub fn parse_filter(def: &CollectionDef, filter: Option<&str>, params: &[Json]) -> Result<Option<Filter>, Problem> {
+    match (filter, params.is_empty()) {
+        (Some(text), _) => Ok(Some(filter::parse(text, params, &def.filters)?)),
+        (None, true) => Ok(None),
+        (None, false) => Err(Problem::new(problem::MALFORMED, "`params` without `filter`")),
+    }
+}
+
+fn not_too_long(vector: Vec<f32>) -> Result<Vec<f32>, Problem> {
+    if vector.len() > MAX_DIMENSIONS {
+        let detail = format!("the query has {} dimensions; at most {MAX_DIMENSIONS} are taken", vector.len());
+        return Err(Problem::new(problem::DIMENSIONS, detail));
+    }
+    Ok(vector)
+}
+
+/// No key is an array.
+fn example(def: &CollectionDef, json: &Json) -> Result<Example, Problem> {
+    match json {
+        Json::Array(_) => {
+            let vector = Vec::<f32>::deserialize(json).map_err(malformed)?;
+            Ok(Example::Vector(not_too_long(vector)?))
+        }
+        id => Ok(Example::Row(parse_id(def, id)?)),
+    }
+}
+
 /// What the source could not even be asked.
-fn check_columns(columns: &[String]) -> Result<(), Problem> {
+pub fn check_columns(columns: &[String]) -> Result<(), Problem> {
     if columns.len() > MAX_COLUMNS {
         let detail = format!("{} columns; at most {MAX_COLUMNS} are shown", columns.len());
         return Err(Problem::new(problem::MALFORMED, detail).hint("name each column once"));
@@ -189,8 +297,9 @@ fn check_columns(columns: &[String]) -> Result<(), Problem> {
 /// Serde words an unknown field in its message alone; its class is "data" like every other wrong value.
 fn malformed(error: serde_json::Error) -> Problem {
     let text = error.to_string();
-    let hint = "the fields are query {vector|id, using}, filter, params, limit, columns, search {ef, exact}, \
-                consistency {at_least, timeout_ms}, recheck";
+    let hint = "the fields are query {vector|id|recommend {positive, negative}, using}, filter, params, limit, columns, \
+                search {ef, exact}, recheck, max_distance, group_by, group_size, mmr {lambda, candidates}, explain, \
+                consistency {at_least, timeout_ms}; or searches, a list of such, and consistency";
     if text.starts_with("unknown field") {
         return Problem::new(problem::UNKNOWN_FIELD, text).hint(hint);
     }
@@ -223,44 +332,5 @@ fn id_hint(def: &CollectionDef) -> String {
     match columns.len() {
         1 => format!("the key is {}", columns[0]),
         _ => format!("the key is an object of {}", columns.join(", ")),
-    }
-}
-
-/// A key as JSON: the inverse of [`parse_id`].
-pub fn render_id(def: &CollectionDef, key: &RowKey) -> Json {
-    let values = key.decode().unwrap_or_default();
-    match (&def.key[..], &values[..]) {
-        ([column], [value]) => pgtype::to_json_as(column.kind, value),
-        (columns, values) => {
-            let fields = columns
-                .iter()
-                .zip(values)
-                .map(|(column, value)| (column.name.clone(), pgtype::to_json_as(column.kind, value)));
-            Json::Object(fields.collect())
-        }
-    }
-}
-
-fn render(def: &CollectionDef, answer: Answer) -> Response {
-    let found = |hit: Hit| Found {
-        id: render_id(def, &hit.key),
-        distance: Some(hit.distance).filter(|distance| distance.is_finite()),
-        columns: hit.columns,
-        vector_lsn: Lsn(hit.version.commit.0),
-    };
-    let reply = Reply {
-        hits: answer.hits.into_iter().map(found).collect(),
-        complete: answer.complete,
-        applied_lsn: answer.applied_lsn,
-        staleness_ms: answer.staleness.map(|age| (age.as_secs_f64() * 1e5).round() / 100.0),
-        stale: answer.stale,
-        recheck: answer.recheck,
-        stats: answer.stats,
-    };
-    let lsn = [("x-ruvector-applied-lsn", answer.applied_lsn.to_string())];
-    let json = [(header::CONTENT_TYPE, "application/json")];
-    match serde_json::to_vec(&reply) {
-        Ok(bytes) => (lsn, json, bytes).into_response(),
-        Err(error) => Problem::new(problem::INTERNAL, error.to_string()).into_response(),
     }
 }

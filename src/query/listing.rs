@@ -1,0 +1,161 @@
+//! Rows by filter in the order of their keys, and their number: from the transactional state, which has rows without a
+//! usable vector as well.
+
+use crate::consistency::blocking;
+use crate::consistency::frontier::Serving;
+use crate::consistency::recheck::Visibility;
+use crate::engine::view::CollectionView;
+use crate::model::{
+    AsOf, Cell, Consistency, CountRequest, Filter, Listed, Lsn, MAX_LIMIT, Page, Recheck, RecheckReport, RowKey,
+    ScrollRequest, Value,
+};
+use crate::query::resolve::{check_columns, check_state, collection, replicated};
+use crate::query::{QueryError, QueryService, filter};
+use crate::source::rows::Ask;
+use crate::storage::state::StoredRow;
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// Round trips to the source one page may cost.
+const MAX_ROUNDS: usize = 16;
+
+/// Rows read at one position of the state.
+struct Read {
+    rows: Vec<(RowKey, StoredRow)>,
+    /// There are no more.
+    dry: bool,
+    /// Some rows are being read again from the source.
+    doubtful: bool,
+    at: Lsn,
+}
+
+impl<V: Visibility> QueryService<V> {
+    /// The number of rows that pass, with or without a vector.
+    pub async fn count(&self, request: &CountRequest) -> Result<(u64, AsOf), QueryError> {
+        let (serving, view) = self.frontier.view(&request.consistency).await?;
+        let found = collection(&view, &request.collection)?;
+        let mut as_of = self.as_of(found, &request.consistency)?;
+        let mut count = 0;
+        as_of.applied_lsn = blocking(|| {
+            serving.engine.rows_after(found, None, |_, row| {
+                as_of.complete &= row.missing == 0;
+                count += u64::from(request.filter.as_ref().is_none_or(|filter| filter.passes(&row.filters)));
+                ControlFlow::Continue(())
+            })
+        })?;
+        as_of.staleness = self.frontier.staleness(as_of.applied_lsn);
+        Ok((count, as_of))
+    }
+
+    /// A page of rows that pass, in the order of their keys.
+    pub async fn scroll(&self, request: &ScrollRequest) -> Result<Page, QueryError> {
+        if !(1..=MAX_LIMIT).contains(&request.limit) {
+            return Err(QueryError::Limit(request.limit));
+        }
+        let (serving, view) = self.frontier.view(&request.consistency).await?;
+        let found = collection(&view, &request.collection)?;
+        let mut as_of = self.as_of(found, &request.consistency)?;
+        check_columns(&found.def, &request.columns, request.recheck)?;
+        let recheck = RecheckReport { mode: request.recheck, ..RecheckReport::default() };
+        let mut page = Page { rows: Vec::new(), next: request.after.clone(), as_of: as_of.clone(), recheck };
+        let (mut dry, mut at) = (false, None);
+        for _ in 0..MAX_ROUNDS {
+            let missing = request.limit - page.rows.len();
+            if dry || missing == 0 {
+                break;
+            }
+            let read = blocking(|| read(&serving, found, page.next.as_ref(), missing, request.filter.as_ref()))?;
+            // What a later one finds is at least as new.
+            as_of.applied_lsn = *at.get_or_insert(read.at);
+            as_of.complete &= !read.doubtful;
+            dry = read.dry;
+            if let Some((last, _)) = read.rows.last() {
+                page.next = Some(last.clone());
+            }
+            self.show(request, found, read.rows, &mut page).await?;
+        }
+        // A page that came short without the end being reached says by its `next` that there is more.
+        page.next = page.next.filter(|_| !dry);
+        as_of.staleness = self.frontier.staleness(as_of.applied_lsn);
+        page.as_of = as_of;
+        Ok(page)
+    }
+
+    fn as_of(&self, found: &CollectionView, consistency: &Consistency) -> Result<AsOf, QueryError> {
+        let paused = check_state(found, consistency)?;
+        let stale = self.frontier.progress.stale().or(paused);
+        Ok(AsOf { complete: stale.is_none(), applied_lsn: Lsn::ZERO, staleness: None, stale })
+    }
+
+    /// Adds those rows to the page that the source shows.
+    async fn show(
+        &self,
+        request: &ScrollRequest,
+        found: &CollectionView,
+        rows: Vec<(RowKey, StoredRow)>,
+        page: &mut Page,
+    ) -> Result<(), QueryError> {
+        let def = &found.def;
+        if request.recheck == Recheck::None {
+            let listed = |(key, row): (RowKey, StoredRow)| Listed {
+                columns: replicated(def, &request.columns, &key, |at| value(&row, at)),
+                version: row.version,
+                key,
+            };
+            page.rows.extend(rows.into_iter().map(listed));
+            return Ok(());
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut params = Vec::new();
+        let filter = request.filter.as_ref().filter(|_| request.recheck == Recheck::Exact);
+        let condition = filter.map(|filter| filter::to_sql(filter, &def.filters, 1, &mut params));
+        let condition = condition.as_deref().map(|sql| (sql, &params[..]));
+        let keys: Vec<_> = rows.iter().map(|(key, _)| key.clone()).collect();
+        let ask = Ask { columns: &request.columns, vector: None, condition };
+        let shown = self.visibility.visible(def, &keys, ask).await?;
+        let mut shown: HashMap<_, _> = shown.into_iter().map(|row| (row.key, row.columns)).collect();
+        page.recheck.checked += rows.len();
+        page.recheck.dropped += rows.len() - shown.len();
+        let listed = |(key, row): (RowKey, StoredRow)| {
+            let columns = shown.remove(&key)?;
+            Some(Listed { key, version: row.version, columns })
+        };
+        page.rows.extend(rows.into_iter().filter_map(listed));
+        Ok(())
+    }
+}
+
+fn value(row: &StoredRow, at: usize) -> Option<Value> {
+    match row.filters.get(at)? {
+        Cell::Value(value) => Some(value.clone()),
+        _ => None,
+    }
+}
+
+/// The next rows that pass.
+fn read(
+    serving: &Arc<Serving>,
+    found: &CollectionView,
+    after: Option<&RowKey>,
+    want: usize,
+    filter: Option<&Filter>,
+) -> Result<Read, QueryError> {
+    let mut read = Read { rows: Vec::new(), dry: true, doubtful: false, at: Lsn::ZERO };
+    read.at = serving.engine.rows_after(found, after, |key, row| {
+        read.doubtful |= row.missing != 0;
+        if filter.is_some_and(|filter| !filter.passes(&row.filters)) {
+            return ControlFlow::Continue(());
+        }
+        // One more than wanted is seen, so that the last page knows that it is the last.
+        if read.rows.len() == want {
+            read.dry = false;
+            return ControlFlow::Break(());
+        }
+        read.rows.push((key, row));
+        ControlFlow::Continue(())
+    })?;
+    Ok(read)
+}

@@ -1,0 +1,373 @@
+//! A request made ready on one view: checked, its column, vector and plan found.
+
+use crate::consistency::frontier::Serving;
+use crate::consistency::recheck::Checking;
+use crate::engine::candidates::{Accept, Candidates, Method};
+use crate::engine::hnsw::Query;
+use crate::engine::view::{CollectionView, IndexView, View};
+use crate::model::{
+    Candidate, CollectionDef, Consistency, Example, Filter, Hit, MAX_BATCH, MAX_BATCH_ROWS, MAX_EF, MAX_EXAMPLES,
+    MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Recheck, RowKey, SearchBy, SearchRequest, Value, pgtype,
+};
+use crate::query::error::QueryError;
+use crate::query::groups::Grouping;
+use crate::query::plan::{self, Plan, PlanFacts};
+use crate::query::stream::{Bound, Stream};
+use crate::query::{filter, recommend};
+use crate::storage::state::CollectionState;
+use serde_json::value::RawValue;
+use std::sync::OnceLock;
+
+/// A distance recomputed in double precision may be smaller than the index's by this share.
+const ROUNDING: f64 = 1e-5;
+
+/// One search, ready to be opened.
+pub struct Resolved<'v> {
+    /// As asked.
+    pub request: &'v SearchRequest,
+    /// The collection.
+    pub found: &'v CollectionView,
+    /// Number of the vector column.
+    pub column: usize,
+    /// Its index.
+    pub index: &'v IndexView,
+    /// How it is searched.
+    pub plan: Plan,
+    /// Place of the column to group by.
+    pub group: Option<usize>,
+    vector: Vec<f32>,
+    /// `None` while the index has no vector at all.
+    prepared: Option<Query>,
+    except: Vec<RowKey>,
+    condition: Option<(String, Vec<String>)>,
+    /// The filter of a second search, which lives as long as that.
+    rest: OnceLock<Filter>,
+}
+
+impl<'v> Resolved<'v> {
+    /// Makes a request ready; `default_ef` where it names no width.
+    pub fn new(
+        serving: &Serving,
+        found: &'v CollectionView,
+        request: &'v SearchRequest,
+        default_ef: usize,
+    ) -> Result<Resolved<'v>, QueryError> {
+        let (column, index) = vector_column(found, request)?;
+        check_columns(&found.def, &request.columns, request.recheck)?;
+        let group = request.shape.group.as_ref().map(|group| group_column(&found.def, &group.column)).transpose()?;
+        let (vector, except) = query_vector(serving, found, column, index, request)?;
+        let filter = request.filter.as_ref().filter(|_| request.recheck == Recheck::Exact);
+        let condition = filter.map(|filter| {
+            let mut params = Vec::new();
+            (filter::to_sql(filter, &found.def.filters, 1, &mut params), params)
+        });
+        let plan = choose(index, request, default_ef);
+        let (prepared, rest) = (index.prepare(&vector), OnceLock::new());
+        Ok(Resolved { request, found, column, index, plan, group, vector, prepared, except, condition, rest })
+    }
+
+    /// Opens the search; `None` where there is nothing to search.
+    pub fn open(&self) -> Option<Stream<'_, Candidates<'_>>> {
+        let accept = Accept { filter: self.request.filter.as_ref(), except: None };
+        let candidates = Candidates::open(self.index, self.prepared.as_ref()?, accept, self.plan.method);
+        let bound = self.request.shape.max_distance.map(|max| Bound {
+            max: if self.request.recheck == Recheck::Exact { max + ROUNDING * (1.0 + max.abs()) } else { max },
+            margin: self.ef(),
+        });
+        Some(Stream::new(candidates, &self.except, bound))
+    }
+
+    /// Rows that are not in the answer.
+    pub fn except(&self) -> &[RowKey] {
+        &self.except
+    }
+
+    /// Is its order exact?
+    pub fn is_scan(&self) -> bool {
+        self.plan.method == Method::Scan
+    }
+
+    /// Search width of a walk.
+    pub fn ef(&self) -> Option<usize> {
+        match self.plan.method {
+            Method::Scan => None,
+            Method::Walk { ef } => Some(ef),
+        }
+    }
+
+    /// What the recheck needs to know of it.
+    pub fn checking(&self) -> Checking<'_> {
+        Checking {
+            level: self.request.recheck,
+            columns: &self.request.columns,
+            vector: self.column,
+            metric: self.index.column.metric,
+            query: &self.vector,
+            condition: self.condition.as_ref().map(|(sql, params)| (&sql[..], &params[..])),
+        }
+    }
+
+    /// A candidate as it is, with replicated columns as the view has them.
+    pub fn as_indexed(&self, candidate: Candidate) -> Hit {
+        let Candidate { key, distance, version, node } = candidate;
+        let cell = |at| cell(self.index, node, at);
+        let columns = replicated(&self.found.def, &self.request.columns, &key, cell);
+        Hit { key, distance, version, node, columns }
+    }
+
+    /// A group's value as JSON.
+    pub fn group_value(&self, value: Option<&Value>) -> serde_json::Value {
+        let kind = self.group.map(|at| self.found.def.filters[at].kind);
+        kind.zip(value).map(|(kind, value)| pgtype::to_json_as(kind, value)).unwrap_or_default()
+    }
+}
+
+/// Columns as they are here, as a JSON object: those of the key and those that filters use.
+pub fn replicated(
+    def: &CollectionDef,
+    columns: &[String],
+    key: &RowKey,
+    cell: impl Fn(usize) -> Option<Value>,
+) -> Option<Box<RawValue>> {
+    if columns.is_empty() {
+        return None;
+    }
+    let mut object = serde_json::Map::new();
+    let keys = key.decode().unwrap_or_default();
+    for name in columns {
+        let of_key = def.key.iter().zip(&keys).find(|(column, _)| column.name == *name);
+        let of_key = of_key.map(|(column, value)| pgtype::to_json_as(column.kind, value));
+        let of_row = || {
+            let at = def.filters.iter().position(|column| column.name == *name)?;
+            Some(pgtype::to_json_as(def.filters[at].kind, &cell(at)?))
+        };
+        object.insert(name.clone(), of_key.or_else(of_row).unwrap_or_default());
+    }
+    serde_json::value::to_raw_value(&object).ok()
+}
+
+/// The value of a filter column of a live row; `None` is NULL.
+fn cell(index: &IndexView, node: u32, column: usize) -> Option<Value> {
+    index.row(node)?.cell(column)
+}
+
+/// Groups of rows by a filter column.
+pub struct ByColumn<'r> {
+    /// The search.
+    pub resolved: &'r Resolved<'r>,
+    /// Place of the column.
+    pub column: usize,
+}
+
+impl<'r> Grouping for ByColumn<'r> {
+    type Pages = Candidates<'r>;
+
+    fn value(&self, candidate: &Candidate) -> Option<Value> {
+        cell(self.resolved.index, candidate.node, self.column)
+    }
+
+    fn scan(&self, condition: Filter) -> Candidates<'r> {
+        let resolved = self.resolved;
+        let filter = resolved.rest.get_or_init(|| match &resolved.request.filter {
+            Some(filter) => Filter::And(vec![filter.clone(), condition]),
+            None => condition,
+        });
+        let query = resolved.prepared.as_ref().expect("only a search that was opened is continued");
+        Candidates::open(resolved.index, query, Accept { filter: Some(filter), except: None }, Method::Scan)
+    }
+}
+
+fn choose(index: &IndexView, request: &SearchRequest, default_ef: usize) -> Plan {
+    let shape = &request.shape;
+    let limit = match (&shape.group, &shape.mmr) {
+        (Some(group), _) => request.limit * group.size,
+        (_, Some(mmr)) => mmr.candidates,
+        _ => request.limit,
+    };
+    let ef = request.ef.unwrap_or(default_ef);
+    let passing = request.filter.as_ref().map(|filter| index.rows.passing(Some(filter)).count());
+    let segments = index.segments.len();
+    let facts = PlanFacts { live: index.live, passing, segments, limit, ef, exact: request.exact };
+    let plan = plan::choose(facts);
+    match plan.method {
+        // Nobody knows how many rows are within the distance: the limit is a cap and no width to begin with.
+        Method::Walk { .. } if shape.max_distance.is_some() => {
+            plan::choose(PlanFacts { limit: limit.min(ef), ..facts })
+        }
+        _ => plan,
+    }
+}
+
+/// The collection, by name.
+pub fn collection<'v>(view: &'v View, name: &str) -> Result<&'v CollectionView, QueryError> {
+    let found = view.collections.get(name).map(|found| &**found);
+    found.ok_or_else(|| {
+        let known = view.collections.keys().cloned().collect::<Vec<_>>().join(", ");
+        QueryError::UnknownCollection { name: name.to_owned(), known }
+    })
+}
+
+/// What can be said of a request without any data.
+pub fn check_numbers(request: &SearchRequest) -> Result<(), QueryError> {
+    if !(1..=MAX_LIMIT).contains(&request.limit) {
+        return Err(QueryError::Limit(request.limit));
+    }
+    if let Some(ef) = request.ef.filter(|ef| !(1..=MAX_EF).contains(ef)) {
+        return Err(QueryError::Ef(ef));
+    }
+    check_shape(request)?;
+    let finite = |vector: &[f32]| match vector.iter().position(|element| !element.is_finite()) {
+        Some(at) => Err(QueryError::NotFinite { at }),
+        None => Ok(()),
+    };
+    match &request.by {
+        SearchBy::Vector(vector) => finite(vector),
+        SearchBy::Row(_) => Ok(()),
+        SearchBy::Examples { positive, negative } => {
+            if positive.is_empty() {
+                return Err(QueryError::Examples("recommend.positive is empty".into()));
+            }
+            if let Some(count) = [positive.len(), negative.len()].into_iter().find(|&count| count > MAX_EXAMPLES) {
+                let message = format!("{count} examples; at most {MAX_EXAMPLES} of each sign are taken");
+                return Err(QueryError::Examples(message));
+            }
+            positive.iter().chain(negative).try_for_each(|example| match example {
+                Example::Vector(vector) => finite(vector),
+                Example::Row(_) => Ok(()),
+            })
+        }
+    }
+}
+
+fn check_shape(request: &SearchRequest) -> Result<(), QueryError> {
+    let shape = &request.shape;
+    if shape.max_distance.is_some_and(|max| !max.is_finite()) {
+        return Err(QueryError::MaxDistance);
+    }
+    if let Some(group) = &shape.group {
+        if shape.mmr.is_some() {
+            return Err(QueryError::GroupsOfDiverse);
+        }
+        if !(1..=MAX_GROUP_SIZE).contains(&group.size) || request.limit * group.size > MAX_LIMIT {
+            return Err(QueryError::GroupSize { size: group.size });
+        }
+    }
+    match &shape.mmr {
+        Some(mmr) if !(0.0..=1.0).contains(&mmr.lambda) => Err(QueryError::Lambda(mmr.lambda)),
+        Some(mmr) if mmr.candidates < request.limit || mmr.candidates > MAX_MMR_CANDIDATES => {
+            Err(QueryError::MmrCandidates(mmr.candidates))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What all searches of a batch cost together is bounded, too.
+pub fn check_batch(requests: &[SearchRequest]) -> Result<(), QueryError> {
+    if !(1..=MAX_BATCH).contains(&requests.len()) {
+        return Err(QueryError::Batch(format!("{} searches; a batch has 1 to {MAX_BATCH}", requests.len())));
+    }
+    let rows = |request: &SearchRequest| {
+        let wide = request.shape.mmr.map_or(0, |mmr| mmr.candidates);
+        let size = request.shape.group.as_ref().map_or(1, |group| group.size);
+        (request.limit.saturating_mul(size)).max(wide)
+    };
+    let sum = requests.iter().map(rows).fold(0, usize::saturating_add);
+    if requests.len() > 1 && sum > MAX_BATCH_ROWS {
+        let message = format!("the searches want up to {sum} rows together; at most {MAX_BATCH_ROWS} are given");
+        return Err(QueryError::Batch(message));
+    }
+    Ok(())
+}
+
+/// Why answers are of the past, if so. Who asks for a position gets none of a collection that stands still.
+pub fn check_state(found: &CollectionView, consistency: &Consistency) -> Result<Option<String>, QueryError> {
+    match &found.state {
+        CollectionState::Live => Ok(None),
+        CollectionState::Copying => Err(QueryError::Copying(found.def.name.clone())),
+        CollectionState::Paused { reason } if consistency.at_least.is_some() || found.rows == 0 => {
+            Err(QueryError::Paused { name: found.def.name.clone(), reason: reason.clone() })
+        }
+        CollectionState::Paused { reason } => Ok(Some(format!("the collection is paused: {reason}"))),
+    }
+}
+
+fn names<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    names.map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn vector_column<'v>(found: &'v CollectionView, request: &SearchRequest) -> Result<(usize, &'v IndexView), QueryError> {
+    let using = request.using.as_deref();
+    let (column, _) = found.def.vector(using).ok_or_else(|| QueryError::UnknownVector {
+        collection: found.def.name.clone(),
+        column: using.unwrap_or_default().to_owned(),
+        known: names(found.def.vectors.iter().map(|column| &column.name)),
+    })?;
+    Ok((column, &found.indexes[column]))
+}
+
+fn group_column(def: &CollectionDef, name: &str) -> Result<usize, QueryError> {
+    let known = || names(def.filters.iter().map(|column| &column.name));
+    let place = def.filters.iter().position(|column| column.name == name);
+    place.ok_or_else(|| QueryError::UnknownGroup { column: name.to_owned(), known: known() })
+}
+
+/// With a recheck the source shows any column and says itself when there is none; without, only what is replicated.
+pub fn check_columns(def: &CollectionDef, columns: &[String], recheck: Recheck) -> Result<(), QueryError> {
+    if recheck != Recheck::None {
+        return Ok(());
+    }
+    let known = || def.key.iter().map(|c| &c.name).chain(def.filters.iter().map(|c| &c.name));
+    match columns.iter().find(|column| known().all(|name| name != *column)) {
+        Some(column) => Err(QueryError::UnknownColumn { column: column.clone(), known: names(known()) }),
+        None => Ok(()),
+    }
+}
+
+/// The vector to search by, and the rows it was made of.
+fn query_vector(
+    serving: &Serving,
+    found: &CollectionView,
+    column: usize,
+    index: &IndexView,
+    request: &SearchRequest,
+) -> Result<(Vec<f32>, Vec<RowKey>), QueryError> {
+    let stored = |key: &RowKey| match serving.engine.vector_of(found, column, key)? {
+        Some(Some(vector)) => Ok(vector),
+        Some(None) => Err(QueryError::NoVector(key.to_string())),
+        None => Err(QueryError::NoRow(key.to_string())),
+    };
+    let check = |vector: &[f32], expected: Option<usize>| match expected {
+        Some(expected) if expected != vector.len() => {
+            Err(QueryError::Dimensions { column: index.column.name.clone(), found: vector.len(), expected })
+        }
+        _ => Ok(()),
+    };
+    let (positive, negative) = match &request.by {
+        SearchBy::Vector(vector) => {
+            check(vector, index.column.dimensions)?;
+            return Ok((vector.clone(), Vec::new()));
+        }
+        SearchBy::Row(key) => return Ok((stored(key)?, vec![key.clone()])),
+        SearchBy::Examples { positive, negative } => (positive, negative),
+    };
+    let vectors = |examples: &[Example]| -> Result<Vec<Vec<f32>>, QueryError> {
+        let vector = |example: &Example| match example {
+            Example::Vector(vector) => Ok(vector.clone()),
+            Example::Row(key) => stored(key),
+        };
+        examples.iter().map(vector).collect()
+    };
+    let (liked, disliked) = (vectors(positive)?, vectors(negative)?);
+    let expected = index.column.dimensions.or(liked.first().map(Vec::len));
+    liked.iter().chain(&disliked).try_for_each(|vector| check(vector, expected))?;
+    let except = positive.iter().chain(negative).filter_map(|example| match example {
+        Example::Row(key) => Some(key.clone()),
+        Example::Vector(_) => None,
+    });
+    let target = recommend::average(index.column.metric, &liked, &disliked);
+    let target = target.ok_or_else(|| {
+        let message = "the examples have no direction: one is a zero vector, or they cancel each other out";
+        QueryError::Examples(message.into())
+    })?;
+    Ok((target, except.collect()))
+}

@@ -1,0 +1,216 @@
+//! The candidates of one search, nearest first: without the rows it was asked by, and with `max_distance` none beyond it.
+
+use crate::engine::candidates::Candidates;
+use crate::model::{Candidate, Ended, RowKey};
+use std::collections::VecDeque;
+
+/// Where candidates come from; the second implementation is the tests'.
+pub trait Pages: Send {
+    /// At most `want` further ones, nearest first; fewer only when there are no more.
+    fn next_page(&mut self, want: usize) -> Vec<Candidate>;
+
+    /// Distances computed so far.
+    fn visited(&self) -> usize;
+
+    /// Distances of walks that were given up for a scan, if they were.
+    fn given_up(&self) -> Option<usize> {
+        None
+    }
+}
+
+impl Pages for Candidates<'_> {
+    fn next_page(&mut self, want: usize) -> Vec<Candidate> {
+        Candidates::next_page(self, want)
+    }
+
+    fn visited(&self) -> usize {
+        Candidates::visited(self)
+    }
+
+    fn given_up(&self) -> Option<usize> {
+        Candidates::given_up(self)
+    }
+}
+
+/// How far to look.
+///
+/// Of a scan the first candidate beyond `max` proves that there are no more within it. A walk gives its candidates only
+/// about in order, so it goes on until `margin` of them in a row, a whole search width, were beyond. By then every one
+/// of the nearest R + `margin` rows it met has been followed, R being the rows within: one that is still missing is one
+/// that a search for the nearest R + `margin` would miss as well. That is rare, and no proof.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Bound {
+    /// Largest distance that is within.
+    pub max: f64,
+    /// Candidates beyond it before a walk ends; of a scan, whose order is exact, `None`.
+    pub margin: Option<usize>,
+}
+
+/// Candidates taken from the index at first where nobody knows how many are within the bound, and at most.
+const CHUNK: usize = 64;
+const MAX_CHUNK: usize = 4096;
+
+/// An open search.
+pub struct Stream<'v, P> {
+    pages: P,
+    except: &'v [RowKey],
+    bound: Option<Bound>,
+    /// Taken from the index and not given yet.
+    ahead: VecDeque<Candidate>,
+    beyond: usize,
+    chunk: usize,
+    end: Option<Ended>,
+    taken: usize,
+}
+
+impl<'v, P: Pages> Stream<'v, P> {
+    /// The candidates of `pages` except those rows, and none beyond the bound.
+    pub fn new(pages: P, except: &'v [RowKey], bound: Option<Bound>) -> Stream<'v, P> {
+        let chunk = bound.and_then(|bound| bound.margin).unwrap_or(0).max(CHUNK);
+        Stream { pages, except, bound, ahead: VecDeque::new(), beyond: 0, chunk, end: None, taken: 0 }
+    }
+
+    /// At most `want` further ones; fewer only when the stream has ended.
+    pub fn next(&mut self, want: usize) -> Vec<Candidate> {
+        while self.ahead.len() < want && self.end.is_none() {
+            self.pull(want - self.ahead.len());
+        }
+        self.ahead.drain(..want.min(self.ahead.len())).collect()
+    }
+
+    /// Why there are no more, if so. May look for one.
+    pub fn ended(&mut self) -> Option<Ended> {
+        while self.ahead.is_empty() && self.end.is_none() {
+            self.pull(1);
+        }
+        self.end.filter(|_| self.ahead.is_empty())
+    }
+
+    fn pull(&mut self, missing: usize) {
+        let want = if self.bound.is_some() { self.chunk } else { missing + self.except.len() };
+        self.chunk = (self.chunk * 2).min(MAX_CHUNK);
+        let page = self.pages.next_page(want);
+        self.taken += page.len();
+        if page.len() < want {
+            self.end = Some(Ended::Dry);
+        }
+        for candidate in page {
+            // Not `>`: an undefined distance is within nothing.
+            if self.bound.is_some_and(|bound| !(candidate.distance <= bound.max)) {
+                self.beyond += 1;
+            } else {
+                self.beyond = 0;
+                if !self.except.contains(&candidate.key) {
+                    self.ahead.push_back(candidate);
+                }
+            }
+        }
+        let at = |bound: Bound| match bound.margin {
+            None => (1, Ended::Dry),
+            Some(margin) => (margin, Ended::Margin),
+        };
+        if let Some((margin, end)) = self.bound.map(at)
+            && self.beyond >= margin
+        {
+            self.end.get_or_insert(end);
+        }
+    }
+
+    /// How far it looks.
+    pub fn bound(&self) -> Option<Bound> {
+        self.bound
+    }
+
+    /// Candidates taken from the index so far.
+    pub fn taken(&self) -> usize {
+        self.taken
+    }
+
+    /// Distances computed so far.
+    pub fn visited(&self) -> usize {
+        self.pages.visited()
+    }
+
+    /// Distances of walks that were given up for a scan, if they were.
+    pub fn given_up(&self) -> Option<usize> {
+        self.pages.given_up()
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::model::{Value, Version};
+
+    /// A script of candidates: the key is the number, the distance stands beside it.
+    pub struct Script(pub std::vec::IntoIter<(i64, f64)>);
+
+    impl Script {
+        pub fn new(rows: impl IntoIterator<Item = (i64, f64)>) -> Script {
+            Script(rows.into_iter().collect::<Vec<_>>().into_iter())
+        }
+    }
+
+    impl Pages for Script {
+        fn next_page(&mut self, want: usize) -> Vec<Candidate> {
+            let candidate =
+                |(n, distance)| Candidate { key: key(n), distance, version: Version::default(), node: n as u32 };
+            self.0.by_ref().take(want).map(candidate).collect()
+        }
+
+        fn visited(&self) -> usize {
+            0
+        }
+    }
+
+    pub fn key(n: i64) -> RowKey {
+        RowKey::encode(&[Value::Int(n)]).expect("an integer can be a key")
+    }
+
+    pub fn number(key: &RowKey) -> i64 {
+        match key.decode().as_deref() {
+            Some([Value::Int(n)]) => *n,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn numbers(page: Vec<Candidate>) -> Vec<i64> {
+        page.iter().map(|candidate| number(&candidate.key)).collect()
+    }
+
+    #[test]
+    fn a_walk_is_followed_until_a_whole_margin_is_beyond_the_bound() {
+        // Out of order by less than the margin: 100 rows beyond, then one within, then only rows beyond.
+        let rows = (0..50).map(|n| (n, 0.1)).chain((50..150).map(|n| (n, 2.0))).chain([(150, 0.5)]);
+        let rows: Vec<_> = rows.chain((151..10_000).map(|n| (n, 3.0))).collect();
+        let bound = |margin| Some(Bound { max: 1.0, margin });
+        let mut stream = Stream::new(Script::new(rows.clone()), &[], bound(Some(101)));
+        assert_eq!(numbers(stream.next(1_000)), (0..50).chain([150]).collect::<Vec<_>>());
+        assert_eq!(stream.ended(), Some(Ended::Margin));
+        assert!(stream.taken() < 1_000, "{}", stream.taken());
+        // In exact order one is a proof.
+        let mut sorted = rows;
+        sorted.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let mut stream = Stream::new(Script::new(sorted), &[], bound(None));
+        assert_eq!((stream.next(1_000).len(), stream.ended()), (51, Some(Ended::Dry)));
+    }
+
+    #[test]
+    fn undefined_distances_are_within_nothing() {
+        let rows = [(1, 0.5), (2, f64::NAN)];
+        let mut stream = Stream::new(Script::new(rows), &[], Some(Bound { max: f64::INFINITY, margin: Some(100) }));
+        assert_eq!((numbers(stream.next(9)), stream.ended()), (vec![1], Some(Ended::Dry)));
+        let mut stream = Stream::new(Script::new(rows), &[], None);
+        assert_eq!(numbers(stream.next(9)), [1, 2], "without a bound they are rows like others");
+    }
+
+    #[test]
+    fn examples_are_left_out_and_replaced() {
+        let except = [key(0), key(2)];
+        let mut stream = Stream::new(Script::new((0..100).map(|n| (n, n as f64))), &except, None);
+        assert_eq!(numbers(stream.next(3)), [1, 3, 4]);
+        assert_eq!(numbers(stream.next(2)), [5, 6]);
+        assert_eq!(stream.ended(), None, "which loses none");
+        assert_eq!(numbers(stream.next(1)), [7]);
+    }
+}
