@@ -16,7 +16,7 @@ use ruvector::replication::frame::Frame;
 use ruvector::replication::pgoutput;
 use ruvector::replication::spool::Spool;
 use ruvector::storage::changelog::{self, ChangeLog};
-use ruvector::storage::originals::Originals;
+use ruvector::storage::originals::{Element, Originals};
 use ruvector::storage::record::{get_record, put_record};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::PathBuf;
@@ -726,7 +726,7 @@ fn vector(node: u32) -> Vec<f32> {
 impl Segments {
     fn new() -> Segments {
         let dir = scratch();
-        let mut originals = Originals::open(&dir.path().join("o.f32"), 3, 0).expect("originals");
+        let mut originals = Originals::open(&dir.path().join("o.f32"), 3, Element::F32, 0).expect("originals");
         (0..ROWS).for_each(|node| assert_eq!(originals.push(&vector(node)).expect("push"), node));
         originals.flush().expect("flush");
         Segments { dir, originals }

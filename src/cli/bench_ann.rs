@@ -52,8 +52,8 @@ pub struct Args {
 }
 
 fn parse_metric(name: &str) -> Result<Metric, String> {
-    let known = Metric::ALL.into_iter().find(|metric| metric.name() == name);
-    known.ok_or_else(|| format!("one of {}", Metric::ALL.map(Metric::name).join(", ")))
+    let known = Metric::PLAIN.into_iter().find(|metric| metric.name() == name);
+    known.ok_or_else(|| format!("one of {}", Metric::PLAIN.map(Metric::name).join(", ")))
 }
 
 /// Builds the graph, then searches it at every pool size.

@@ -83,7 +83,9 @@ pub async fn check<V: Visibility>(
         let distance = match vector {
             None => candidate.distance,
             // A row that has no usable vector any more is no neighbour.
-            Some(Cell::Value(Value::Vector(vector))) if vector.len() == checking.query.len() => {
+            Some(Cell::Value(Value::Vector(vector)))
+                if vector.len() == checking.query.len() && def.vectors[checking.vector].refuse(&vector).is_none() =>
+            {
                 checking.metric.distance(checking.query, &vector)
             }
             Some(_) => return None,

@@ -10,6 +10,7 @@ mod lsn;
 mod metric;
 mod relation;
 mod search;
+mod sparse;
 mod spec;
 mod value;
 
@@ -24,5 +25,6 @@ pub use search::{
     Answer, Candidate, Consistency, Hit, MAX_EF, MAX_LIMIT, Recheck, RecheckReport, SearchBy, SearchRequest,
     SearchStats,
 };
+pub use sparse::{MAX_NONZERO, MAX_SPARSE_DIMENSIONS, SparseVector};
 pub use spec::{CollectionSpec, VectorSpec};
-pub use value::{Cell, ColumnType, MAX_DIMENSIONS, Value};
+pub use value::{Cell, ColumnType, MAX_BITS, MAX_DIMENSIONS, Value};

@@ -46,6 +46,7 @@ kinds! {
     BAD_LSN = "RV1010", 400, "22P02", false, "The LSN is not understood";
     NO_ROW = "RV1011", 404, "P0002", false, "There is no such row";
     NO_VECTOR = "RV1012", 422, "P0002", false, "The row has no usable vector";
+    OUTSIDE = "RV1013", 400, "22003", false, "The metric has no distance from the vector";
     UNKNOWN_COLLECTION = "RV1101", 404, "42P01", false, "There is no such collection";
     UNKNOWN_ROUTE = "RV1102", 404, "42P01", false, "There is no such route";
     METHOD = "RV1103", 405, "0A000", false, "The route does not take this method";

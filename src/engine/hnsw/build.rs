@@ -111,11 +111,12 @@ impl Graph {
 
     /// A linked slot whose row is the same, bit for bit.
     fn twin(&self, row: &[f32], nearest: &[u64]) -> Option<u32> {
-        // An inner product says nothing about equality; the others put equal rows first, but for rounding.
+        // An inner product says nothing about equality, nor does Jaccard where no bit is set; the others put equal rows
+        // first, but for rounding.
         let reach = match self.metric() {
-            Metric::L2 | Metric::L1 => 0.0,
+            Metric::L2 | Metric::L1 | Metric::Hamming | Metric::Poincare | Metric::Lorentz => 0.0,
             Metric::Cosine => 1e-5,
-            Metric::Ip => f32::INFINITY,
+            Metric::Ip | Metric::Jaccard => f32::INFINITY,
         };
         let near = nearest.iter().take_while(|&&key| distance_of(key) <= reach);
         near.map(|&key| slot_of(key)).find(|&slot| self.row(slot) == row)

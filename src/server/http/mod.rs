@@ -3,6 +3,7 @@
 mod collections;
 mod probes;
 mod search;
+mod vector;
 
 use crate::consistency::recheck::SourceHeap;
 use crate::query::QueryService;

@@ -1,10 +1,8 @@
 //! `POST /v1/collections/{name}/search`: bytes -> `SearchRequest`, `Answer` -> bytes.
 
-use crate::model::{
-    Answer, CollectionDef, Consistency, Hit, Lsn, MAX_DIMENSIONS, Recheck, RowKey, SearchBy, SearchRequest, pgtype,
-};
+use crate::model::{Answer, CollectionDef, Consistency, Hit, Lsn, Recheck, RowKey, SearchBy, SearchRequest, pgtype};
 use crate::query::filter;
-use crate::server::http::{App, Name, Shared};
+use crate::server::http::{App, Name, Shared, vector};
 use crate::server::problem::{self, Problem};
 use crate::telemetry::names;
 use axum::body::Bytes;
@@ -45,7 +43,7 @@ fn ten() -> usize {
 #[serde(deny_unknown_fields)]
 struct Query {
     #[serde(default)]
-    vector: Option<Vec<f32>>,
+    vector: Option<Box<RawValue>>,
     #[serde(default)]
     id: Option<Json>,
     #[serde(default)]
@@ -134,11 +132,7 @@ fn too_large(rejection: BytesRejection) -> Problem {
 fn parse(def: &CollectionDef, collection: String, bytes: &[u8]) -> Result<SearchRequest, Problem> {
     let body: Body = serde_json::from_slice(bytes).map_err(malformed)?;
     let by = match (body.query.vector, body.query.id) {
-        (Some(vector), None) if vector.len() > MAX_DIMENSIONS => {
-            let detail = format!("the query has {} dimensions; at most {MAX_DIMENSIONS} are taken", vector.len());
-            return Err(Problem::new(problem::DIMENSIONS, detail));
-        }
-        (Some(vector), None) => SearchBy::Vector(vector),
+        (Some(json), None) => SearchBy::Vector(vector::parse(def, body.query.using.as_deref(), &json)?),
         (None, Some(id)) => SearchBy::Row(parse_id(def, &id)?),
         _ => {
             let hint = r#"send {"query": {"vector": [...]}} or {"query": {"id": ...}}"#;
