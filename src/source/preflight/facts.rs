@@ -236,7 +236,10 @@ pub async fn content(
                 let items = format!("CASE WHEN jsonb_typeof({name}) = 'array' THEN {name} ELSE '[null]' END");
                 (
                     format!("jsonb_array_length({items})"),
-                    format!("EXISTS (SELECT FROM jsonb_array_elements({items}) e WHERE jsonb_typeof(e) <> 'number')"),
+                    format!(
+                        "EXISTS (SELECT FROM jsonb_array_elements({items}) AS item(value)
+                                  WHERE jsonb_typeof(item.value) <> 'number')"
+                    ),
                 )
             }
             _ => (
