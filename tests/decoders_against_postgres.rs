@@ -91,6 +91,8 @@ async fn literals_of_every_type() {
         (Timestamptz, &["2024-01-01 12:00:00.1234564", "2024-01-01 12:00:00.1234567"]),
         (Float4Array, &["{1,2.5,-3,NaN,Infinity}", "[0:1]={1,2}", "{ \"1\" , 2 }", "{0.1,1e-7}"]),
         (Float8Array, &["{0.5}", "{1,2}"]),
+        (Varbit, &["0", "0110", "b01", "B101101110", "x0aF"]),
+        (Jsonb, &["[1, 2.50, -3]", "[1e-7]", " [ 0.1,1E3 ] "]),
     ];
     for (kind, literals) in cases {
         for literal in *literals {
@@ -139,6 +141,8 @@ async fn literals_that_are_none() {
         (Timestamp, &["294277-01-01", "2024-01-01 24:00:01", "2024-01-01 12:60"]),
         (Timestamptz, &["2024-01-01 12:00+16"]),
         (Float4Array, &["{1,,2}", "1,2"]),
+        (Varbit, &["012", "x0g", "0 1"]),
+        (Jsonb, &["[1,,2]", "[1", "1,2"]),
     ];
     for (kind, literals) in cases {
         for literal in *literals {

@@ -17,8 +17,10 @@ use ruvector::storage::data_dir::{DataDir, EpochId, Pending};
 use serde_json::{Value as Json, json};
 use std::path::{Path, PathBuf};
 
-/// The newest of the numbers in the files' headers.
+/// The format of the fixture.
 const FORMAT: u32 = 2;
+/// The newest of the numbers in the files' headers: that of the originals.
+const NEWEST: u32 = 3;
 const COPIED_AT: Lsn = Lsn(1_000);
 const BLOCK: usize = 4096;
 
@@ -242,7 +244,7 @@ fn what_was_written_once_is_read_as_it_was() {
 #[test]
 fn other_formats_are_told_with_what_to_do() {
     for (kind, extension) in [("log", "log"), ("vectors", "f32"), ("vectors", "graph")] {
-        for (format, copied_again) in [(1, true), (FORMAT + 1, false)] {
+        for (format, copied_again) in [(1, true), (NEWEST + 1, false)] {
             let dir = load();
             let files = files_below(&dir.path().join("epoch-1").join(kind));
             let file = files.iter().rfind(|file| file.extension().is_some_and(|found| found == extension));

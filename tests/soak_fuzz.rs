@@ -16,7 +16,7 @@ use ruvector::replication::frame::Frame;
 use ruvector::replication::pgoutput;
 use ruvector::replication::spool::Spool;
 use ruvector::storage::changelog::{self, ChangeLog};
-use ruvector::storage::originals::Originals;
+use ruvector::storage::originals::{Element, Originals};
 use ruvector::storage::record::{get_record, put_record};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::PathBuf;
@@ -470,7 +470,7 @@ impl Target for Frames {
 /// Values of every type, in binary and in text. The first two bytes choose.
 struct Values;
 
-const KINDS: [ColumnType; 15] = [
+const KINDS: [ColumnType; 20] = [
     ColumnType::Bool,
     ColumnType::Int2,
     ColumnType::Int4,
@@ -486,6 +486,11 @@ const KINDS: [ColumnType; 15] = [
     ColumnType::Vector,
     ColumnType::Float4Array,
     ColumnType::Float8Array,
+    ColumnType::Halfvec,
+    ColumnType::Sparsevec,
+    ColumnType::Bit,
+    ColumnType::Varbit,
+    ColumnType::Jsonb,
 ];
 
 /// A one-dimensional array as `array_send` writes it.
@@ -519,6 +524,11 @@ impl Target for Values {
             "[1,2.5,-3e10]",
             "{1,2.5,-3e10}",
             "[0:2]={1,\"2.5\",Infinity}",
+            "[1,0.1,-65504]",
+            "{1:0.5,3:-2e7}/5",
+            "010110111",
+            "xF0",
+            "[1, 2.5, -3e10]",
         ];
         let mut seeds: Vec<Input> = Vec::new();
         for (kind, text) in texts.iter().enumerate() {
@@ -529,6 +539,10 @@ impl Target for Values {
         let mut binaries: Vec<Vec<u8>> = widths.iter().map(|&width| vec![0x31; width]).collect();
         binaries[0] = vec![1];
         binaries.extend([pgvector, array(700, 4, 3), array(701, 8, 3)]);
+        binaries.push(vec![0, 2, 0, 0, 0x3c, 0, 0xfb, 0xff]);
+        let words = [5, 2, 0, 0, 2, 0x3f80_0000, 0xc000_0000].map(u32::to_be_bytes);
+        binaries.extend([words.concat(), vec![0, 0, 0, 9, 0xa5, 0x80], vec![0, 0, 0, 1, 0x80]]);
+        binaries.push(b"\x01[1, 2.5]".to_vec());
         for (kind, bytes) in binaries.iter().enumerate() {
             seeds.push(vec![[&[kind as u8, 0], &bytes[..]].concat()]);
         }
@@ -734,7 +748,7 @@ fn vector(node: u32) -> Vec<f32> {
 impl Segments {
     fn new() -> Segments {
         let dir = scratch();
-        let mut originals = Originals::open(&dir.path().join("o.f32"), 3, 0).expect("originals");
+        let mut originals = Originals::open(&dir.path().join("o.f32"), 3, Element::F32, 0).expect("originals");
         (0..ROWS).for_each(|node| assert_eq!(originals.push(&vector(node)).expect("push"), node));
         originals.flush().expect("flush");
         Segments { dir, originals }

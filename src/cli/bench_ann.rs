@@ -61,8 +61,8 @@ pub struct Args {
 const LARGEST_EF: usize = 4096;
 
 pub(super) fn parse_metric(name: &str) -> Result<Metric, String> {
-    let known = Metric::ALL.into_iter().find(|metric| metric.name() == name);
-    known.ok_or_else(|| format!("one of {}", Metric::ALL.map(Metric::name).join(", ")))
+    let known = Metric::PLAIN.into_iter().find(|metric| metric.name() == name);
+    known.ok_or_else(|| format!("one of {}", Metric::PLAIN.map(Metric::name).join(", ")))
 }
 
 pub(super) fn parse_encoding(name: &str) -> Result<Encoding, String> {

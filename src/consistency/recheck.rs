@@ -67,12 +67,14 @@ impl<'a> Checking<'a> {
     }
 
     /// What the source shows of a candidate, if it passes.
-    fn hit(&self, candidate: Candidate, row: &HeapRow) -> Option<Hit> {
+    fn hit(&self, def: &CollectionDef, candidate: Candidate, row: &HeapRow) -> Option<Hit> {
         let Candidate { key, distance, version, node } = candidate;
         let distance = match &row.vector {
             None => distance,
             // A row that has no usable vector any more is no neighbour.
-            Some(Cell::Value(Value::Vector(vector))) if vector.len() == self.query.len() => {
+            Some(Cell::Value(Value::Vector(vector)))
+                if vector.len() == self.query.len() && def.vectors[self.vector].refuse(vector).is_none() =>
+            {
                 self.metric.distance(self.query, vector)
             }
             Some(_) => return None,
@@ -113,7 +115,7 @@ pub async fn check<V: Visibility>(
         let rows = seen.iter().find(|(other, _)| other == ask).map(|(_, rows)| rows);
         let hit = |candidate: Candidate| {
             let row = rows?.get(&candidate.key)?;
-            checking.hit(candidate, row)
+            checking.hit(def, candidate, row)
         };
         page.into_iter().filter_map(hit).collect()
     };

@@ -6,7 +6,7 @@ use crate::engine::view::IndexView;
 use crate::model::{CollectionId, VectorColumn};
 use crate::storage::Result;
 use crate::storage::files;
-use crate::storage::originals::Originals;
+use crate::storage::originals::{Element, Originals};
 use crate::storage::state::{IndexRecord, SealedRecord};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -77,7 +77,7 @@ impl IndexWriter {
     }
 
     fn load(&mut self, dimensions: usize) -> Result<()> {
-        let originals = Originals::open(&self.originals_file(), dimensions, self.record.nodes)?;
+        let originals = Originals::open(&self.originals_file(), dimensions, self.element(), self.record.nodes)?;
         for sealed in &self.record.sealed {
             let path = self.dir.join(&sealed.file);
             self.sealed.push(Arc::new(Segment::open(&path, sealed.id, &self.column, dimensions, &originals)?));
@@ -95,6 +95,10 @@ impl IndexWriter {
             self.growing_segment(dimensions, node).graph.push(&vector);
         }
         Ok(())
+    }
+
+    fn element(&self) -> Element {
+        Element::of(self.column.kind)
     }
 
     fn originals_file(&self) -> PathBuf {
@@ -126,7 +130,7 @@ impl IndexWriter {
         let dimensions = vector.len();
         if self.originals.is_none() {
             self.column.dimensions = Some(dimensions);
-            self.originals = Some(Originals::open(&self.originals_file(), dimensions, 0)?);
+            self.originals = Some(Originals::open(&self.originals_file(), dimensions, self.element(), 0)?);
         }
         let node = self.originals.as_mut().expect("opened above").push(vector)?;
         self.growing_segment(dimensions, node).graph.push(vector);

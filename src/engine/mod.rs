@@ -21,8 +21,9 @@ use crate::engine::index::IndexWriter;
 use crate::engine::view::{CollectionView, View};
 use crate::model::{CollectionDef, CollectionId, Lsn, RowKey};
 use crate::storage::changelog::{LogPosition, LogReader};
+use crate::storage::originals::{Element, Originals};
 use crate::storage::state::{CollectionRecord, CollectionState, DeadLetter, State, StoredRow};
-use crate::storage::{Result, StorageError, damaged, files, originals::Originals};
+use crate::storage::{Result, StorageError, damaged, files};
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use parking_lot::{Condvar, Mutex};
@@ -399,12 +400,13 @@ impl Engine {
     fn originals(&self, collection: CollectionId, column: usize) -> Result<Option<Originals>> {
         let record = self.state.collections()?.into_iter().find(|record| record.def.id == collection);
         let Some(record) = record else { return Ok(None) };
-        let Some(dimensions) = record.def.vectors[column].dimensions else { return Ok(None) };
+        let vectors = &record.def.vectors[column];
+        let Some(dimensions) = vectors.dimensions else { return Ok(None) };
         let path = self.shared.epoch.join("vectors").join(format!("{}-{column}.f32", collection.0));
         if !files::exists(&path) {
             return Ok(None);
         }
-        Originals::open_for_reading(&path, dimensions).map(Some)
+        Originals::open_for_reading(&path, dimensions, Element::of(vectors.kind)).map(Some)
     }
 
     /// The rows of a collection that could not be indexed.

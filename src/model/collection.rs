@@ -4,7 +4,7 @@ use crate::model::change::CollectionId;
 use crate::model::encoding::Encoding;
 use crate::model::key::KeyColumn;
 use crate::model::metric::Metric;
-use crate::model::value::{ColumnType, MAX_DIMENSIONS};
+use crate::model::value::ColumnType;
 use serde::{Deserialize, Serialize};
 
 /// Vector and filter columns a collection can have.
@@ -15,7 +15,7 @@ pub const MAX_COLUMNS: usize = 63;
 pub struct VectorColumn {
     /// As in the source.
     pub name: String,
-    /// `vector`, `real[]` or `double precision[]`.
+    /// One of the vector types.
     pub kind: ColumnType,
     /// How it is compared.
     pub metric: Metric,
@@ -33,14 +33,17 @@ pub struct VectorColumn {
 impl VectorColumn {
     /// Why this vector cannot be indexed, if so.
     pub fn refuse(&self, vector: &[f32]) -> Option<String> {
-        if vector.is_empty() || vector.len() > MAX_DIMENSIONS {
-            return Some(format!("{} dimensions; 1 to {MAX_DIMENSIONS} can be indexed", vector.len()));
+        let most = self.kind.max_dimensions();
+        if vector.is_empty() || vector.len() > most {
+            return Some(format!("{} dimensions; 1 to {most} can be indexed", vector.len()));
         }
         if let Some(wanted) = self.dimensions.filter(|&wanted| wanted != vector.len()) {
             return Some(format!("{} dimensions instead of {wanted}", vector.len()));
         }
-        let bad = vector.iter().position(|element| !element.is_finite())?;
-        Some(format!("element {} is {}", bad + 1, vector[bad]))
+        if let Some(bad) = vector.iter().position(|element| !element.is_finite()) {
+            return Some(format!("element {} is {}", bad + 1, vector[bad]));
+        }
+        self.metric.outside(vector)
     }
 }
 

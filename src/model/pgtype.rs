@@ -1,12 +1,15 @@
 //! Postgres' binary and text forms of the column types this service takes: total decoders, canonical writers, JSON.
 
 mod array;
+mod bits;
 mod datetime;
 mod json;
+mod sparse;
 #[cfg(test)]
 mod tests;
 
 use crate::model::value::{Cell, ColumnType, Value};
+use half::f16;
 use std::fmt::{Debug, Write};
 
 pub use datetime::midnight;
@@ -15,8 +18,8 @@ pub use json::{from_json, to_json, to_json_as};
 /// What a decoder says about bytes that are no value of the type. Reasons never quote the bytes: they end up in logs.
 type Parsed = Result<Value, String>;
 
-/// The value in these bytes, as a type's send function writes it (PostgreSQL's `*send` functions, pgvector's
-/// `vector_send`). Any bytes give a value or [`Cell::Invalid`].
+/// The value in these bytes, as a type's send function writes it (PostgreSQL's and pgvector's `*send`
+/// functions). Any bytes give a value or [`Cell::Invalid`].
 pub fn decode_binary(kind: ColumnType, bytes: &[u8]) -> Cell {
     into_cell(binary(kind, bytes))
 }
@@ -43,11 +46,15 @@ pub fn parse_literal(kind: ColumnType, text: &str) -> Result<Value, String> {
         ColumnType::Date => datetime::parse_date(trimmed),
         ColumnType::Timestamp => datetime::parse_timestamp(trimmed, false),
         ColumnType::Timestamptz => datetime::parse_timestamp(trimmed, true),
-        ColumnType::Vector => array::parse_vector(trimmed),
+        ColumnType::Vector => array::parse_vector(trimmed, parse_f32),
         ColumnType::Float4Array => array::parse_array(trimmed, parse_f32),
         ColumnType::Float8Array => {
             array::parse_array(trimmed, |text| narrow(parse_f64(text)?).ok_or_else(|| "out of range for real".into()))
         }
+        ColumnType::Halfvec => array::parse_vector(trimmed, |text| to_half(parse_f32(text)?)),
+        ColumnType::Sparsevec => sparse::parse(trimmed),
+        ColumnType::Bit | ColumnType::Varbit => bits::parse(trimmed),
+        ColumnType::Jsonb => array::parse_vector(trimmed, parse_f32).map_err(|reason| format!("{reason} (jsonb)")),
     }
 }
 
@@ -63,16 +70,18 @@ pub fn to_text(value: &Value) -> String {
         Value::Date(v) => datetime::date_text(*v),
         Value::Timestamp(v) => datetime::timestamp_text(*v, true),
         Value::Vector(v) => vector_text(v, '[', ']'),
+        Value::Sparse(v) => sparse::text(v),
     }
 }
 
 /// As [`to_text`], but as a column of this type is shown: no zone without one, `real` as short as it is, arrays in
-/// braces.
+/// braces, bits as digits.
 pub fn to_text_as(kind: ColumnType, value: &Value) -> String {
     match (kind, value) {
         (ColumnType::Float4, Value::Float(v)) => float_text(*v as f32, v.is_finite()),
         (ColumnType::Timestamp, Value::Timestamp(v)) => datetime::timestamp_text(*v, false),
         (ColumnType::Float4Array | ColumnType::Float8Array, Value::Vector(v)) => vector_text(v, '{', '}'),
+        (ColumnType::Bit | ColumnType::Varbit, Value::Vector(v)) => bits::text(v),
         _ => to_text(value),
     }
 }
@@ -100,7 +109,14 @@ fn binary(kind: ColumnType, bytes: &[u8]) -> Parsed {
         ColumnType::Timestamp | ColumnType::Timestamptz => {
             datetime::checked_timestamp(i64::from_be_bytes(fixed(bytes)?).into(), true)?
         }
-        ColumnType::Vector => array::binary_vector(bytes)?,
+        ColumnType::Vector => array::binary_vector(bytes, f32::from_be_bytes)?,
+        ColumnType::Halfvec => array::binary_vector(bytes, |item| f16::from_be_bytes(item).to_f32())?,
+        ColumnType::Sparsevec => sparse::binary(bytes)?,
+        ColumnType::Bit | ColumnType::Varbit => bits::binary(bytes)?,
+        ColumnType::Jsonb => match bytes.split_first() {
+            Some((1, text)) => parse_literal(kind, std::str::from_utf8(text).map_err(|_| "not UTF-8".to_owned())?)?,
+            _ => return Err("jsonb in an unknown format".into()),
+        },
         ColumnType::Float4Array => array::binary_array(bytes, array::FLOAT4, |item| Some(f32::from_be_bytes(item)))?,
         ColumnType::Float8Array => array::binary_array(bytes, array::FLOAT8, |item| narrow(f64::from_be_bytes(item)))?,
     })
@@ -156,6 +172,23 @@ fn spells_infinity(text: &str) -> bool {
 fn narrow(v: f64) -> Option<f32> {
     let narrowed = v as f32;
     (v.is_infinite() || !narrowed.is_infinite()).then_some(narrowed)
+}
+
+/// To the nearest half, as pgvector's `halfvec_in` does: by way of `real`.
+fn to_half(v: f32) -> Result<f32, String> {
+    let rounded = f16::from_f32(v).to_f32();
+    if rounded.is_infinite() && v.is_finite() { Err("out of range for halfvec".into()) } else { Ok(rounded) }
+}
+
+/// Rounds the elements of a vector as a value of this type has them. An error is the place, from 0, of one that does not
+/// fit.
+pub fn round_to(kind: ColumnType, vector: &mut [f32]) -> Result<(), usize> {
+    if kind == ColumnType::Halfvec {
+        for (at, element) in vector.iter_mut().enumerate() {
+            *element = to_half(*element).map_err(|_| at)?;
+        }
+    }
+    Ok(())
 }
 
 /// Upper or lower case, braces around it, a hyphen after any two bytes: what `uuid_in` takes.

@@ -1,10 +1,13 @@
 //! Values of columns as this service understands them, and the column types it can take.
 
+use crate::model::sparse::{MAX_SPARSE_DIMENSIONS, SparseVector};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 
-/// Largest number of dimensions of a vector, pgvector's own limit for storage.
+/// Largest number of dimensions of a dense vector, pgvector's own limit for storage.
 pub const MAX_DIMENSIONS: usize = 16_000;
+/// Largest number of dimensions of a bit string as a vector, pgvector's limit for indexes.
+pub const MAX_BITS: usize = 64_000;
 
 /// The column types this service replicates. Everything else is refused by name at start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -40,14 +43,26 @@ pub enum ColumnType {
     Float4Array,
     /// `double precision[]`
     Float8Array,
+    /// pgvector's `halfvec`
+    Halfvec,
+    /// pgvector's `sparsevec`
+    Sparsevec,
+    /// `bit`
+    Bit,
+    /// `bit varying`
+    Varbit,
+    /// `jsonb` that holds arrays of numbers
+    Jsonb,
 }
 
 impl ColumnType {
-    /// The type with this schema and name in `pg_type`, if it is one of ours. pgvector's type is known by its name,
-    /// whatever schema its extension lives in.
+    /// The type with this schema and name in `pg_type`, if it is one of ours. pgvector's types are known by their
+    /// names, whatever schema its extension lives in.
     pub fn from_catalog(schema: &str, name: &str) -> Option<ColumnType> {
         Some(match (schema, name) {
             (_, "vector") => ColumnType::Vector,
+            (_, "halfvec") => ColumnType::Halfvec,
+            (_, "sparsevec") => ColumnType::Sparsevec,
             ("pg_catalog", "bool") => ColumnType::Bool,
             ("pg_catalog", "int2") => ColumnType::Int2,
             ("pg_catalog", "int4") => ColumnType::Int4,
@@ -62,6 +77,9 @@ impl ColumnType {
             ("pg_catalog", "timestamptz") => ColumnType::Timestamptz,
             ("pg_catalog", "_float4") => ColumnType::Float4Array,
             ("pg_catalog", "_float8") => ColumnType::Float8Array,
+            ("pg_catalog", "bit") => ColumnType::Bit,
+            ("pg_catalog", "varbit") => ColumnType::Varbit,
+            ("pg_catalog", "jsonb") => ColumnType::Jsonb,
             _ => return None,
         })
     }
@@ -83,6 +101,9 @@ impl ColumnType {
             1184 => ColumnType::Timestamptz,
             1021 => ColumnType::Float4Array,
             1022 => ColumnType::Float8Array,
+            1560 => ColumnType::Bit,
+            1562 => ColumnType::Varbit,
+            3802 => ColumnType::Jsonb,
             _ => return None,
         })
     }
@@ -105,12 +126,38 @@ impl ColumnType {
             ColumnType::Vector => "vector",
             ColumnType::Float4Array => "real[]",
             ColumnType::Float8Array => "double precision[]",
+            ColumnType::Halfvec => "halfvec",
+            ColumnType::Sparsevec => "sparsevec",
+            ColumnType::Bit => "bit",
+            ColumnType::Varbit => "bit varying",
+            ColumnType::Jsonb => "jsonb",
         }
     }
 
     /// Can a column of this type hold embeddings?
     pub fn is_vector(self) -> bool {
-        matches!(self, ColumnType::Vector | ColumnType::Float4Array | ColumnType::Float8Array)
+        use ColumnType::*;
+        matches!(self, Vector | Float4Array | Float8Array | Halfvec | Sparsevec | Bit | Varbit | Jsonb)
+    }
+
+    /// Vectors of bits?
+    pub fn is_bits(self) -> bool {
+        matches!(self, ColumnType::Bit | ColumnType::Varbit)
+    }
+
+    /// Does the type modifier, where there is one, say how many dimensions every value has?
+    pub fn has_dimensions(self) -> bool {
+        use ColumnType::*;
+        matches!(self, Vector | Halfvec | Sparsevec | Bit)
+    }
+
+    /// Most dimensions a vector of this type can have here.
+    pub fn max_dimensions(self) -> usize {
+        match self {
+            ColumnType::Bit | ColumnType::Varbit => MAX_BITS,
+            ColumnType::Sparsevec => MAX_SPARSE_DIMENSIONS,
+            _ => MAX_DIMENSIONS,
+        }
     }
 
     /// Can a column of this type be part of a key?
@@ -149,8 +196,10 @@ pub enum Value {
     Date(i32),
     /// Microseconds since 2000-01-01 00:00 (UTC where the type has a zone); the extremes of `i64` are the infinities.
     Timestamp(i64),
-    /// An embedding. Finite or not, of any length: the collection decides what it takes.
+    /// An embedding, bits as 0 and 1. Finite or not, of any length: the collection decides what it takes.
     Vector(Box<[f32]>),
+    /// An embedding that is mostly zeros.
+    Sparse(SparseVector),
 }
 
 impl Value {

@@ -7,7 +7,7 @@ use crate::engine::hnsw::Query;
 use crate::engine::view::{CollectionView, IndexView, View};
 use crate::model::{
     Candidate, CollectionDef, Consistency, Example, Filter, Hit, MAX_BATCH, MAX_BATCH_ROWS, MAX_EF, MAX_EXAMPLES,
-    MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Recheck, RowKey, SearchBy, SearchRequest, Value, pgtype,
+    MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Metric, Recheck, RowKey, SearchBy, SearchRequest, Value, pgtype,
 };
 use crate::query::error::QueryError;
 use crate::query::groups::Grouping;
@@ -350,6 +350,12 @@ fn query_vector(
         SearchBy::Row(key) => return Ok((stored(key)?, vec![key.clone()])),
         SearchBy::Examples { positive, negative } => (positive, negative),
     };
+    let metric = index.column.metric;
+    if !Metric::PLAIN.contains(&metric) {
+        // The mean of bits is none, and the mean of points of a curved space is not where it seems to be.
+        let message = format!("examples cannot be averaged under {metric}; search by one vector or row");
+        return Err(QueryError::Examples(message));
+    }
     let vectors = |examples: &[Example]| -> Result<Vec<Vec<f32>>, QueryError> {
         let vector = |example: &Example| match example {
             Example::Vector(vector) => Ok(vector.clone()),
@@ -364,7 +370,7 @@ fn query_vector(
         Example::Row(key) => Some(key.clone()),
         Example::Vector(_) => None,
     });
-    let target = recommend::average(index.column.metric, &liked, &disliked);
+    let target = recommend::average(metric, &liked, &disliked);
     let target = target.ok_or_else(|| {
         let message = "the examples have no direction: one is a zero vector, or they cancel each other out";
         QueryError::Examples(message.into())

@@ -289,6 +289,7 @@ fn size(op: &Op) -> usize {
 fn cell_size(cell: &Cell) -> usize {
     match cell {
         Cell::Value(crate::model::Value::Vector(vector)) => vector.len() * 4,
+        Cell::Value(crate::model::Value::Sparse(vector)) => vector.indices().len() * 8,
         Cell::Value(crate::model::Value::Text(text)) => text.len(),
         _ => 8,
     }
@@ -329,7 +330,7 @@ fn map(
         let place = find(&column.name, column.kind)?;
         let typmod = relation.columns[place.0].typmod;
         match (column.kind, column.dimensions, usize::try_from(typmod)) {
-            (ColumnType::Vector, Some(ours), Ok(theirs)) if ours != theirs => {
+            (kind, Some(ours), Ok(theirs)) if kind.has_dimensions() && ours != theirs => {
                 Err(format!("column {} now has {theirs} dimensions, it had {ours}", column.name))
             }
             _ => Ok(place),

@@ -51,6 +51,7 @@ kinds! {
     DIVERSITY = "RV1023", 400, "22023", false, "The diversity asked for is out of range";
     BATCH = "RV1024", 400, "22023", false, "The batch has too many searches, or none";
     DISTANCE = "RV1025", 400, "22003", false, "The distance is not a finite number";
+    OUTSIDE = "RV1013", 400, "22003", false, "The metric has no distance from the vector";
     UNKNOWN_COLLECTION = "RV1101", 404, "42P01", false, "There is no such collection";
     UNKNOWN_ROUTE = "RV1102", 404, "42P01", false, "There is no such route";
     METHOD = "RV1103", 405, "0A000", false, "The route does not take this method";

@@ -1,8 +1,8 @@
 //! Facts of the source's catalog: what a table looks like, where a slot stands, where the WAL ends.
 
 use crate::model::{
-    CollectionDef, CollectionId, CollectionSpec, ColumnType, FilterColumn, KeyColumn, Lsn, MAX_COLUMNS, MAX_DIMENSIONS,
-    VectorColumn, quote_ident,
+    CollectionDef, CollectionId, CollectionSpec, ColumnType, FilterColumn, KeyColumn, Lsn, MAX_COLUMNS, Metric,
+    VectorColumn, VectorSpec, quote_ident,
 };
 use crate::source::{Result, SourceError};
 use tokio_postgres::Client;
@@ -120,10 +120,20 @@ pub async fn resolve(client: &Client, id: CollectionId, spec: &CollectionSpec) -
 pub async fn learn_dimensions(client: &Client, def: &mut CollectionDef) -> Result<()> {
     let from = def.from_clause();
     for column in &mut def.vectors {
-        if column.dimensions.is_none() && column.kind != ColumnType::Vector {
-            let name = quote_ident(&column.name);
+        let name = quote_ident(&column.name);
+        let length = match column.kind {
+            ColumnType::Float4Array | ColumnType::Float8Array => {
+                format!("CASE WHEN array_ndims({name}) = 1 THEN cardinality({name}) END")
+            }
+            ColumnType::Varbit => format!("length({name})"),
+            ColumnType::Jsonb => {
+                format!("CASE WHEN jsonb_typeof({name}) = 'array' THEN jsonb_array_length({name}) END")
+            }
+            _ => continue,
+        };
+        if column.dimensions.is_none() {
             let sql = format!(
-                "SELECT cardinality(e) FROM (SELECT {name} AS e FROM {from} WHERE array_ndims({name}) = 1 LIMIT 1000) s
+                "SELECT length FROM (SELECT {length} AS length FROM {from} WHERE {length} > 0 LIMIT 1000) s
                   GROUP BY 1 ORDER BY count(*) DESC, 1 DESC LIMIT 1"
             );
             let row = client.query_opt(&sql, &[]).await?;
@@ -162,13 +172,16 @@ pub fn define(id: CollectionId, spec: &CollectionSpec, table: &Table) -> Result<
     });
     let vectors = spec.vectors.iter().map(|wanted| {
         let column = find(table, &wanted.column, &quoted)?;
-        let kind = column.kind.filter(|kind| kind.is_vector()).ok_or_else(|| {
+        let indexed = |kind: &ColumnType| kind.is_vector() && *kind != ColumnType::Sparsevec;
+        let kind = column.kind.filter(indexed).ok_or_else(|| {
             SourceError::refused(
                 format!("column {} of {quoted} is {}", quote_ident(&column.name), column.type_name),
-                "a vector column is pgvector's vector, real[] or double precision[]",
+                "a vector column is pgvector's vector or halfvec, real[], double precision[], bit, bit varying or \
+                 jsonb",
             )
         })?;
-        let from_type = usize::try_from(column.typmod).ok().filter(|_| kind == ColumnType::Vector);
+        check_metric(column, kind, wanted, &quoted)?;
+        let from_type = usize::try_from(column.typmod).ok().filter(|_| kind.has_dimensions());
         if let (Some(ours), Some(theirs)) = (wanted.dimensions, from_type)
             && ours != theirs
         {
@@ -240,6 +253,27 @@ fn check_table(table: &Table, quoted: &str) -> Result<()> {
     Ok(())
 }
 
+/// The metric must be one of the type's, and the dimensions must be as many as the type may have here.
+fn check_metric(column: &Column, kind: ColumnType, wanted: &VectorSpec, quoted: &str) -> Result<()> {
+    let name = quote_ident(&column.name);
+    let fitting = Metric::of_type(kind);
+    if !fitting.contains(&wanted.metric) {
+        let names: Vec<_> = fitting.iter().map(|metric| metric.name()).collect();
+        return Err(SourceError::refused(
+            format!("column {name} of {quoted} is {}, which {} does not compare", column.type_name, wanted.metric),
+            format!("set collections.vectors.metric to one of {}", names.join(", ")),
+        ));
+    }
+    let dimensions = wanted.dimensions.or(usize::try_from(column.typmod).ok().filter(|_| kind.has_dimensions()));
+    match dimensions.filter(|dimensions| !(1..=kind.max_dimensions()).contains(dimensions)) {
+        Some(dimensions) => Err(SourceError::refused(
+            format!("column {name} of {quoted} has {dimensions} dimensions"),
+            format!("vectors of type {kind} can have 1 to {} dimensions", kind.max_dimensions()),
+        )),
+        None => Ok(()),
+    }
+}
+
 fn find<'t>(table: &'t Table, name: &str, quoted: &str) -> Result<&'t Column> {
     let column = table.columns.iter().find(|column| column.name == name).ok_or_else(|| {
         let names: Vec<_> = table.columns.iter().map(|column| column.name.as_str()).collect();
@@ -278,8 +312,9 @@ pub fn check_spec(spec: &CollectionSpec) -> std::result::Result<(), String> {
                 vector.ef_construction
             ));
         }
-        if vector.dimensions.is_some_and(|dimensions| !(1..=MAX_DIMENSIONS).contains(&dimensions)) {
-            return Err(format!("collection {name}, column {column}: dimensions must be 1 to {MAX_DIMENSIONS}"));
+        // How many they may be depends on the column's type, which the source knows.
+        if vector.dimensions == Some(0) {
+            return Err(format!("collection {name}, column {column}: dimensions must be at least 1"));
         }
     }
     let mut names: Vec<_> = spec.vectors.iter().map(|vector| &vector.column).chain(&spec.filter_columns).collect();

@@ -49,7 +49,7 @@ fn cell(row: &tokio_postgres::Row, at: usize, kind: ColumnType) -> Cell {
     // The table may have changed since the collection was defined: other bytes would be read as something they are not.
     let found = row.columns()[at].type_();
     let known = ColumnType::from_builtin_oid(found.oid());
-    if known.is_some_and(|known| known != kind) || (known.is_none() && kind != ColumnType::Vector) {
+    if known.or_else(|| ColumnType::from_catalog(found.schema(), found.name())) != Some(kind) {
         return Cell::Invalid(format!("of type {found}, not {kind}").into());
     }
     match row.try_get::<_, Option<Raw<'_>>>(at) {

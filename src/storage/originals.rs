@@ -1,22 +1,88 @@
-//! The original vectors of one vector column: an append-only file, one fixed-size checksummed row per node. Updates that
-//! leave an embedding untouched do not carry it, so it must be kept here.
+//! The original vectors of one vector column: an append-only file, one fixed-size checksummed row per node, in the
+//! source's precision. Updates that leave an embedding untouched do not carry it, so it must be kept here.
 
+use crate::model::ColumnType;
 use crate::storage::files::{self, Handle, Mode};
 use crate::storage::header::{self, Kind};
 use crate::storage::record::floats;
 use crate::storage::{IoContext, Result, damaged};
+use half::f16;
 use std::path::{Path, PathBuf};
 
-const KIND: Kind = Kind { magic: b"RVVEC\0\0\0", format: 2, name: "vector file" };
-/// head 16, dimensions 4, zeros.
+const KIND: Kind = Kind { magic: b"RVVEC\0\0\0", format: 3, name: "vector file" };
+/// Had zeros in the element's place, which is what f32 is.
+const BEFORE: Kind = Kind { format: 2, ..KIND };
+/// head 16, dimensions 4, element 4, zeros.
 const HEADER: u64 = 64;
 const WRITE_BUFFER: usize = 1 << 20;
+
+/// How an element of a vector is stored: as precise as the source has it, no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Element {
+    /// Four bytes, little-endian.
+    F32 = 0,
+    /// Two bytes, little-endian.
+    F16 = 1,
+    /// A bit, the lowest of a byte first.
+    Bit = 2,
+}
+
+impl Element {
+    /// What vectors of this type are made of.
+    pub fn of(kind: ColumnType) -> Element {
+        match kind {
+            ColumnType::Halfvec => Element::F16,
+            ColumnType::Bit | ColumnType::Varbit => Element::Bit,
+            _ => Element::F32,
+        }
+    }
+
+    /// Bytes of a vector.
+    fn bytes(self, dimensions: usize) -> usize {
+        match self {
+            Element::F32 => 4 * dimensions,
+            Element::F16 => 2 * dimensions,
+            Element::Bit => dimensions.div_ceil(8),
+        }
+    }
+
+    /// Appends a vector whose elements are all of this kind.
+    fn put(self, vector: &[f32], out: &mut Vec<u8>) {
+        match self {
+            Element::F32 => vector.iter().for_each(|element| out.extend_from_slice(&element.to_le_bytes())),
+            Element::F16 => {
+                vector.iter().for_each(|element| out.extend_from_slice(&f16::from_f32(*element).to_le_bytes()));
+            }
+            Element::Bit => {
+                let byte = |bits: &[f32]| bits.iter().rev().fold(0, |byte, bit| byte << 1 | u8::from(*bit != 0.0));
+                out.extend(vector.chunks(8).map(byte));
+            }
+        }
+    }
+
+    /// Reads a vector back.
+    fn get(self, bytes: &[u8], vector: &mut [f32]) {
+        match self {
+            Element::F32 => vector.iter_mut().zip(floats(bytes)).for_each(|(to, from)| *to = from),
+            Element::F16 => {
+                let (halves, _) = bytes.as_chunks::<2>();
+                vector.iter_mut().zip(halves).for_each(|(to, from)| *to = f16::from_le_bytes(*from).to_f32());
+            }
+            Element::Bit => {
+                let bits = vector.chunks_mut(8).zip(bytes);
+                bits.for_each(|(to, byte)| (0..).zip(to).for_each(|(at, to)| *to = f32::from(byte >> at & 1)));
+            }
+        }
+    }
+}
 
 /// The original vectors of one vector column.
 pub struct Originals {
     path: PathBuf,
     file: Handle,
     dimensions: usize,
+    element: Element,
     /// Rows handed to the operating system.
     written: u32,
     buffer: Vec<u8>,
@@ -25,16 +91,17 @@ pub struct Originals {
 impl Originals {
     /// Opens the file, or makes it. `rows` is how many the transactional state knows of: later ones were never
     /// committed and are overwritten; fewer is damage.
-    pub fn open(path: &Path, dimensions: usize, rows: u32) -> Result<Originals> {
+    pub fn open(path: &Path, dimensions: usize, element: Element, rows: u32) -> Result<Originals> {
         let file = files::open(path, Mode::Write)?;
         // Before the first row is committed nothing in the file counts: its header may not have reached the disk.
         if rows == 0 {
-            write_header(path, &file, dimensions)?;
+            write_header(path, &file, dimensions, element)?;
             crate::failpoint!("originals.created");
         } else {
-            check_header(path, &file, dimensions)?;
+            check_header(path, &file, dimensions, element)?;
         }
-        let originals = Originals { path: path.to_owned(), file, dimensions, written: rows, buffer: Vec::new() };
+        let originals =
+            Originals { path: path.to_owned(), file, dimensions, element, written: rows, buffer: Vec::new() };
         let length = originals.file.length().context("stat", path)?;
         if length < originals.offset(rows) {
             return Err(damaged(path, format!("has fewer than the {rows} rows it should have")));
@@ -43,15 +110,15 @@ impl Originals {
     }
 
     /// Opens the file for reading while another handle writes: every row that a committed row names is there.
-    pub fn open_for_reading(path: &Path, dimensions: usize) -> Result<Originals> {
+    pub fn open_for_reading(path: &Path, dimensions: usize, element: Element) -> Result<Originals> {
         let file = files::open(path, Mode::Read)?;
-        check_header(path, &file, dimensions)?;
-        Ok(Originals { path: path.to_owned(), file, dimensions, written: u32::MAX, buffer: Vec::new() })
+        check_header(path, &file, dimensions, element)?;
+        Ok(Originals { path: path.to_owned(), file, dimensions, element, written: u32::MAX, buffer: Vec::new() })
     }
 
-    /// Rows are `dimensions` little-endian f32s and the CRC-32 of their bytes.
+    /// Rows are `dimensions` elements and the CRC-32 of their bytes.
     fn stride(&self) -> usize {
-        self.dimensions * 4 + 4
+        self.element.bytes(self.dimensions) + 4
     }
 
     fn offset(&self, row: u32) -> u64 {
@@ -73,7 +140,7 @@ impl Originals {
         debug_assert_eq!(vector.len(), self.dimensions);
         let row = self.len();
         let start = self.buffer.len();
-        vector.iter().for_each(|element| self.buffer.extend_from_slice(&element.to_le_bytes()));
+        self.element.put(vector, &mut self.buffer);
         let crc = crc32fast::hash(&self.buffer[start..]);
         self.buffer.extend_from_slice(&crc.to_le_bytes());
         if self.buffer.len() >= WRITE_BUFFER {
@@ -131,26 +198,31 @@ impl Originals {
         if crc32fast::hash(body).to_le_bytes() != crc {
             return Err(damaged(&self.path, format!("checksum of row {row} does not match")));
         }
-        vector.iter_mut().zip(floats(body)).for_each(|(to, from)| *to = from);
+        self.element.get(body, vector);
         Ok(())
     }
 }
 
-fn write_header(path: &Path, file: &Handle, dimensions: usize) -> Result<()> {
+fn write_header(path: &Path, file: &Handle, dimensions: usize, element: Element) -> Result<()> {
     let mut header = [0; HEADER as usize];
     header[header::LENGTH..][..4].copy_from_slice(&(dimensions as u32).to_le_bytes());
+    header[header::LENGTH + 4..][..4].copy_from_slice(&(element as u32).to_le_bytes());
     KIND.seal(&mut header);
     file.write_at(&header, 0).and_then(|()| file.sync()).context("write", path)?;
     files::sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
-fn check_header(path: &Path, file: &Handle, dimensions: usize) -> Result<()> {
+fn check_header(path: &Path, file: &Handle, dimensions: usize, element: Element) -> Result<()> {
     let mut header = [0; HEADER as usize];
     file.read_at(&mut header, 0).context("read the header of", path)?;
-    KIND.check(path, &header)?;
-    let found = u32::from_le_bytes(header[header::LENGTH..][..4].try_into().expect("four bytes"));
+    KIND.check(path, &header).or_else(|error| BEFORE.check(path, &header).map_err(|_| error))?;
+    let word = |at: usize| u32::from_le_bytes(header[header::LENGTH + at..][..4].try_into().expect("four bytes"));
+    let (found, found_element) = (word(0), word(4));
     if found as usize != dimensions {
         return Err(damaged(path, format!("has {found} dimensions, not {dimensions}")));
+    }
+    if found_element != element as u32 {
+        return Err(damaged(path, format!("has elements of kind {found_element}, not {element:?}")));
     }
     Ok(())
 }
@@ -164,27 +236,68 @@ mod tests {
     fn uncommitted_rows_are_overwritten_and_committed_ones_stay() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("v.f32");
-        let mut originals = Originals::open(&path, 3, 0).expect("create");
+        let mut originals = Originals::open(&path, 3, Element::F32, 0).expect("create");
         for n in 0..5 {
             assert_eq!(originals.push(&[n as f32, f32::MIN_POSITIVE, -0.0]).expect("push"), n);
         }
         assert!(originals.equals(4, &[4.0, f32::MIN_POSITIVE, -0.0]).expect("buffered rows can be read"));
         originals.sync().expect("sync");
         drop(originals);
-        let mut originals = Originals::open(&path, 3, 2).expect("open");
+        let mut originals = Originals::open(&path, 3, Element::F32, 2).expect("open");
         assert_eq!(originals.push(&[9.0, 9.0, 9.0]).expect("push"), 2);
         originals.flush().expect("flush");
         assert_eq!(originals.read(2).expect("read"), [9.0; 3]);
         assert_eq!(originals.read(1).expect("read")[0], 1.0);
-        assert!(matches!(Originals::open(&path, 3, 6), Err(StorageError::Damaged { .. })));
-        assert!(matches!(Originals::open(&path, 4, 1), Err(StorageError::Damaged { .. })));
+        assert!(matches!(Originals::open(&path, 3, Element::F32, 6), Err(StorageError::Damaged { .. })));
+        assert!(matches!(Originals::open(&path, 4, Element::F32, 1), Err(StorageError::Damaged { .. })));
+    }
+
+    #[test]
+    fn every_kind_of_element_comes_back_and_takes_the_room_it_needs() {
+        let dir = tempfile::tempdir().expect("dir");
+        for (element, bytes) in [(Element::F32, 76), (Element::F16, 38), (Element::Bit, 3)] {
+            let path = dir.path().join(format!("{element:?}"));
+            let mut originals = Originals::open(&path, 19, element, 0).expect("create");
+            let rows: Vec<Vec<f32>> = match element {
+                Element::Bit => (0..3).map(|row| (0..19).map(|at| f32::from((at * row) % 3 == 1)).collect()).collect(),
+                // Halves, also the smallest, the largest and the one below zero.
+                _ => {
+                    vec![vec![-0.0; 19], vec![5.9604645e-8; 19], (0..19).map(|at| 65504.0 / (1 << at) as f32).collect()]
+                }
+            };
+            for row in &rows {
+                originals.push(row).expect("push");
+            }
+            originals.sync().expect("sync");
+            assert_eq!(std::fs::metadata(&path).expect("a file").len(), HEADER + 3 * (bytes + 4));
+            let originals = Originals::open(&path, 19, element, 3).expect("open");
+            for (number, row) in (0..).zip(&rows) {
+                assert!(originals.equals(number, row).expect("a row"), "{element:?} {number}");
+            }
+            let other = if element == Element::Bit { Element::F16 } else { Element::Bit };
+            assert!(matches!(Originals::open_for_reading(&path, 19, other), Err(StorageError::Damaged { .. })));
+        }
+    }
+
+    #[test]
+    fn a_file_of_the_format_before_is_read() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("v.f32");
+        let mut originals = Originals::open(&path, 2, Element::F32, 0).expect("create");
+        originals.push(&[1.0, 2.0]).expect("push");
+        originals.sync().expect("sync");
+        let mut bytes = std::fs::read(&path).expect("bytes");
+        BEFORE.seal(&mut bytes[..HEADER as usize]);
+        std::fs::write(&path, bytes).expect("write");
+        let originals = Originals::open(&path, 2, Element::F32, 1).expect("opens");
+        assert_eq!(originals.read(0).expect("a row"), [1.0, 2.0]);
     }
 
     #[test]
     fn a_flipped_bit_is_found() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("v.f32");
-        let mut originals = Originals::open(&path, 2, 0).expect("create");
+        let mut originals = Originals::open(&path, 2, Element::F32, 0).expect("create");
         originals.push(&[1.0, 2.0]).expect("push");
         originals.sync().expect("sync");
         let mut bytes = std::fs::read(&path).expect("bytes");

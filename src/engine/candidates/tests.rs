@@ -16,6 +16,7 @@ fn column() -> VectorColumn {
         dimensions: Some(4),
         m: 8,
         ef_construction: 50,
+        encoding: Default::default(),
     }
 }
 

@@ -7,7 +7,10 @@
 //! | L2 | as given | squared distance | its root |
 //! | cosine | scaled to unit length | 1 - dot | the same, clamped to 0..=2 |
 //! | inner product | as given | -dot | the same |
-//! | L1 | as given | distance | the same |
+//! | L1, Hamming | as given | distance | the same |
+//! | Jaccard | as given | distance | the same |
+//! | Poincare | as given | `u = |a - b|^2 / ((1 - |a|^2) (1 - |b|^2))` | `2 arsinh(sqrt(u))` |
+//! | Lorentz | as given | `u = <a - b, a - b>` | `2 arsinh(sqrt(u) / 2)` |
 //!
 //! A zero vector has no direction. Under cosine its stored row (or prepared query) begins with NaN, which makes every dot
 //! product NaN, and an inner value that is NaN becomes +infinity: such a row sorts last, costs the inner loop nothing and
@@ -134,6 +137,17 @@ mod plain {
     pub(super) const PAIRS: [(super::One, super::Many); 4] = [(l2, l2s), (cosine, cosines), (ip, ips), (l1, l1s)];
 }
 
+/// What has no vector code of its own.
+mod portable {
+    use super::{prefetch, rows_ahead, scalar};
+    pair!(jaccard, jaccards, scalar::jaccard, |distance| distance);
+    pair!(poincare, poincares, scalar::poincare, |u| u);
+    pair!(lorentz, lorentzes, scalar::lorentz, |u| u);
+    pub(super) const JACCARD: (super::One, super::Many) = (jaccard, jaccards);
+    pub(super) const POINCARE: (super::One, super::Many) = (poincare, poincares);
+    pub(super) const LORENTZ: (super::One, super::Many) = (lorentz, lorentzes);
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use super::{prefetch, rows_ahead, x86::avx512 as raw};
@@ -235,12 +249,15 @@ impl Kernel {
             Isa::Simsimd => simsimd::PAIRS,
             _ => plain::PAIRS,
         };
-        let (one, many) = pairs[match metric {
-            Metric::L2 => 0,
-            Metric::Cosine => 1,
-            Metric::Ip => 2,
-            Metric::L1 => 3,
-        }];
+        let (one, many) = match metric {
+            Metric::L2 => pairs[0],
+            Metric::Cosine => pairs[1],
+            Metric::Ip => pairs[2],
+            Metric::L1 | Metric::Hamming => pairs[3],
+            Metric::Jaccard => portable::JACCARD,
+            Metric::Poincare => portable::POINCARE,
+            Metric::Lorentz => portable::LORENTZ,
+        };
         Kernel { metric, isa, one, many }
     }
 
@@ -300,7 +317,9 @@ impl Kernel {
             Metric::L2 => inner.sqrt(),
             Metric::Cosine if inner == f32::INFINITY => f32::NAN,
             Metric::Cosine => inner.clamp(0.0, 2.0),
-            Metric::Ip | Metric::L1 => inner,
+            Metric::Ip | Metric::L1 | Metric::Hamming | Metric::Jaccard => inner,
+            Metric::Poincare => (2.0 * f64::from(inner).sqrt().asinh()) as f32,
+            Metric::Lorentz => (2.0 * (f64::from(inner.max(0.0)).sqrt() / 2.0).asinh()) as f32,
         }
     }
 }

@@ -31,6 +31,43 @@ pub fn l1(a: &[f32], b: &[f32]) -> f32 {
     sum(a, b, |x, y| (x - y).abs())
 }
 
+/// Jaccard distance of bits as 0 and 1. Their sums are exact: there are fewer than 2^24.
+pub fn jaccard(a: &[f32], b: &[f32]) -> f32 {
+    let (both, either) = (dot(a, b), sum(a, b, f32::max));
+    if both == 0.0 { 1.0 } else { 1.0 - both / either }
+}
+
+/// [`sum`] in f64, for what loses too much in f32.
+#[inline(always)]
+fn wide(a: &[f32], b: &[f32], term: impl Fn(f64, f64) -> f64) -> f64 {
+    const WIDE: usize = 8;
+    let mut lanes = [0.0f64; WIDE];
+    let (chunks_a, chunks_b) = (a.chunks_exact(WIDE), b.chunks_exact(WIDE));
+    let term = |(&x, &y): (&f32, &f32)| term(x.into(), y.into());
+    let tail: f64 = chunks_a.remainder().iter().zip(chunks_b.remainder()).map(term).sum();
+    for (x, y) in chunks_a.zip(chunks_b) {
+        for (lane, pair) in lanes.iter_mut().zip(x.iter().zip(y)) {
+            *lane += term(pair);
+        }
+    }
+    lanes.iter().sum::<f64>() + tail
+}
+
+/// What the distance in the Poincaré ball is made of. Next to the boundary the room left is rounding alone, and must not
+/// change sign.
+pub fn poincare(a: &[f32], b: &[f32]) -> f32 {
+    let room = |square: f64| (1.0 - square).max(1e-16);
+    let (square_a, square_b) = (wide(a, b, |x, _| x * x), wide(a, b, |_, y| y * y));
+    (wide(a, b, |x, y| (x - y) * (x - y)) / (room(square_a) * room(square_b))) as f32
+}
+
+/// What the distance on the hyperboloid is made of; the first element is the time.
+pub fn lorentz(a: &[f32], b: &[f32]) -> f32 {
+    let (Some(x), Some(y)) = (a.first(), b.first()) else { return 0.0 };
+    let time = f64::from(*x) - f64::from(*y);
+    (wide(a, b, |x, y| (x - y) * (x - y)) - 2.0 * time * time) as f32
+}
+
 /// Dot product by simsimd, which knows the vector units of CPUs we have not tuned for.
 pub fn simsimd_dot(a: &[f32], b: &[f32]) -> f32 {
     simsimd::SpatialSimilarity::dot(a, b).map_or(f32::NAN, |d| d as f32)

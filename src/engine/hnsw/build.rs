@@ -130,12 +130,12 @@ impl Graph {
 
     /// A linked slot that cannot be told apart: its compared row is the same, bit for bit.
     fn twin(&self, table: &Table, slot: u32, nearest: &[u64]) -> Option<u32> {
-        // A product says nothing about equality, and codes are not of unit length; the others put equal rows first, but for
-        // rounding.
+        // A product says nothing about equality, nor does Jaccard where no bit is set, and codes are not of unit length; the
+        // others put equal rows first, but for rounding.
         let reach = match self.metric() {
-            Metric::L2 | Metric::L1 => 0.0,
+            Metric::L2 | Metric::L1 | Metric::Hamming | Metric::Poincare | Metric::Lorentz => 0.0,
             Metric::Cosine if table.encoding() == Encoding::F32 => 1e-5,
-            Metric::Cosine | Metric::Ip => f32::INFINITY,
+            Metric::Cosine | Metric::Ip | Metric::Jaccard => f32::INFINITY,
         };
         // SAFETY: every slot in a pool is published, and so is this one.
         let row = |slot| unsafe { table.row(slot) };

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! magic      8 bytes "RVHNSW\0\1", the last one being the format's number
-//! metric     u8      0 L2, 1 cosine, 2 inner product, 3 L1
+//! metric     u8      0 L2, 1 cosine, 2 inner product, 3 L1, 4 Hamming, 5 Jaccard, 6 Poincare, 7 Lorentz
 //! dim        u32
 //! m          u32
 //! seed       u64     levels are a function of m, seed and slot, so they are not stored
@@ -32,6 +32,10 @@ fn code(metric: Metric) -> u8 {
         Metric::Cosine => 1,
         Metric::Ip => 2,
         Metric::L1 => 3,
+        Metric::Hamming => 4,
+        Metric::Jaccard => 5,
+        Metric::Poincare => 6,
+        Metric::Lorentz => 7,
     }
 }
 

@@ -142,7 +142,7 @@ fn codes_come_while_rows_are_pushed_and_searched() {
 #[test]
 fn distances_are_the_models() {
     let rows = clustered(3, 50, 7);
-    for metric in Metric::ALL {
+    for metric in Metric::PLAIN {
         let graph = graph_of(metric, &rows, 1);
         let query = graph.prepare(&rows[3]);
         for (slot, row) in rows.iter().enumerate() {
@@ -155,7 +155,7 @@ fn distances_are_the_models() {
 #[test]
 fn pages_are_a_permutation_and_ascending_within() {
     let rows = clustered(5, 1500, 12);
-    for metric in Metric::ALL {
+    for metric in Metric::PLAIN {
         let graph = graph_of(metric, &rows, 2);
         for (ef, want) in [(1, 1), (10, 3), (40, 40), (64, 7), (5, 100), (2000, 11), (16, 5000)] {
             let query = graph.prepare(&rows[17]);
@@ -249,7 +249,7 @@ fn small_and_empty() {
 
 #[test]
 fn equal_rows_are_all_found() {
-    for metric in Metric::ALL {
+    for metric in Metric::PLAIN {
         let mut rows = clustered(11, 500, 6);
         rows.extend(std::iter::repeat_n(vec![0.5f32; 6], 10_000));
         rows.extend(clustered(12, 500, 6));

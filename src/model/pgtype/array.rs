@@ -1,9 +1,10 @@
-//! Embeddings on the wire: pgvector's `vector`, `real[]` and `double precision[]`, in both forms.
+//! Embeddings of numbers on the wire: pgvector's `vector` and `halfvec`, `real[]`, `double precision[]` and arrays in
+//! JSON, in both forms.
 
 use crate::model::value::MAX_DIMENSIONS;
 use crate::model::value::Value;
 
-use super::{Parsed, parse_f32};
+use super::Parsed;
 
 /// OID of `real`.
 pub(super) const FLOAT4: u32 = 700;
@@ -25,8 +26,8 @@ fn checked_len(items: usize) -> Result<usize, String> {
     }
 }
 
-/// pgvector's `vector_send`: u16 dimension, u16 zero, f32s, all big-endian.
-pub(super) fn binary_vector(bytes: &[u8]) -> Parsed {
+/// pgvector's `vector_send` and `halfvec_send`: u16 dimension, u16 zero, elements of `N` bytes, all big-endian.
+pub(super) fn binary_vector<const N: usize>(bytes: &[u8], decode: impl Fn([u8; N]) -> f32) -> Parsed {
     let Some((&[d0, d1, u0, u1], items)) = bytes.split_first_chunk::<4>() else {
         return Err("a vector without its header".into());
     };
@@ -34,11 +35,11 @@ pub(super) fn binary_vector(bytes: &[u8]) -> Parsed {
     if (u0, u1) != (0, 0) {
         return Err("a vector in an unknown format".into());
     }
-    if items.len() != count * 4 {
+    if items.len() != count * N {
         return Err(format!("{} bytes for {count} dimensions", items.len()));
     }
-    let (items, _) = items.as_chunks::<4>();
-    Ok(Value::Vector(items.iter().map(|item| f32::from_be_bytes(*item)).collect()))
+    let (items, _) = items.as_chunks::<N>();
+    Ok(Value::Vector(items.iter().map(|item| decode(*item)).collect()))
 }
 
 /// `array_send`: i32 dimensions, i32 has-nulls, u32 element type, per dimension i32 length and i32 lower bound, then
@@ -107,10 +108,10 @@ fn take_i32(bytes: &[u8]) -> Result<(i32, &[u8]), String> {
     Ok((i32::from_be_bytes(*head), tail))
 }
 
-/// `[1,2,3]`
-pub(super) fn parse_vector(text: &str) -> Parsed {
+/// `[1,2,3]`: pgvector's form and that of numbers in JSON, where anything else than numbers is no number here either.
+pub(super) fn parse_vector(text: &str, item: impl Fn(&str) -> Result<f32, String>) -> Parsed {
     let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).ok_or("not a vector")?;
-    parse_items(inner, parse_f32)
+    parse_items(inner, item)
 }
 
 /// `{1,2,3}`, with bounds in front where they are not the usual ones: `[0:2]={1,2,3}`.

@@ -1,9 +1,9 @@
 //! Values in JSON: what callers send as constants and what answers show.
 
 use crate::model::value::{ColumnType, Value};
-use serde_json::{Number, Value as Json};
+use serde_json::{Number, Value as Json, json};
 
-use super::{narrow, parse_literal, to_text, to_text_as};
+use super::{narrow, parse_literal, sparse, to_half, to_text, to_text_as};
 
 /// The value for an answer. Floats that JSON does not have, dates, timestamps and UUIDs are strings in Postgres' form.
 pub fn to_json(value: &Value) -> Json {
@@ -12,15 +12,21 @@ pub fn to_json(value: &Value) -> Json {
         Value::Int(v) => Json::from(*v),
         Value::Float(v) => float_json(*v, || to_text(value)),
         Value::Vector(v) => v.iter().map(|item| real_json(*item)).collect(),
+        Value::Sparse(v) => json!({
+            "indices": v.indices(),
+            "values": v.values().iter().map(|item| real_json(*item)).collect::<Vec<_>>(),
+            "dim": v.dimensions(),
+        }),
         Value::Text(_) | Value::Uuid(_) | Value::Date(_) | Value::Timestamp(_) => Json::String(to_text(value)),
     }
 }
 
-/// As [`to_json`], but as a column of this type is shown: no zone without one, `real` as short as it is.
+/// As [`to_json`], but as a column of this type is shown: no zone without one, `real` as short as it is, bits as digits.
 pub fn to_json_as(kind: ColumnType, value: &Value) -> Json {
     match (kind, value) {
         (ColumnType::Float4, Value::Float(v)) => real_json(*v as f32),
         (ColumnType::Timestamp, Value::Timestamp(_)) => Json::String(to_text_as(kind, value)),
+        (ColumnType::Bit | ColumnType::Varbit, Value::Vector(_)) => Json::String(to_text_as(kind, value)),
         _ => to_json(value),
     }
 }
@@ -33,7 +39,10 @@ pub fn from_json(kind: ColumnType, json: &Json) -> Result<Option<Value>, String>
         Json::String(text) => parse_literal(kind, text),
         Json::Bool(v) if kind == ColumnType::Bool => Ok(Value::Bool(*v)),
         Json::Number(number) => from_number(kind, number),
-        Json::Array(items) if kind.is_vector() => from_items(items),
+        Json::Array(items) if kind.is_vector() && !kind.is_bits() && kind != ColumnType::Sparsevec => {
+            from_items(kind, items)
+        }
+        Json::Object(fields) if kind == ColumnType::Sparsevec => sparse::from_fields(fields),
         _ => Err(format!("found {}", name_of(json))),
     };
     found.map(Some).map_err(|reason| format!("expected {}: {reason}", expectation(kind)))
@@ -61,10 +70,11 @@ fn from_integer(kind: ColumnType, number: &Number, least: i64, most: i64) -> Res
     if (least..=most).contains(&v) { Ok(Value::Int(v)) } else { Err(format!("out of range for {kind}")) }
 }
 
-fn from_items(items: &[Json]) -> Result<Value, String> {
+fn from_items(kind: ColumnType, items: &[Json]) -> Result<Value, String> {
     let item = |json: &Json| {
         let number = json.as_f64().ok_or("not an array of numbers")?;
-        narrow(number).ok_or_else(|| "an element is out of range for real".to_owned())
+        let number = narrow(number).ok_or_else(|| "an element is out of range for real".to_owned())?;
+        if kind == ColumnType::Halfvec { to_half(number) } else { Ok(number) }
     };
     Ok(Value::Vector(items.iter().map(item).collect::<Result<_, String>>()?))
 }
@@ -88,7 +98,9 @@ fn expectation(kind: ColumnType) -> String {
         ColumnType::Timestamp => "a timestamp as a string in the form YYYY-MM-DD HH:MM:SS".into(),
         ColumnType::Timestamptz => "a timestamp as a string in the form YYYY-MM-DD HH:MM:SS+00".into(),
         ColumnType::Text | ColumnType::Varchar => "a string".into(),
-        ColumnType::Vector | ColumnType::Float4Array | ColumnType::Float8Array => "an array of numbers".into(),
+        ColumnType::Bit | ColumnType::Varbit => r#"a string of the digits 0 and 1"#.into(),
+        ColumnType::Sparsevec => r#"{"indices": [0, 2], "values": [0.5, 3], "dim": 5}"#.into(),
+        kind if kind.is_vector() => "an array of numbers".into(),
         _ => format!("a value of type {kind}"),
     }
 }

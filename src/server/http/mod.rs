@@ -5,6 +5,7 @@ mod collections;
 mod listing;
 mod probes;
 mod search;
+mod vector;
 
 use crate::consistency::recheck::SourceHeap;
 use crate::query::QueryService;

@@ -1,11 +1,11 @@
 //! `POST /v1/collections/{name}/search`: bytes -> `SearchRequest`.
 
 use crate::model::{
-    CollectionDef, Consistency, Example, Filter, GroupBy, MAX_DIMENSIONS, MAX_LIMIT, MAX_MMR_CANDIDATES, Mmr, Recheck,
-    RowKey, SearchBy, SearchRequest, Shape, pgtype,
+    CollectionDef, Consistency, Example, Filter, GroupBy, MAX_LIMIT, MAX_MMR_CANDIDATES, Mmr, Recheck, RowKey,
+    SearchBy, SearchRequest, Shape, pgtype,
 };
 use crate::query::filter;
-use crate::server::http::{App, Name, Shared, answers};
+use crate::server::http::{App, Name, Shared, answers, vector};
 use crate::server::problem::{self, Problem};
 use crate::telemetry::names;
 use axum::body::Bytes;
@@ -14,6 +14,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value as Json;
+use serde_json::value::RawValue;
 use std::time::Duration;
 
 /// One search; or, with `searches`, several of them on one view.
@@ -64,7 +65,7 @@ const DEFAULT_LAMBDA: f64 = 0.5;
 #[serde(deny_unknown_fields)]
 struct Query {
     #[serde(default)]
-    vector: Option<Vec<f32>>,
+    vector: Option<Box<RawValue>>,
     #[serde(default)]
     id: Option<Json>,
     #[serde(default)]
@@ -203,12 +204,13 @@ fn one(def: &CollectionDef, collection: &str, consistency: &Consistency, body: B
     let shape = shape(&body)?;
     let hint = r#"send {"query": {"vector": [...]}}, {"query": {"id": ...}} or {"query": {"recommend": {...}}}"#;
     let query = body.query.ok_or_else(|| Problem::new(problem::MALFORMED, "`query` is missing").hint(hint))?;
+    let using = query.using.as_deref();
     let by = match (query.vector, query.id, query.recommend) {
-        (Some(vector), None, None) => SearchBy::Vector(not_too_long(vector)?),
+        (Some(json), None, None) => SearchBy::Vector(vector::parse(def, using, &json)?),
         (None, Some(id), None) => SearchBy::Row(parse_id(def, &id)?),
         (None, None, Some(examples)) => SearchBy::Examples {
-            positive: examples.positive.iter().map(|one| example(def, one)).collect::<Result<_, _>>()?,
-            negative: examples.negative.iter().map(|one| example(def, one)).collect::<Result<_, _>>()?,
+            positive: examples.positive.iter().map(|one| example(def, using, one)).collect::<Result<_, _>>()?,
+            negative: examples.negative.iter().map(|one| example(def, using, one)).collect::<Result<_, _>>()?,
         },
         _ => {
             let detail = "query needs exactly one of `vector`, `id` and `recommend`";
@@ -260,20 +262,12 @@ pub fn parse_filter(def: &CollectionDef, filter: Option<&str>, params: &[Json]) 
     }
 }
 
-fn not_too_long(vector: Vec<f32>) -> Result<Vec<f32>, Problem> {
-    if vector.len() > MAX_DIMENSIONS {
-        let detail = format!("the query has {} dimensions; at most {MAX_DIMENSIONS} are taken", vector.len());
-        return Err(Problem::new(problem::DIMENSIONS, detail));
-    }
-    Ok(vector)
-}
-
 /// No key is an array.
-fn example(def: &CollectionDef, json: &Json) -> Result<Example, Problem> {
+fn example(def: &CollectionDef, using: Option<&str>, json: &Json) -> Result<Example, Problem> {
     match json {
         Json::Array(_) => {
-            let vector = Vec::<f32>::deserialize(json).map_err(malformed)?;
-            Ok(Example::Vector(not_too_long(vector)?))
+            let raw = serde_json::value::to_raw_value(json).map_err(malformed)?;
+            Ok(Example::Vector(vector::parse(def, using, &raw)?))
         }
         id => Ok(Example::Row(parse_id(def, id)?)),
     }

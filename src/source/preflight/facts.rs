@@ -226,9 +226,21 @@ pub async fn content(
     for column in &def.vectors {
         let name = quote_ident(&column.name);
         let (length, odd) = match column.kind {
-            // Its functions are in a schema we do not know; its text form is not. It holds finite elements only.
-            ColumnType::Vector => {
+            // Their functions are in a schema we do not know; their text form is not. They hold finite elements only.
+            ColumnType::Vector | ColumnType::Halfvec => {
                 (format!("1 + length({name}::text) - length(replace({name}::text, ',', ''))"), "false".to_owned())
+            }
+            ColumnType::Sparsevec => (format!("split_part({name}::text, '/', 2)::int"), "false".to_owned()),
+            ColumnType::Bit | ColumnType::Varbit => (format!("length({name})"), "false".to_owned()),
+            ColumnType::Jsonb => {
+                let items = format!("CASE WHEN jsonb_typeof({name}) = 'array' THEN {name} ELSE '[null]' END");
+                (
+                    format!("jsonb_array_length({items})"),
+                    format!(
+                        "EXISTS (SELECT FROM jsonb_array_elements({items}) AS item(value)
+                                  WHERE jsonb_typeof(item.value) <> 'number')"
+                    ),
+                )
             }
             _ => (
                 format!("cardinality({name})"),
