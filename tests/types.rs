@@ -339,8 +339,8 @@ fn graphs_of_bits_are_walked() {
     let database = Database::shared();
     database.sql.run(
         "CREATE TABLE codes (id bigint PRIMARY KEY, hamming bit(256), jaccard bit varying(256));
-         INSERT INTO codes SELECT i, b, b FROM (SELECT i, string_agg(((hashint8(i / 20 * 65536 + at) + hashint8(i * 1000 + at) % 3) % 2 <> 0)::int::text, '')::bit(256) AS b
-           FROM generate_series(1, 2200) i, generate_series(1, 256) at GROUP BY i) s",
+         INSERT INTO codes SELECT i, b, b FROM (SELECT i, string_agg((sin(i * 0.0007 * (1 + at % 17) + at) > 0)::int::text, '')::bit(256) AS b
+           FROM generate_series(1, 6000) i, generate_series(1, 256) at GROUP BY i) s",
     );
     let vector = |name: &str| {
         format!("[[collections.vectors]]\ncolumn = \"{name}\"\nmetric = \"{name}\"\nm = 8\nef_construction = 40\n")
@@ -351,7 +351,7 @@ fn graphs_of_bits_are_walked() {
         let vectors = service.collection("public.codes")["vectors"].clone();
         vectors.as_array().is_some_and(|all| all.iter().all(|one| one["linked"] == one["nodes"]))
     });
-    assert_eq!(service.verify_clean("public.codes"), 2200);
+    assert_eq!(service.verify_clean("public.codes"), 6000);
     for using in ["hamming", "jaccard"] {
         let mut found = 0;
         for id in 1..=40 {

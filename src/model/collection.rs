@@ -26,8 +26,12 @@ pub struct VectorColumn {
     /// Width of the search while linking a node.
     pub ef_construction: usize,
     /// What walks compare. Collections of before there was a choice get what new ones get: their files hold no codes.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub encoding: Encoding,
+}
+
+fn is_usual(encoding: &Encoding) -> bool {
+    *encoding == Encoding::default()
 }
 
 impl VectorColumn {

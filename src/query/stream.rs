@@ -96,7 +96,7 @@ impl<'v, P: Pages> Stream<'v, P> {
         }
         for candidate in page {
             // Not `>`: an undefined distance is within nothing.
-            if self.bound.is_some_and(|bound| !(candidate.distance <= bound.max)) {
+            if self.bound.is_some_and(|bound| candidate.distance > bound.max || candidate.distance.is_nan()) {
                 self.beyond += 1;
             } else {
                 self.beyond = 0;

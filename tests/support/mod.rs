@@ -600,8 +600,18 @@ impl Service {
 
     /// Compares a collection with its table.
     pub fn verify(&self, name: &str) -> Json {
-        let report = self.client().post(&format!("/v1/admin/collections/{}/verify", segment(name)), &json!({}));
-        report.unwrap_or_else(|error| panic!("verify {name}: {error:#}\n{}", self.log_tail()))
+        let path = format!("/v1/admin/collections/{}/verify", segment(name));
+        let started = Instant::now();
+        loop {
+            match self.client().post(&path, &json!({})) {
+                Ok(report) => return report,
+                // A source on a busy machine may not answer in time, and the error says to try again.
+                Err(error) if format!("{error:#}").contains("RV1204") && started.elapsed() < DEADLINE => {
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                Err(error) => panic!("verify {name}: {error:#}\n{}", self.log_tail()),
+            }
+        }
     }
 
     /// Compares, and expects no difference. The number of rows.

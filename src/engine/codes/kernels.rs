@@ -68,16 +68,16 @@ pub mod plain {
         blocks.map(block).sum()
     }
 
-    unsafe fn dot8(query: &[i16], row: &[u8]) -> i32 {
+    fn dot8(query: &[i16], row: &[u8]) -> i32 {
         bytes(query, row, |q, c| q * c)
     }
-    unsafe fn l2_8(query: &[i16], row: &[u8]) -> i32 {
+    fn l2_8(query: &[i16], row: &[u8]) -> i32 {
         bytes(query, row, |q, c| (q - c) * (q - c))
     }
-    unsafe fn dot4(query: &[i16], row: &[u8]) -> i32 {
+    fn dot4(query: &[i16], row: &[u8]) -> i32 {
         nibbles(query, row, |q, c| q * c)
     }
-    unsafe fn l2_4(query: &[i16], row: &[u8]) -> i32 {
+    fn l2_4(query: &[i16], row: &[u8]) -> i32 {
         nibbles(query, row, |q, c| (q - c) * (q - c))
     }
     gather!(dots8, dot8);
@@ -116,6 +116,8 @@ pub mod avx2 {
 
     macro_rules! bytes {
         ($name:ident, $step:ident) => {
+            /// # Safety
+            /// Query and row have whole blocks, and as many elements.
             #[inline]
             #[target_feature(enable = "avx2")]
             unsafe fn $name(query: &[i16], row: &[u8]) -> i32 {
@@ -137,6 +139,8 @@ pub mod avx2 {
 
     macro_rules! nibbles {
         ($name:ident, $step:ident) => {
+            /// # Safety
+            /// Query and row have whole blocks, and as many elements.
             #[inline]
             #[target_feature(enable = "avx2")]
             unsafe fn $name(query: &[i16], row: &[u8]) -> i32 {

@@ -20,7 +20,7 @@ mod tests;
 use std::io;
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -41,6 +41,12 @@ const STRIPES: usize = 4096;
 const TRAIN_ROWS: u32 = 1_000;
 /// At most so many of them are looked at.
 const TRAIN_SAMPLE: u32 = 10_000;
+/// Rows that are queries when codes are judged, the rows they are searched among, and how many each of them is to find.
+const PROBES: usize = 32;
+const PROBED_ROWS: u32 = 200_000;
+const PROBED_FOR: usize = 10;
+/// The share of them that codes must find.
+const PROBED_RECALL: f64 = 0.95;
 /// No level is above this, whatever the generator draws.
 const MAX_LEVEL: u32 = 15;
 
@@ -73,6 +79,8 @@ pub struct Graph {
     floats: Table,
     /// The same rows as codes, from the moment there are rows enough: what walks and linking compare.
     codes: OnceLock<Table>,
+    /// Whether codes were tried; where they do not serve, floats stay.
+    judged: AtomicBool,
     /// Level 0: `2 m` words a slot, each a slot + 1; the first zero ends a list.
     base: Arena<AtomicU32>,
     /// Levels 1 and up: blocks of `m` words, a slot's blocks one after the other.
@@ -138,6 +146,7 @@ impl Graph {
             capacity,
             floats: Table::try_new(Codec::floats(kernel, dim), capacity)?,
             codes: OnceLock::new(),
+            judged: AtomicBool::new(false),
             base,
             upper: Arena::try_new(blocks * params.m)?,
             upper_at: Arena::try_new(capacity)?,
@@ -308,23 +317,59 @@ impl Graph {
 
     /// Chooses codes once there are rows enough, and writes those of the rows that are here.
     fn settle_codes(&self) {
-        if self.params.encoding == Encoding::F32 || self.codes.get().is_some() || self.len() < TRAIN_ROWS {
+        let settled = self.params.encoding == Encoding::F32 || self.judged.load(Ordering::Relaxed);
+        if settled || self.len() < TRAIN_ROWS {
             return;
         }
         // No row comes meanwhile: one that came without codes would never get them.
         let _alone = self.writer.lock();
         let len = self.len();
         let every = len.div_ceil(TRAIN_SAMPLE).max(1) as usize;
-        let sample = (0..len).step_by(every).map(|slot| &self.row(slot)[..self.dim]);
-        let codec = Codec::train(self.params.encoding, self.kernel, self.dim, sample);
-        // Without memory for codes floats serve as well.
-        let Ok(codes) = Table::try_new(codec, self.capacity) else { return };
-        for slot in 0..len {
-            let row = &self.row(slot)[..self.dim];
-            // SAFETY: nobody else knows the table yet.
-            unsafe { codes.encode(slot, row, self.kernel.is_directionless(row)) };
+        let tried: &[Encoding] = match self.params.encoding {
+            Encoding::Sq4 => &[Encoding::Sq4, Encoding::Sq8],
+            _ => &[Encoding::Sq8],
+        };
+        self.judged.store(true, Ordering::Relaxed);
+        for &encoding in tried {
+            let sample = (0..len).step_by(every).map(|slot| &self.row(slot)[..self.dim]);
+            let codec = Codec::train(encoding, self.kernel, self.dim, sample);
+            // Without memory for codes floats serve as well.
+            let Ok(codes) = Table::try_new(codec, self.capacity) else { return };
+            for slot in 0..len {
+                let row = &self.row(slot)[..self.dim];
+                // SAFETY: nobody else knows the table yet.
+                unsafe { codes.encode(slot, row, self.kernel.is_directionless(row)) };
+            }
+            if self.tells_apart(&codes, len) {
+                let _ = self.codes.set(codes);
+                return;
+            }
+            tracing::info!(encoding = encoding.name(), rows = len, "codes do not tell these rows apart");
         }
-        let _ = self.codes.set(codes);
+    }
+
+    /// Do codes find what floats find? Judged by some of the rows as queries against all, or very many, of them: the grid is
+    /// one for all elements, and rows that differ in a small element beside a large one look the same on it.
+    fn tells_apart(&self, codes: &Table, len: u32) -> bool {
+        let slots: Vec<u32> = (0..len).step_by(len.div_ceil(PROBED_ROWS) as usize).collect();
+        let (mut found, mut wanted) = (0, 0);
+        for &probe in slots.iter().step_by(slots.len().div_ceil(PROBES)) {
+            if self.kernel.is_directionless(self.row(probe)) {
+                continue;
+            }
+            // SAFETY: every slot below `len` is published, and its code was written just now.
+            let (exact, coded) = unsafe { (self.floats.nearest(probe, &slots), codes.nearest(probe, &slots)) };
+            let mut chosen: Vec<f32> = coded[..codes.encoding().overfetch(PROBED_FOR).min(coded.len())]
+                .iter()
+                .map(|&(_, slot)| self.kernel.inner(self.row(probe), self.row(slot)))
+                .collect();
+            chosen.sort_by(f32::total_cmp);
+            // By distance, not by slot: rows at one distance may stand for each other.
+            let pairs = chosen.iter().zip(&exact).take(PROBED_FOR);
+            found += pairs.filter(|(chosen, (exact, _))| *chosen <= exact).count();
+            wanted += PROBED_FOR.min(exact.len());
+        }
+        found as f64 >= PROBED_RECALL * wanted as f64
     }
 
     /// A slot's list on a level it has.

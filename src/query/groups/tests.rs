@@ -129,7 +129,8 @@ fn rows_that_are_invisible_are_replaced_and_make_no_group() {
         let mut wanted = expected(&rows, groups, size, visible);
         assert!(matches!(ended, Ended::Limit | Ended::Dry), "{groups} x {size}: {ended:?}");
         if groups >= 19 {
-            (found.sort(), wanted.sort());
+            found.sort();
+            wanted.sort();
             assert_eq!(found, wanted, "{groups} x {size}");
         } else {
             assert_eq!((found.len(), found.iter().all(|(_, hits)| hits.len() == size)), (groups, true));
