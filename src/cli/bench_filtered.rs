@@ -10,7 +10,7 @@ use serde_json::{Value as Json, json};
 
 use crate::cli::bench_ann::{cpu_seconds, parse_encoding, parse_metric, round};
 use crate::cli::npy::{self, Matrix};
-use crate::engine::candidates::{Accept, Candidates, Method};
+use crate::engine::candidates::{Candidates, Method};
 use crate::engine::hnsw::Query;
 use crate::engine::rows::{NewRow, Rows};
 use crate::engine::segment::Segment;
@@ -244,8 +244,7 @@ fn search(args: &Args, index: &IndexView, filtered: &Filtered, query: &Query, pl
             (plan.method, plan.name)
         }
     };
-    let accept = Accept { filter: Some(&filtered.filter), except: None };
-    let mut candidates = Candidates::open(index, query, accept, method);
+    let mut candidates = Candidates::open(index, query, Some(&filtered.filter), method);
     let nodes = candidates.next_page(args.k).iter().map(|candidate| candidate.node).collect();
     Searched { nodes, distances: candidates.visited(), plan, given_up: candidates.given_up().is_some() }
 }

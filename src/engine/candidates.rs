@@ -4,7 +4,7 @@ use crate::engine::hnsw::{Query, Walk};
 use crate::engine::rows::Passing;
 use crate::engine::segment::Segment;
 use crate::engine::view::IndexView;
-use crate::model::{Candidate, Filter, RowKey};
+use crate::model::{Candidate, Filter};
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashSet};
 
@@ -13,15 +13,6 @@ use std::collections::{BinaryHeap, HashSet};
 pub const WALK_COST: f64 = 2.0;
 /// So many distances a walk may always compute: a tenth of a millisecond or two.
 const LEAST_BUDGET: usize = 2_000;
-
-/// Which rows may be returned.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Accept<'a> {
-    /// Only rows that pass.
-    pub filter: Option<&'a Filter>,
-    /// Not this row.
-    pub except: Option<&'a RowKey>,
-}
 
 /// How an index is searched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +56,6 @@ pub struct Candidates<'v> {
     index: &'v IndexView,
     query: &'v Query,
     passing: Passing<'v>,
-    except: Option<&'v RowKey>,
     /// One per segment, or none at all.
     walks: Vec<Walk<'v>>,
     /// Distances the walks may compute, all together.
@@ -79,13 +69,12 @@ pub struct Candidates<'v> {
 }
 
 impl<'v> Candidates<'v> {
-    /// Opens a search.
-    pub fn open(index: &'v IndexView, query: &'v Query, accept: Accept<'v>, method: Method) -> Candidates<'v> {
-        let passing = index.rows.passing(accept.filter);
+    /// Opens a search for the rows that pass the filter.
+    pub fn open(index: &'v IndexView, query: &'v Query, filter: Option<&'v Filter>, method: Method) -> Candidates<'v> {
+        let passing = index.rows.passing(filter);
         let mut open = Candidates {
             index,
             query,
-            except: accept.except,
             walks: Vec::new(),
             budget: ((passing.count() as f64 / WALK_COST) as usize).max(LEAST_BUDGET),
             passing,
@@ -125,7 +114,7 @@ impl<'v> Candidates<'v> {
         while page.len() < want {
             let Some(Found { inner, segment, slot }) = self.found.pop() else { break };
             let node = self.index.segments[segment as usize].node(slot);
-            let Some(row) = self.index.row(node).filter(|row| !self.is_excepted(row.key_bytes())) else { continue };
+            let Some(row) = self.index.row(node) else { continue };
             let distance = f64::from(self.index.segments[segment as usize].graph.public_distance(inner));
             page.push(Candidate { key: row.key(), distance, version: row.version(), node });
             if !self.walks.is_empty() {
@@ -135,21 +124,12 @@ impl<'v> Candidates<'v> {
         page
     }
 
-    fn is_excepted(&self, key: &[u8]) -> bool {
-        self.except.is_some_and(|except| except.as_bytes() == key)
-    }
-
     fn walk_on(&mut self, want: usize) {
-        let (index, passing, except) = (self.index, &self.passing, self.except);
-        let is_excepted =
-            |node| except.is_some_and(|key| index.row(node).is_some_and(|row| row.key_bytes() == key.as_bytes()));
+        let (index, passing) = (self.index, &self.passing);
         let mut out = Vec::with_capacity(want);
         let mut spent: usize = self.walks.iter().map(Walk::visited).sum();
         for (number, (walk, segment)) in self.walks.iter_mut().zip(&index.segments).enumerate() {
-            let mut takes = |slot| {
-                let node = segment.node(slot);
-                passing.contains(node) && !is_excepted(node)
-            };
+            let mut takes = |slot| passing.contains(segment.node(slot));
             let before = walk.visited();
             walk.set_budget(before + self.budget.saturating_sub(spent));
             walk.next_page(want, &mut takes, &mut out);

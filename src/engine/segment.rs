@@ -151,14 +151,6 @@ impl Segment {
         Some(self.node(self.graph.len().checked_sub(1)?))
     }
 
-    /// The slot that holds a node, if it is here.
-    pub fn slot(&self, node: u32) -> Option<u32> {
-        match &self.nodes {
-            Nodes::From(first) => node.checked_sub(*first).filter(|slot| *slot < self.graph.len()),
-            Nodes::Listed(nodes) => nodes.binary_search(&node).ok().map(|slot| slot as u32),
-        }
-    }
-
     /// Takes no more nodes?
     pub fn is_full(&self) -> bool {
         self.graph.len() as usize >= self.capacity

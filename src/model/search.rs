@@ -1,5 +1,6 @@
 //! A search and its answer.
 
+use crate::model::encoding::Encoding;
 use crate::model::filter::Filter;
 use crate::model::key::RowKey;
 use crate::model::lsn::{Lsn, Version};
@@ -237,6 +238,8 @@ pub struct ExplainSegment {
     pub vectors: u32,
     /// How many of them a walk can reach; the rest is scanned.
     pub linked: u32,
+    /// What a walk compares in it.
+    pub encoding: Encoding,
 }
 
 /// Wall time by stage, microseconds.

@@ -2,7 +2,7 @@
 
 use crate::consistency::frontier::Serving;
 use crate::consistency::recheck::Checking;
-use crate::engine::candidates::{Accept, Candidates, Method};
+use crate::engine::candidates::{Candidates, Method};
 use crate::engine::hnsw::Query;
 use crate::engine::view::{CollectionView, IndexView, View};
 use crate::model::{
@@ -68,8 +68,8 @@ impl<'v> Resolved<'v> {
 
     /// Opens the search; `None` where there is nothing to search.
     pub fn open(&self) -> Option<Stream<'_, Candidates<'_>>> {
-        let accept = Accept { filter: self.request.filter.as_ref(), except: None };
-        let candidates = Candidates::open(self.index, self.prepared.as_ref()?, accept, self.plan.method);
+        let filter = self.request.filter.as_ref();
+        let candidates = Candidates::open(self.index, self.prepared.as_ref()?, filter, self.plan.method);
         let bound = self.request.shape.max_distance.map(|max| Bound {
             max: if self.request.recheck == Recheck::Exact { max + ROUNDING * (1.0 + max.abs()) } else { max },
             margin: self.ef(),
@@ -173,7 +173,7 @@ impl<'r> Grouping for ByColumn<'r> {
             None => condition,
         });
         let query = resolved.prepared.as_ref().expect("only a search that was opened is continued");
-        Candidates::open(resolved.index, query, Accept { filter: Some(filter), except: None }, Method::Scan)
+        Candidates::open(resolved.index, query, Some(filter), Method::Scan)
     }
 }
 

@@ -4,7 +4,7 @@ use crate::epoch::Epoch;
 use crate::random::Random;
 use crate::twin::{Table, Twin, differs, same};
 use ruvector::consistency::recheck::Visibility;
-use ruvector::engine::candidates::{Accept, Candidates, Method};
+use ruvector::engine::candidates::{Candidates, Method};
 use ruvector::engine::segment::Segment;
 use ruvector::engine::view::{IndexView, View};
 use ruvector::model::{
@@ -57,7 +57,7 @@ pub fn candidates(
     want: usize,
 ) -> Vec<(RowKey, f64)> {
     let Some(prepared) = index.prepare(query) else { return Vec::new() };
-    let mut open = Candidates::open(index, &prepared, Accept { filter, except: None }, method);
+    let mut open = Candidates::open(index, &prepared, filter, method);
     open.next_page(want).into_iter().map(|candidate| (candidate.key, candidate.distance)).collect()
 }
 

@@ -72,11 +72,11 @@ fn filters() -> Vec<Option<Filter>> {
 }
 
 /// The nodes that may be returned, nearest first.
-fn expected(index: &IndexView, query: &[f32], accept: Accept<'_>) -> Vec<u32> {
+fn expected(index: &IndexView, query: &[f32], filter: Option<&Filter>) -> Vec<u32> {
     let mut nodes = Vec::new();
     for (node, row) in index.rows.iter() {
         let cells: Vec<_> = (0..2).map(|at| row.cell(at).map_or(Cell::Null, Cell::Value)).collect();
-        if accept.filter.is_none_or(|filter| filter.passes(&cells)) && accept.except != Some(&row.key()) {
+        if filter.is_none_or(|filter| filter.passes(&cells)) {
             nodes.push(node);
         }
     }
@@ -96,13 +96,13 @@ fn every_plan_finds_the_nearest_rows_that_pass_and_all_of_them_once_when_it_goes
     let index = index();
     for filter in &filters() {
         for node in [0, 14, 4_007, 6_504, 11_900] {
-            let (query, except) = (vector(node), key(node));
+            let query = vector(node);
             let prepared = index.prepare(&query).expect("there are vectors");
-            let accept = Accept { filter: filter.as_ref(), except: (node % 2 == 0).then_some(&except) };
-            let expected = expected(&index, &query, accept);
+            let filter = filter.as_ref();
+            let expected = expected(&index, &query, filter);
             for method in [Method::Scan, Method::Walk { ef: 100 }, Method::Walk { ef: 5 }] {
                 let context = format!("{method:?} of {filter:?} near {node}");
-                let mut candidates = Candidates::open(&index, &prepared, accept, method);
+                let mut candidates = Candidates::open(&index, &prepared, filter, method);
                 let first = candidates.next_page(10);
                 let right = nodes(&first).iter().filter(|node| expected[..first.len()].contains(node)).count();
                 assert_eq!(first.len(), expected.len().min(10), "{context}");
@@ -129,9 +129,9 @@ fn a_walk_that_its_filter_leads_away_is_given_up_for_the_exact_answer() {
     // The rows that pass are far from the query: a walk would look at nearly everything that is nearer first.
     let (filter, query) = (compare(0, Comparison::Eq, 9), vector(0));
     let prepared = index.prepare(&query).expect("there are vectors");
-    let accept = Accept { filter: Some(&filter), except: None };
-    let expected = expected(&index, &query, accept);
-    let mut candidates = Candidates::open(&index, &prepared, accept, Method::Walk { ef: 20 });
+    let filter = Some(&filter);
+    let expected = expected(&index, &query, filter);
+    let mut candidates = Candidates::open(&index, &prepared, filter, Method::Walk { ef: 20 });
     assert_eq!(nodes(&candidates.next_page(10)), expected[..10]);
     let walked = candidates.given_up().expect("given up");
     assert!(candidates.visited() - walked >= expected.len(), "every row that passes was compared");
@@ -151,8 +151,8 @@ fn what_walks_returned_before_they_were_given_up_does_not_come_again() {
     let index = index();
     let query = vector(0);
     let prepared = index.prepare(&query).expect("there are vectors");
-    let expected = expected(&index, &query, Accept::default());
-    let mut candidates = Candidates::open(&index, &prepared, Accept::default(), Method::Walk { ef: 10 });
+    let expected = expected(&index, &query, None);
+    let mut candidates = Candidates::open(&index, &prepared, None, Method::Walk { ef: 10 });
     let mut all = nodes(&candidates.next_page(10));
     assert_eq!(candidates.given_up(), None);
     let mut pages = 0;

@@ -232,6 +232,11 @@ impl Graph {
         self.kernel.metric()
     }
 
+    /// What walks compare at this moment: codes once there are rows enough, and only where they serve.
+    pub fn encoding(&self) -> Encoding {
+        self.compared().encoding()
+    }
+
     /// How the graph is built.
     pub fn params(&self) -> Params {
         self.params

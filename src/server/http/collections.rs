@@ -11,6 +11,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 /// How far a copy has come.
@@ -41,6 +42,8 @@ struct Vector<'a> {
     linked: usize,
     /// Segments.
     segments: usize,
+    /// Nodes by what walks compare.
+    encodings: BTreeMap<&'static str, u32>,
     /// Vectors and links in memory.
     memory_bytes: usize,
 }
@@ -72,12 +75,17 @@ fn shown(app: &App, view: &View, found: &CollectionView) -> Shown {
     let CollectionDef { name, schema, table, key, filters, .. } = &*found.def;
     let vector = |index: &std::sync::Arc<crate::engine::view::IndexView>| {
         let (nodes, linked) = index.linked();
+        let mut encodings = BTreeMap::new();
+        for segment in &index.segments {
+            *encodings.entry(segment.graph.encoding().name()).or_default() += segment.graph.len();
+        }
         serde_json::to_value(Vector {
             column: &index.column,
             vectors: index.live,
             nodes,
             linked,
             segments: index.segments.len(),
+            encodings,
             memory_bytes: index.memory_bytes(),
         })
         .unwrap_or_default()
