@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::engine::rows::{NewRow, Rows};
-use crate::model::{Cell, ColumnType, Comparison, Metric, Value, VectorColumn, Version};
+use crate::model::{Cell, ColumnType, Comparison, Metric, RowKey, Value, VectorColumn, Version};
 use std::sync::{Arc, atomic::AtomicU64};
 
 const NODES: u32 = 12_000;
