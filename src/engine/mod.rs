@@ -366,13 +366,13 @@ impl Engine {
     }
 
     /// Visits the rows of a collection behind a key, as last committed, in key order, until `visit` breaks off. The position
-    /// that is exact for: this view's or a later one.
+    /// that is exact for: this view's or a later one. `None` when its new copy has taken the collection's place.
     pub fn rows_after(
         &self,
         view: &CollectionView,
         after: Option<&RowKey>,
         visit: impl FnMut(RowKey, StoredRow) -> ControlFlow<()>,
-    ) -> Result<Lsn> {
+    ) -> Result<Option<Lsn>> {
         self.state.rows_after(view.def.id, after, visit)
     }
 

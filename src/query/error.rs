@@ -79,6 +79,9 @@ pub enum QueryError {
     /// Too few or too many candidates.
     #[error("mmr.candidates is {0}; it must be `limit` to {MAX_MMR_CANDIDATES}")]
     MmrCandidates(usize),
+    /// Too much to compare.
+    #[error("mmr: {0}")]
+    Diversity(String),
     /// Not a number.
     #[error("max_distance is not a finite number")]
     MaxDistance,
@@ -105,6 +108,9 @@ pub enum QueryError {
     /// The initial copy is not whole.
     #[error("collection {0:?} is being copied")]
     Copying(String),
+    /// Its new copy took its place in the middle of the answer.
+    #[error("collection {0:?} was replaced by its new copy meanwhile")]
+    Replaced(String),
     /// The collection stopped following its table.
     #[error("collection {name:?} is paused: {reason}")]
     Paused {

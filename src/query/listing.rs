@@ -33,17 +33,20 @@ struct Read {
 impl<V: Visibility> QueryService<V> {
     /// The number of rows that pass, with or without a vector.
     pub async fn count(&self, request: &CountRequest) -> Result<(u64, AsOf), QueryError> {
+        // Before and after: what answers may be replaced in between.
+        let stale = self.frontier.progress.stale();
         let (serving, view) = self.frontier.view(&request.consistency).await?;
         let found = collection(&view, &request.collection)?;
-        let mut as_of = self.as_of(found, &request.consistency)?;
+        let mut as_of = self.as_of(found, &request.consistency, stale)?;
         let mut count = 0;
-        as_of.applied_lsn = blocking(|| {
+        let read = blocking(|| {
             serving.engine.rows_after(found, None, |_, row| {
                 as_of.complete &= row.missing == 0;
                 count += u64::from(request.filter.as_ref().is_none_or(|filter| filter.passes(&row.filters)));
                 ControlFlow::Continue(())
             })
         })?;
+        as_of.applied_lsn = read.ok_or_else(|| QueryError::Replaced(request.collection.clone()))?;
         as_of.staleness = self.frontier.staleness(as_of.applied_lsn);
         Ok((count, as_of))
     }
@@ -53,9 +56,11 @@ impl<V: Visibility> QueryService<V> {
         if !(1..=MAX_LIMIT).contains(&request.limit) {
             return Err(QueryError::Limit(request.limit));
         }
+        // Before and after: what answers may be replaced in between.
+        let stale = self.frontier.progress.stale();
         let (serving, view) = self.frontier.view(&request.consistency).await?;
         let found = collection(&view, &request.collection)?;
-        let mut as_of = self.as_of(found, &request.consistency)?;
+        let mut as_of = self.as_of(found, &request.consistency, stale)?;
         check_columns(&found.def, &request.columns, request.recheck)?;
         let recheck = RecheckReport { mode: request.recheck, ..RecheckReport::default() };
         let mut page = Page { rows: Vec::new(), next: request.after.clone(), as_of: as_of.clone(), recheck };
@@ -82,9 +87,14 @@ impl<V: Visibility> QueryService<V> {
         Ok(page)
     }
 
-    fn as_of(&self, found: &CollectionView, consistency: &Consistency) -> Result<AsOf, QueryError> {
+    fn as_of(
+        &self,
+        found: &CollectionView,
+        consistency: &Consistency,
+        stale: Option<String>,
+    ) -> Result<AsOf, QueryError> {
         let paused = check_state(found, consistency)?;
-        let stale = self.frontier.progress.stale().or(paused);
+        let stale = stale.or_else(|| self.frontier.progress.stale()).or(paused);
         Ok(AsOf { complete: stale.is_none(), applied_lsn: Lsn::ZERO, staleness: None, stale })
     }
 
@@ -144,7 +154,7 @@ fn read(
     filter: Option<&Filter>,
 ) -> Result<Read, QueryError> {
     let mut read = Read { rows: Vec::new(), dry: true, doubtful: false, at: Lsn::ZERO };
-    read.at = serving.engine.rows_after(found, after, |key, row| {
+    let at = serving.engine.rows_after(found, after, |key, row| {
         read.doubtful |= row.missing != 0;
         if filter.is_some_and(|filter| !filter.passes(&row.filters)) {
             return ControlFlow::Continue(());
@@ -157,5 +167,6 @@ fn read(
         read.rows.push((key, row));
         ControlFlow::Continue(())
     })?;
+    read.at = at.ok_or_else(|| QueryError::Replaced(found.def.name.clone()))?;
     Ok(read)
 }

@@ -108,6 +108,7 @@ impl<V: Visibility> QueryService<V> {
         let paused = check_state(found, consistency)?;
         let default_ef = self.options.default_ef;
         let searches = blocking(|| each(requests, |one| Resolved::new(&serving, found, one, default_ef)))?;
+        resolve::check_work(&searches)?;
         let prepared = started.elapsed();
         let mut legs: Vec<_> = blocking(|| searches.iter().map(Filling::open).collect());
         let opened = started.elapsed() - prepared;

@@ -279,6 +279,31 @@ pub fn check_batch(requests: &[SearchRequest]) -> Result<(), QueryError> {
     Ok(())
 }
 
+/// Rows that the scans of a batch may compare together: each holds what it found until it is filled.
+const MAX_BATCH_SCANNED: usize = 20_000_000;
+/// Products of elements that ordering by diversity may cost a request: seconds.
+const MAX_DIVERSITY_WORK: usize = 4_000_000_000;
+
+/// What can be said once every search is planned.
+pub fn check_work(searches: &[Resolved<'_>]) -> Result<(), QueryError> {
+    let passing = |one: &Resolved<'_>| one.index.rows.passing(one.request.filter.as_ref()).count();
+    let sum = searches.iter().filter(|one| one.is_scan()).map(passing).sum::<usize>();
+    if searches.len() > 1 && sum > MAX_BATCH_SCANNED {
+        let message = format!("the searches compare {sum} rows together; at most {MAX_BATCH_SCANNED} in one batch");
+        return Err(QueryError::Batch(message));
+    }
+    let diversity = |one: &Resolved<'_>| {
+        let wide = one.request.shape.mmr.map_or(0, |mmr| mmr.candidates);
+        wide.saturating_mul(one.request.limit).saturating_mul(one.vector.len())
+    };
+    let work = searches.iter().map(diversity).fold(0, usize::saturating_add);
+    if work > MAX_DIVERSITY_WORK {
+        let message = format!("candidates x limit x dimensions is {work}; at most {MAX_DIVERSITY_WORK} for a request");
+        return Err(QueryError::Diversity(message));
+    }
+    Ok(())
+}
+
 /// Why answers are of the past, if so. Who asks for a position gets none of a collection that stands still.
 pub fn check_state(found: &CollectionView, consistency: &Consistency) -> Result<Option<String>, QueryError> {
     match &found.state {

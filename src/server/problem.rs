@@ -192,6 +192,7 @@ impl From<QueryError> for Problem {
             QueryError::MmrCandidates(_) => {
                 Problem::new(DIVERSITY, detail).hint("leave it out for four times the limit, at least 50")
             }
+            QueryError::Diversity(_) => Problem::new(DIVERSITY, detail).hint("ask for fewer candidates or rows"),
             QueryError::MaxDistance => Problem::new(DISTANCE, detail).hint("leave it out for no bound"),
             QueryError::Examples(_) => Problem::new(EXAMPLES, detail)
                 .hint("recommend.positive needs at least one example; examples must not cancel each other out"),
@@ -204,6 +205,7 @@ impl From<QueryError> for Problem {
             QueryError::NoVector(_) => {
                 Problem::new(NO_VECTOR, detail).hint("its vector is NULL, or GET /v1/collections/{name}/dead_letters says why it cannot be indexed")
             }
+            QueryError::Replaced(_) => Problem::new(COPYING, detail).hint("ask again: the new copy answers"),
             QueryError::Copying(_) => Problem::new(COPYING, detail).hint("GET /v1/collections shows its progress"),
             QueryError::Paused { .. } => Problem::new(PAUSED, detail)
                 .hint("correct the table or the collection's configuration and start the service again: it copies everything anew"),

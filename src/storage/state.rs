@@ -319,20 +319,27 @@ impl State {
     }
 
     /// Visits the rows of a collection behind a key, in key order, until `visit` breaks off. The position applied in the
-    /// state that was visited.
+    /// state that was visited; `None` when there is no such collection any more.
     pub fn rows_after(
         &self,
         collection: CollectionId,
         after: Option<&RowKey>,
         mut visit: impl FnMut(RowKey, StoredRow) -> ControlFlow<()>,
-    ) -> Result<Lsn> {
+    ) -> Result<Option<Lsn>> {
         let transaction = self.database.begin_read()?;
+        let known = match transaction.open_table(COLLECTIONS) {
+            Err(redb::TableError::TableDoesNotExist(_)) => false,
+            table => table?.get(collection.0)?.is_some(),
+        };
+        if !known {
+            return Ok(None);
+        }
         let meta = transaction.open_table(META)?;
         let applied = meta.get("applied")?.ok_or_else(|| damaged(&self.path, "has no applied"))?;
         let applied: Applied = self.parse("applied", applied.value())?;
         let name = rows_table(collection);
         let table = match transaction.open_table(TableDefinition::<&[u8], &[u8]>::new(&name)) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(applied.lsn),
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Some(applied.lsn)),
             table => table?,
         };
         let from = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.as_bytes()));
@@ -343,7 +350,7 @@ impl State {
                 break;
             }
         }
-        Ok(applied.lsn)
+        Ok(Some(applied.lsn))
     }
 
     /// One row.
@@ -568,6 +575,16 @@ mod tests {
             }
         }
         assert!(told > 50, "{told} told");
+    }
+
+    #[test]
+    fn rows_of_a_collection_that_is_gone_are_not_mistaken_for_none() {
+        let dir = tempfile::tempdir().expect("dir");
+        let state = State::create(&dir.path().join("state.redb"), &identity()).expect("create");
+        let listed = || state.rows_after(CollectionId(4), None, |_, _| ControlFlow::Continue(())).expect("read");
+        assert_eq!(listed(), None);
+        state.write(true, |batch| batch.set_applied(&Applied::default())).expect("commit");
+        assert_eq!(listed(), None);
     }
 
     #[test]

@@ -69,6 +69,15 @@ impl Default for Params {
     }
 }
 
+/// What is found of codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Fit,
+    Refused,
+    /// The rows do not show it.
+    Unknown,
+}
+
 /// A fixed-capacity graph over rows of one metric and dimension.
 pub struct Graph {
     kernel: Kernel,
@@ -79,8 +88,10 @@ pub struct Graph {
     floats: Table,
     /// The same rows as codes, from the moment there are rows enough: what walks and linking compare.
     codes: OnceLock<Table>,
-    /// Whether codes were tried; where they do not serve, floats stay.
-    judged: AtomicBool,
+    /// Codes are judged, or tried again, when there are so many rows.
+    judged_at: AtomicU32,
+    /// The codes stopped telling rows apart: floats are compared again.
+    refused: AtomicBool,
     /// Level 0: `2 m` words a slot, each a slot + 1; the first zero ends a list.
     base: Arena<AtomicU32>,
     /// Levels 1 and up: blocks of `m` words, a slot's blocks one after the other.
@@ -146,7 +157,8 @@ impl Graph {
             capacity,
             floats: Table::try_new(Codec::floats(kernel, dim), capacity)?,
             codes: OnceLock::new(),
-            judged: AtomicBool::new(false),
+            judged_at: AtomicU32::new(TRAIN_ROWS),
+            refused: AtomicBool::new(false),
             base,
             upper: Arena::try_new(blocks * params.m)?,
             upper_at: Arena::try_new(capacity)?,
@@ -317,15 +329,31 @@ impl Graph {
     /// What walks and linking compare at this moment.
     #[inline]
     fn compared(&self) -> &Table {
-        self.codes.get().unwrap_or(&self.floats)
+        self.codes.get().filter(|_| !self.refused.load(Ordering::Relaxed)).unwrap_or(&self.floats)
     }
 
-    /// Chooses codes once there are rows enough, and writes those of the rows that are here.
+    /// Chooses codes once there are rows enough, and judges them again whenever there are twice as many: the first rows
+    /// need not look like those that follow, and more rows stand closer.
     fn settle_codes(&self) {
-        let settled = self.params.encoding == Encoding::F32 || self.judged.load(Ordering::Relaxed);
-        if settled || self.len() < TRAIN_ROWS {
+        let len = self.len();
+        if self.params.encoding == Encoding::F32 || len < self.judged_at.load(Ordering::Relaxed) {
             return;
         }
+        self.judged_at.store(len.saturating_mul(2), Ordering::Relaxed);
+        match self.codes.get() {
+            None => self.choose_codes(),
+            Some(_) if self.refused.load(Ordering::Relaxed) => {}
+            Some(codes) => {
+                if self.judge(codes, len) == Verdict::Refused {
+                    tracing::info!(rows = len, "codes do not tell these rows apart any more; comparing floats");
+                    self.refused.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// The smallest codes wanted that serve, if any do.
+    fn choose_codes(&self) {
         // No row comes meanwhile: one that came without codes would never get them.
         let _alone = self.writer.lock();
         let len = self.len();
@@ -334,7 +362,6 @@ impl Graph {
             Encoding::Sq4 => &[Encoding::Sq4, Encoding::Sq8],
             _ => &[Encoding::Sq8],
         };
-        self.judged.store(true, Ordering::Relaxed);
         for &encoding in tried {
             let sample = (0..len).step_by(every).map(|slot| &self.row(slot)[..self.dim]);
             let codec = Codec::train(encoding, self.kernel, self.dim, sample);
@@ -345,25 +372,33 @@ impl Graph {
                 // SAFETY: nobody else knows the table yet.
                 unsafe { codes.encode(slot, row, self.kernel.is_directionless(row)) };
             }
-            if self.tells_apart(&codes, len) {
-                let _ = self.codes.set(codes);
-                return;
+            match self.judge(&codes, len) {
+                Verdict::Fit => {
+                    let _ = self.codes.set(codes);
+                    return;
+                }
+                Verdict::Unknown => return,
+                Verdict::Refused => tracing::info!(rows = len, "{} does not tell these rows apart", encoding.name()),
             }
-            tracing::info!(encoding = encoding.name(), rows = len, "codes do not tell these rows apart");
         }
     }
 
     /// Do codes find what floats find? Judged by some of the rows as queries against all, or very many, of them: the grid is
-    /// one for all elements, and rows that differ in a small element beside a large one look the same on it.
-    fn tells_apart(&self, codes: &Table, len: u32) -> bool {
+    /// one for all elements, and rows that differ in a small element beside a large one look the same on it. Rows of which
+    /// most are equal, or have no direction, tell nothing.
+    fn judge(&self, codes: &Table, len: u32) -> Verdict {
         let slots: Vec<u32> = (0..len).step_by(len.div_ceil(PROBED_ROWS) as usize).collect();
         let (mut found, mut wanted) = (0, 0);
         for &probe in slots.iter().step_by(slots.len().div_ceil(PROBES)) {
             if self.kernel.is_directionless(self.row(probe)) {
                 continue;
             }
-            // SAFETY: every slot below `len` is published, and its code was written just now.
+            // SAFETY: every slot below `len` is published, and has its code: codes are written with the row, or before.
             let (exact, coded) = unsafe { (self.floats.nearest(probe, &slots), codes.nearest(probe, &slots)) };
+            let farther = exact[exact.len() / 2].0;
+            if !(exact[0].0 < farther && farther.is_finite()) {
+                continue;
+            }
             let mut chosen: Vec<f32> = coded[..codes.encoding().overfetch(PROBED_FOR).min(coded.len())]
                 .iter()
                 .map(|&(_, slot)| self.kernel.inner(self.row(probe), self.row(slot)))
@@ -372,9 +407,15 @@ impl Graph {
             // By distance, not by slot: rows at one distance may stand for each other.
             let pairs = chosen.iter().zip(&exact).take(PROBED_FOR);
             found += pairs.filter(|(chosen, (exact, _))| *chosen <= exact).count();
-            wanted += PROBED_FOR.min(exact.len());
+            wanted += PROBED_FOR;
         }
-        found as f64 >= PROBED_RECALL * wanted as f64
+        if wanted < PROBES * PROBED_FOR / 2 {
+            Verdict::Unknown
+        } else if found as f64 >= PROBED_RECALL * wanted as f64 {
+            Verdict::Fit
+        } else {
+            Verdict::Refused
+        }
     }
 
     /// A slot's list on a level it has.

@@ -122,6 +122,67 @@ fn rows_that_codes_do_not_tell_apart_keep_their_floats() {
 }
 
 #[test]
+fn rows_that_say_nothing_choose_no_codes() {
+    // Placeholders first, the real rows later: no grid is learned of the former.
+    for (metric, placeholder) in [(Metric::Cosine, 0.0), (Metric::L2, 0.0), (Metric::L2, 7.0), (Metric::Ip, 1.0)] {
+        let real = clustered(41, 3000, 24);
+        let params = Params { m: 8, ef_construction: 80, seed: 9, encoding: Encoding::Sq8 };
+        let graph = Graph::new(metric, 24, 9000, params);
+        (0..1500).for_each(|_| _ = graph.push(&[placeholder; 24]));
+        while graph.link_next(64) > 0 {}
+        assert_eq!(graph.encoding(), Encoding::F32, "{metric} {placeholder}");
+        for row in &real {
+            graph.push(row);
+            graph.link_next(1);
+        }
+        while graph.link_next(64) > 0 {}
+        let found = recall(&graph, &real[..40], 10, 100);
+        assert!(found > 0.9 || metric == Metric::Ip, "{metric} {placeholder}: {found}");
+    }
+}
+
+#[test]
+fn codes_that_fit_the_first_rows_only_are_refused_later() {
+    // The first rows lie in a corner that the grid is made for; the others are far outside it.
+    let rows = clustered(43, 6000, 12);
+    let params = Params { m: 8, ef_construction: 80, seed: 9, encoding: Encoding::Sq8 };
+    let graph = Graph::new(Metric::L2, 12, rows.len(), params);
+    for (slot, row) in rows.iter().enumerate() {
+        let scale = if slot < 1000 { 0.001 } else { 1.0 };
+        graph.push(&row.iter().map(|x| x * scale).collect::<Vec<_>>());
+        if slot % 50 == 49 {
+            while graph.link_next(64) > 0 {}
+        }
+    }
+    while graph.link_next(64) > 0 {}
+    assert_eq!(graph.encoding(), Encoding::F32);
+}
+
+#[test]
+fn a_row_chained_by_codes_keeps_its_own_distance() {
+    // Under coarse codes rows of one cell are chained. Read back, the graph compares floats.
+    let mut rows = clustered(47, 2000, 3);
+    let near: Vec<_> = rows[..200].iter().map(|row| row.iter().map(|x| x + 1e-4).collect::<Vec<f32>>()).collect();
+    rows.extend(near);
+    let coded = encoded(Encoding::Sq8, Metric::L2, &rows, 1);
+    let mut bytes = Vec::new();
+    coded.save(&mut bytes).expect("memory");
+    let params = Params { encoding: Encoding::F32, ..coded.params() };
+    let read = Graph::load(Metric::L2, 3, 0, params, &mut &bytes[..], &mut |slot, row| {
+        row.copy_from_slice(&rows[slot as usize]);
+    });
+    let read = read.expect("just saved");
+    for (slot, row) in rows.iter().enumerate().step_by(7) {
+        let query = read.prepare(row);
+        for (inner, found) in page(&mut read.walk(&query, 30), 10) {
+            // But for the order of its sum.
+            let exact = read.distance_at(&query, found);
+            assert!((inner - exact).abs() <= 1e-6 * exact, "{slot} {found}: {inner} for {exact}");
+        }
+    }
+}
+
+#[test]
 fn codes_come_while_rows_are_pushed_and_searched() {
     let rows = clustered(21, 3000, 16);
     let params = Params { m: 8, ef_construction: 60, seed: 5, encoding: Encoding::Sq4 };
