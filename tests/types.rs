@@ -53,7 +53,7 @@ impl Case {
 
     fn column_type(self) -> String {
         match self.kind {
-            ColumnType::Vector | ColumnType::Halfvec | ColumnType::Sparsevec | ColumnType::Bit => {
+            ColumnType::Vector | ColumnType::Halfvec | ColumnType::Bit => {
                 format!("{}({})", self.kind, self.dimensions())
             }
             kind => kind.to_string(),
@@ -81,10 +81,6 @@ impl Case {
                     break row;
                 }
             },
-            // More zeros than not.
-            _ if self.kind == ColumnType::Sparsevec => {
-                grid(8, 0.25).iter().map(|x| (x.abs() - 1.25).max(0.0) * x.signum()).collect()
-            }
             _ => grid(8, 0.25),
         }
     }
@@ -100,7 +96,6 @@ impl Case {
         let row = self.row(random);
         match self.metric {
             Metric::Lorentz | Metric::Hamming | Metric::Jaccard => row,
-            _ if self.kind == ColumnType::Sparsevec => row.iter().map(|x| x * 0.9).collect(),
             _ => row.iter().map(|x| x * 0.9 + 0.0123).collect(),
         }
     }
@@ -111,10 +106,6 @@ impl Case {
             ColumnType::Bit | ColumnType::Varbit => format!("B'{}'", join("")),
             ColumnType::Float4Array | ColumnType::Float8Array => format!("'{{{}}}'::{}", join(","), self.kind),
             ColumnType::Jsonb => format!("'[{}]'::jsonb", join(", ")),
-            ColumnType::Sparsevec => {
-                let elements: Vec<_> = sparse(row).map(|(at, x)| format!("{}:{x}", at + 1)).collect();
-                format!("'{{{}}}/{}'::sparsevec", elements.join(","), row.len())
-            }
             kind => format!("'[{}]'::{kind}", join(",")),
         }
     }
@@ -122,10 +113,6 @@ impl Case {
     fn json(self, query: &[f64]) -> Json {
         match self.kind {
             ColumnType::Bit | ColumnType::Varbit => json!(query.iter().map(f64::to_string).collect::<String>()),
-            ColumnType::Sparsevec => {
-                let (indices, values): (Vec<_>, Vec<_>) = sparse(query).unzip();
-                json!({ "indices": indices, "values": values, "dim": query.len() })
-            }
             _ => json!(query),
         }
     }
@@ -205,11 +192,6 @@ impl Case {
             }
         }
     }
-}
-
-/// What is not zero, with its place from 0.
-fn sparse(row: &[f64]) -> impl Iterator<Item = (usize, f64)> + '_ {
-    row.iter().copied().enumerate().filter(|(_, x)| *x != 0.0)
 }
 
 /// The same rows up to ties, at the same distances: as pgvector's operators give them, undefined ones last.

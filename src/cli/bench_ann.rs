@@ -13,6 +13,26 @@ use crate::cli::npy::{self, Matrix};
 use crate::engine::hnsw::{Graph, Params, Query};
 use crate::model::{Encoding, Metric};
 
+/// How a graph is built.
+#[derive(clap::Args, Debug)]
+pub struct GraphArgs {
+    /// l2, cosine, ip or l1.
+    #[arg(long, default_value = "cosine", value_parser = parse_metric)]
+    pub(super) metric: Metric,
+    /// Threads that build; searching is always one.
+    #[arg(long, default_value_t = 1)]
+    pub(super) threads: usize,
+    /// Links per row on the upper levels, twice as many on the lowest.
+    #[arg(long, default_value_t = 16)]
+    pub(super) m: usize,
+    /// Pool size while building.
+    #[arg(long, default_value_t = 200)]
+    pub(super) ef_construction: usize,
+    /// What walks compare: f32, sq8 or sq4. The answer is ordered by full floats in any case.
+    #[arg(long, default_value = "sq8", value_parser = parse_encoding)]
+    pub(super) encoding: Encoding,
+}
+
 /// Arguments of `bench ann`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -25,9 +45,6 @@ pub struct Args {
     /// True nearest neighbours of each query, best first: .npy, i32 or i64.
     #[arg(long, value_name = "FILE")]
     truth: PathBuf,
-    /// l2, cosine, ip or l1.
-    #[arg(long, default_value = "cosine", value_parser = parse_metric)]
-    metric: Metric,
     /// Neighbours asked for.
     #[arg(long, default_value_t = 10)]
     k: usize,
@@ -37,18 +54,8 @@ pub struct Args {
     /// Recalls to find the smallest pool size for.
     #[arg(long, value_delimiter = ',')]
     targets: Vec<f64>,
-    /// Threads that build; searching is always one.
-    #[arg(long, default_value_t = 1)]
-    threads: usize,
-    /// Links per row on the upper levels, twice as many on the lowest.
-    #[arg(long, default_value_t = 16)]
-    m: usize,
-    /// Pool size while building.
-    #[arg(long, default_value_t = 200)]
-    ef_construction: usize,
-    /// What walks compare: f32, sq8 or sq4. The answer is ordered by full floats in any case.
-    #[arg(long, default_value = "sq8", value_parser = parse_encoding)]
-    encoding: Encoding,
+    #[command(flatten)]
+    graph: GraphArgs,
     /// Passes over the queries; the best counts.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
@@ -60,12 +67,12 @@ pub struct Args {
 /// No pool is larger when a recall is to be reached.
 const LARGEST_EF: usize = 4096;
 
-pub(super) fn parse_metric(name: &str) -> Result<Metric, String> {
+fn parse_metric(name: &str) -> Result<Metric, String> {
     let known = Metric::PLAIN.into_iter().find(|metric| metric.name() == name);
     known.ok_or_else(|| format!("one of {}", Metric::PLAIN.map(Metric::name).join(", ")))
 }
 
-pub(super) fn parse_encoding(name: &str) -> Result<Encoding, String> {
+fn parse_encoding(name: &str) -> Result<Encoding, String> {
     let known = Encoding::ALL.into_iter().find(|encoding| encoding.name() == name);
     known.ok_or_else(|| format!("one of {}", Encoding::ALL.map(Encoding::name).join(", ")))
 }
@@ -123,7 +130,7 @@ fn check(args: &Args, base: &Matrix<f32>, queries: &Matrix<f32>, truth: &Matrix<
     ensure!(base.columns == queries.columns, "base has {} dimensions, queries {}", base.columns, queries.columns);
     ensure!(truth.rows == queries.rows, "truth has {} rows for {} queries", truth.rows, queries.rows);
     ensure!((1..=truth.columns).contains(&args.k), "k is 1 to {}, what truth holds", truth.columns);
-    ensure!((2..=100).contains(&args.m) && args.ef_construction > 0 && args.repeats > 0, "m is 2 to 100");
+    ensure!((2..=100).contains(&args.graph.m) && args.graph.ef_construction > 0 && args.repeats > 0, "m is 2 to 100");
     if base.values.iter().chain(&queries.values).any(|x| !x.is_finite()) {
         bail!("a vector holds NaN or infinity");
     }
@@ -131,12 +138,16 @@ fn check(args: &Args, base: &Matrix<f32>, queries: &Matrix<f32>, truth: &Matrix<
 }
 
 fn build(args: &Args, base: &Matrix<f32>) -> Graph {
-    let params =
-        Params { m: args.m, ef_construction: args.ef_construction, encoding: args.encoding, ..Params::default() };
+    let params = Params {
+        m: args.graph.m,
+        ef_construction: args.graph.ef_construction,
+        encoding: args.graph.encoding,
+        ..Params::default()
+    };
     let (wall, cpu) = (Instant::now(), cpu_seconds(libc::CLOCK_PROCESS_CPUTIME_ID));
-    let graph = Graph::new(args.metric, base.columns, base.rows, params);
+    let graph = Graph::new(args.graph.metric, base.columns, base.rows, params);
     (0..base.rows).for_each(|row| _ = graph.push(base.row(row)));
-    graph.build(args.threads, &|_| {});
+    graph.build(args.graph.threads, &|_| {});
     let (wall, cpu) = (wall.elapsed().as_secs_f64(), cpu_seconds(libc::CLOCK_PROCESS_CPUTIME_ID) - cpu);
     report(
         args,
@@ -144,8 +155,8 @@ fn build(args: &Args, base: &Matrix<f32>) -> Graph {
             "what": "build", "seconds": round(wall, 3), "cpu_seconds": round(cpu, 3),
             "vectors_per_second": (base.rows as f64 / wall).round(),
             "vectors_per_cpu_second": (base.rows as f64 / cpu).round(),
-            "threads": args.threads, "vectors": base.rows, "dim": base.columns, "metric": args.metric.name(),
-            "encoding": args.encoding.name(), "m": args.m, "ef_construction": args.ef_construction,
+            "threads": args.graph.threads, "vectors": base.rows, "dim": base.columns, "metric": args.graph.metric.name(),
+            "encoding": args.graph.encoding.name(), "m": args.graph.m, "ef_construction": args.graph.ef_construction,
         }),
     );
     graph

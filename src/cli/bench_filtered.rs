@@ -8,14 +8,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value as Json, json};
 
-use crate::cli::bench_ann::{cpu_seconds, parse_encoding, parse_metric, round};
+use crate::cli::bench_ann::{GraphArgs, cpu_seconds, round};
 use crate::cli::npy::{self, Matrix};
 use crate::engine::candidates::{Candidates, Method};
 use crate::engine::hnsw::Query;
 use crate::engine::rows::{NewRow, Rows};
 use crate::engine::segment::Segment;
 use crate::engine::view::IndexView;
-use crate::model::{Cell, ColumnType, Comparison, Encoding, Filter, Metric, RowKey, Value, VectorColumn, Version};
+use crate::model::{Cell, ColumnType, Comparison, Filter, RowKey, Value, VectorColumn, Version};
 use crate::query::plan::{self, PlanFacts};
 
 /// Arguments of `bench filtered`.
@@ -36,27 +36,14 @@ pub struct Args {
     /// How to search: `auto` as the planner says, `walk` or `scan` by that plan, `graph` by the bare walk without a budget.
     #[arg(long, value_delimiter = ',', default_value = "auto")]
     plans: Vec<PlanName>,
-    /// l2, cosine, ip or l1.
-    #[arg(long, default_value = "cosine", value_parser = parse_metric)]
-    metric: Metric,
     /// Neighbours asked for.
     #[arg(long, default_value_t = 10)]
     k: usize,
     /// Search widths to measure.
     #[arg(long, value_delimiter = ',', default_value = "64")]
     ef: Vec<usize>,
-    /// Threads that build; searching is always one.
-    #[arg(long, default_value_t = 1)]
-    threads: usize,
-    /// Links per row on the upper levels, twice as many on the lowest.
-    #[arg(long, default_value_t = 16)]
-    m: usize,
-    /// Pool size while building.
-    #[arg(long, default_value_t = 200)]
-    ef_construction: usize,
-    /// What walks compare: f32, sq8 or sq4.
-    #[arg(long, default_value = "sq8", value_parser = parse_encoding)]
-    encoding: Encoding,
+    #[command(flatten)]
+    graph: GraphArgs,
     /// Passes over the queries; the best counts.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
@@ -87,7 +74,10 @@ pub fn run(args: &Args) -> Result<()> {
     ensure!(base.rows > 0 && base.columns > 0, "the base is empty");
     ensure!(base.columns == queries.columns, "base has {} dimensions, queries {}", base.columns, queries.columns);
     ensure!(base.values.iter().chain(&queries.values).all(|x| x.is_finite()), "a vector holds NaN or infinity");
-    ensure!((2..=100).contains(&args.m) && args.ef_construction > 0, "m is 2 to 100, ef-construction at least 1");
+    ensure!(
+        (2..=100).contains(&args.graph.m) && args.graph.ef_construction > 0,
+        "m is 2 to 100, ef-construction at least 1"
+    );
     ensure!(args.k > 0 && args.repeats > 0 && args.count > 0, "k, repeats and count are at least 1");
     let filters: Vec<_> = args.filters.iter().enumerate().map(|(at, text)| filter(at, text, base.rows)).collect();
     let filters = filters.into_iter().collect::<Result<Vec<_>>>()?;
@@ -125,11 +115,11 @@ fn build(args: &Args, base: &Matrix<f32>, filters: &[Filtered]) -> IndexView {
     let column = VectorColumn {
         name: "base".into(),
         kind: ColumnType::Vector,
-        metric: args.metric,
+        metric: args.graph.metric,
         dimensions: Some(base.columns),
-        m: args.m,
-        ef_construction: args.ef_construction,
-        encoding: args.encoding,
+        m: args.graph.m,
+        ef_construction: args.graph.ef_construction,
+        encoding: args.graph.encoding,
     };
     let segment = Segment::growing(1, &column, base.columns, 0, base.rows);
     let mut rows = Rows::default();
@@ -139,14 +129,14 @@ fn build(args: &Args, base: &Matrix<f32>, filters: &[Filtered]) -> IndexView {
         let cells: Vec<_> = filters.iter().map(|filtered| Cell::Value(Value::Bool(filtered.rows[row]))).collect();
         rows.push(NewRow { key: &key, version: Version::default(), filters: &cells });
     }
-    segment.graph.build(args.threads, &|_| {});
+    segment.graph.build(args.graph.threads, &|_| {});
     let (live, bytes) = (rows.live(), rows.memory_bytes());
     report(
         args,
         &json!({
-            "what": "build", "seconds": round(started.elapsed().as_secs_f64(), 3), "threads": args.threads,
-            "vectors": base.rows, "dim": base.columns, "metric": args.metric.name(), "m": args.m,
-            "ef_construction": args.ef_construction, "bytes_per_row": round(bytes as f64 / live as f64, 2),
+            "what": "build", "seconds": round(started.elapsed().as_secs_f64(), 3), "threads": args.graph.threads,
+            "vectors": base.rows, "dim": base.columns, "metric": args.graph.metric.name(), "m": args.graph.m,
+            "ef_construction": args.graph.ef_construction, "bytes_per_row": round(bytes as f64 / live as f64, 2),
         }),
     );
     let ids = Arc::new(AtomicU64::new(2));
@@ -170,7 +160,7 @@ fn mask(index: &IndexView, filtered: &Filtered) -> Json {
 /// The nearest rows that pass, by plain arithmetic.
 fn nearest(args: &Args, base: &Matrix<f32>, filtered: &Filtered, query: &[f32]) -> Vec<u32> {
     let passing = (0..base.rows).filter(|&row| filtered.rows[row]);
-    let mut all: Vec<_> = passing.map(|row| (args.metric.distance(base.row(row), query), row as u32)).collect();
+    let mut all: Vec<_> = passing.map(|row| (args.graph.metric.distance(base.row(row), query), row as u32)).collect();
     // NaN, of a vector without direction, sorts last.
     all.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     all.into_iter().take(args.k).map(|(_, row)| row).collect()

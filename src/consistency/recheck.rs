@@ -68,9 +68,8 @@ impl<'a> Checking<'a> {
 
     /// What the source shows of a candidate, if it passes.
     fn hit(&self, def: &CollectionDef, candidate: Candidate, row: &HeapRow) -> Option<Hit> {
-        let Candidate { key, distance, version, node } = candidate;
         let distance = match &row.vector {
-            None => distance,
+            None => candidate.distance,
             // A row that has no usable vector any more is no neighbour.
             Some(Cell::Value(Value::Vector(vector)))
                 if vector.len() == self.query.len() && def.vectors[self.vector].refuse(vector).is_none() =>
@@ -79,7 +78,7 @@ impl<'a> Checking<'a> {
             }
             Some(_) => return None,
         };
-        Some(Hit { key, distance, version, node, columns: row.columns.clone() })
+        Some(Candidate { distance, ..candidate }.hit(row.columns.clone()))
     }
 }
 

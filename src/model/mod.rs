@@ -12,7 +12,6 @@ mod lsn;
 mod metric;
 mod relation;
 mod search;
-mod sparse;
 mod spec;
 mod value;
 
@@ -30,6 +29,5 @@ pub use search::{
     MAX_BATCH_ROWS, MAX_EF, MAX_EXAMPLES, MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Mmr, Recheck, RecheckReport,
     SearchBy, SearchRequest, SearchStats, Shape, Timings,
 };
-pub use sparse::{MAX_NONZERO, MAX_SPARSE_DIMENSIONS, SparseVector};
 pub use spec::{CollectionSpec, VectorSpec};
 pub use value::{Cell, ColumnType, MAX_BITS, MAX_DIMENSIONS, Value};

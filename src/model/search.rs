@@ -140,6 +140,14 @@ pub struct Candidate {
     pub node: u32,
 }
 
+impl Candidate {
+    /// As a row of an answer.
+    pub fn hit(self, columns: Option<Box<serde_json::value::RawValue>>) -> Hit {
+        let Candidate { key, distance, version, node } = self;
+        Hit { key, distance, version, node, columns }
+    }
+}
+
 /// One row of an answer.
 #[derive(Debug, Clone)]
 pub struct Hit {

@@ -109,10 +109,9 @@ impl<'v> Resolved<'v> {
 
     /// A candidate as it is, with replicated columns as the view has them.
     pub fn as_indexed(&self, candidate: Candidate) -> Hit {
-        let Candidate { key, distance, version, node } = candidate;
-        let cell = |at| cell(self.index, node, at);
-        let columns = replicated(&self.found.def, &self.request.columns, &key, cell);
-        Hit { key, distance, version, node, columns }
+        let cell = |at| cell(self.index, candidate.node, at);
+        let columns = replicated(&self.found.def, &self.request.columns, &candidate.key, cell);
+        candidate.hit(columns)
     }
 
     /// A group's value as JSON.

@@ -241,13 +241,7 @@ mod tests {
     fn as_indexed_nothing_is_checked() {
         let stream = Stream::new(Script::new((0..100).map(|n| (n, n as f64))), &[], None);
         let mut leg = Rows::new(stream, checking(Recheck::None), 10, None);
-        fill_as_indexed(&mut leg, |Candidate { key, distance, version, node }| Hit {
-            key,
-            distance,
-            version,
-            node,
-            columns: None,
-        });
+        fill_as_indexed(&mut leg, |candidate| candidate.hit(None));
         let outcome = leg.finish();
         assert_eq!((outcome.hits.len(), outcome.ended, outcome.report.checked), (10, Ended::Limit, 0));
     }

@@ -172,8 +172,7 @@ pub fn define(id: CollectionId, spec: &CollectionSpec, table: &Table) -> Result<
     });
     let vectors = spec.vectors.iter().map(|wanted| {
         let column = find(table, &wanted.column, &quoted)?;
-        let indexed = |kind: &ColumnType| kind.is_vector() && *kind != ColumnType::Sparsevec;
-        let kind = column.kind.filter(indexed).ok_or_else(|| {
+        let kind = column.kind.filter(|kind| kind.is_vector()).ok_or_else(|| {
             SourceError::refused(
                 format!("column {} of {quoted} is {}", quote_ident(&column.name), column.type_name),
                 "a vector column is pgvector's vector or halfvec, real[], double precision[], bit, bit varying or \

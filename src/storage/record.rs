@@ -1,8 +1,7 @@
 //! The bytes of log records and row cells: fixed little-endian, total to read.
 
 use crate::model::{
-    Cell, Change, CollectionId, CommitLsn, LogRecord, Lsn, Op, PageRange, RowImage, RowKey, SparseVector,
-    TransactionHead, Value,
+    Cell, Change, CollectionId, CommitLsn, LogRecord, Lsn, Op, PageRange, RowImage, RowKey, TransactionHead, Value,
 };
 
 /// Bytes that are not a record, with what was expected.
@@ -99,7 +98,6 @@ const UUID: u8 = 7;
 const DATE: u8 = 8;
 const TIMESTAMP: u8 = 9;
 const VECTOR: u8 = 10;
-const SPARSE: u8 = 11;
 
 /// Appends a cell.
 pub fn put_cell(out: &mut Vec<u8>, cell: &Cell) {
@@ -149,13 +147,6 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
                 out.extend_from_slice(&element.to_le_bytes());
             }
         }
-        Value::Sparse(v) => {
-            out.push(SPARSE);
-            put_u32(out, v.dimensions() as u32);
-            put_u32(out, v.indices().len() as u32);
-            v.indices().iter().for_each(|index| put_u32(out, *index));
-            v.values().iter().for_each(|value| put_u32(out, value.to_bits()));
-        }
     }
 }
 
@@ -176,13 +167,6 @@ pub fn get_cell(from: &mut Reader<'_>) -> Read<Cell> {
             let count = from.u32()? as usize;
             let bytes = from.bytes(count.checked_mul(4).ok_or(BadRecord("vector too long"))?)?;
             Value::Vector(floats(bytes).collect())
-        }
-        SPARSE => {
-            let (dimensions, count) = (from.u32()? as usize, from.u32()? as usize);
-            let length = count.checked_mul(4).ok_or(BadRecord("vector too long"))?;
-            let indices = from.bytes(length)?.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-            let elements = indices.zip(floats(from.bytes(length)?)).collect();
-            Value::Sparse(SparseVector::new(dimensions, elements).map_err(|_| BadRecord("not a sparse vector"))?)
         }
         _ => return Err(BadRecord("unknown kind of cell")),
     }))

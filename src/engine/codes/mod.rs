@@ -69,9 +69,6 @@ impl Codec {
     /// Learns the grid from rows as the kernel prepares them: at least one, a sample of all.
     pub fn train<'r>(encoding: Encoding, kernel: Kernel, dim: usize, rows: impl Iterator<Item = &'r [f32]>) -> Codec {
         let sample: Vec<&[f32]> = rows.filter(|row| row[0].is_finite()).collect();
-        if encoding == Encoding::F32 {
-            return Codec::floats(kernel, dim);
-        }
         let center = if kernel.metric() == Metric::L2 { mean(dim, &sample) } else { Box::default() };
         let keep = (TRAINED_ON / dim).clamp(1, sample.len().max(1));
         let every = sample.len().div_ceil(keep).max(1);
@@ -103,14 +100,12 @@ impl Codec {
         self.center.get(at).copied().unwrap_or(0.0)
     }
 
-    /// Writes a prepared row's bytes: `stride` of them, all zero before.
+    /// Writes the codes of a prepared row: `stride` bytes, all zero before.
     pub fn encode(&self, row: &[f32], out: &mut [u8]) {
         debug_assert!(row.len() == self.dim && out.len() == self.stride());
         let scaled = |at: usize| (row[at] - self.offset(at)) / self.step;
         match self.encoding {
-            Encoding::F32 => {
-                out.chunks_exact_mut(4).zip(row).for_each(|(bytes, x)| bytes.copy_from_slice(&x.to_ne_bytes()));
-            }
+            Encoding::F32 => unreachable!("floats are written where they are kept"),
             Encoding::Sq8 => (0..self.dim).for_each(|at| out[at] = byte(scaled(at)) as u8),
             Encoding::Sq4 => {
                 for at in 0..self.padded {

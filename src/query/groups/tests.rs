@@ -146,13 +146,7 @@ fn without_a_recheck_nothing_is_counted() {
         Checking { level: Recheck::None, columns: &[], vector: 0, metric: Metric::L2, query: &[], condition: None };
     let stream = Stream::new(rows.script(|_| true), &[], None);
     let mut leg = Groups::new(&rows, stream, true, &[], checking, wanted);
-    fill_as_indexed(&mut leg, |Candidate { key, distance, version, node }| Hit {
-        key,
-        distance,
-        version,
-        node,
-        columns: None,
-    });
+    fill_as_indexed(&mut leg, |candidate| candidate.hit(None));
     let outcome = leg.finish();
     assert_eq!((outcome.hits.len(), outcome.report.checked, outcome.ended), (2, 0, Ended::Limit));
 }

@@ -230,7 +230,6 @@ pub async fn content(
             ColumnType::Vector | ColumnType::Halfvec => {
                 (format!("1 + length({name}::text) - length(replace({name}::text, ',', ''))"), "false".to_owned())
             }
-            ColumnType::Sparsevec => (format!("split_part({name}::text, '/', 2)::int"), "false".to_owned()),
             ColumnType::Bit | ColumnType::Varbit => (format!("length({name})"), "false".to_owned()),
             ColumnType::Jsonb => {
                 let items = format!("CASE WHEN jsonb_typeof({name}) = 'array' THEN {name} ELSE '[null]' END");
