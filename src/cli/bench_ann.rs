@@ -197,7 +197,7 @@ fn point(args: &Args, graph: &Graph, queries: &Matrix<f32>, truth: &Matrix<i64>,
 fn search(graph: &Graph, query: &Query, k: usize, ef: usize) -> (Vec<(f32, u32)>, usize) {
     let mut found = Vec::with_capacity(k);
     let mut walk = graph.walk(query, ef);
-    walk.next_page(k, &mut |_| true, &mut found);
+    walk.next_page(k, &mut |_| true, &mut found).expect("no file is read");
     let visited = walk.visited();
     (found, visited)
 }

@@ -140,7 +140,7 @@ fn build(args: &Args, base: &Matrix<f32>, filters: &[Filtered]) -> IndexView {
         }),
     );
     let ids = Arc::new(AtomicU64::new(2));
-    IndexView { column, rows, segments: vec![Arc::new(segment)], live, ids }
+    IndexView { column, rows, segments: vec![Arc::new(segment)], live, ids, originals: None }
 }
 
 /// What it costs to know which rows pass: at first, and when the filter comes again.
@@ -224,18 +224,19 @@ fn search(args: &Args, index: &IndexView, filtered: &Filtered, query: &Query, pl
     let (method, plan) = match plan {
         PlanName::Graph => return walk_graph(args, index, filtered, query, ef),
         PlanName::Walk => (Method::Walk { ef }, "hnsw+filter"),
-        PlanName::Scan => (Method::Scan, "exact"),
+        PlanName::Scan => (Method::Scan, "scan"),
         PlanName::Auto => {
             let passing = index.rows.passing(Some(&filtered.filter)).count();
             let segments = index.segments.len();
-            let facts =
-                PlanFacts { live: index.live, passing: Some(passing), segments, limit: args.k, ef, exact: false };
+            let coded = index.segments.iter().any(|segment| segment.graph.encoding() != crate::model::Encoding::F32);
+            let (live, passing, limit) = (index.live, Some(passing), args.k);
+            let facts = PlanFacts { live, passing, segments, limit, ef, coded, ranged: false, exact: false };
             let plan = plan::choose(facts);
             (plan.method, plan.name)
         }
     };
     let mut candidates = Candidates::open(index, query, Some(&filtered.filter), method);
-    let nodes = candidates.next_page(args.k).iter().map(|candidate| candidate.node).collect();
+    let nodes = candidates.next_page(args.k).expect("no file is read").iter().map(|candidate| candidate.node).collect();
     Searched { nodes, distances: candidates.visited(), plan, given_up: candidates.given_up().is_some() }
 }
 
@@ -245,7 +246,7 @@ fn walk_graph(args: &Args, index: &IndexView, filtered: &Filtered, query: &Query
     let (mut nodes, mut found, mut distances) = (Vec::new(), Vec::new(), 0);
     for segment in &index.segments {
         let mut walk = segment.graph.walk(query, ef);
-        walk.next_page(args.k, &mut |slot| passing.contains(segment.node(slot)), &mut found);
+        walk.next_page(args.k, &mut |slot| passing.contains(segment.node(slot)), &mut found).expect("no file is read");
         nodes.extend(found.drain(..).map(|(_, slot)| segment.node(slot)));
         distances += walk.visited();
     }

@@ -5,21 +5,33 @@ use crate::consistency::blocking;
 use crate::consistency::recheck::{Checking, Visibility, check};
 use crate::model::{Candidate, CollectionDef, Hit};
 use crate::source::SourceError;
+use crate::storage::{self, StorageError};
 use std::time::{Duration, Instant};
 
 /// Rounds one search may cost.
 pub const MAX_ROUNDS: usize = 16;
 
+/// Why a search cannot be filled.
+#[derive(Debug, thiserror::Error)]
+pub enum FillError {
+    /// The source could not be asked.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Our files failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
 /// One search that is being filled.
 pub trait Leg: Send {
     /// Candidates to ask about next; none when it has what it wants or there are no more.
-    fn next_page(&mut self) -> Vec<Candidate>;
+    fn next_page(&mut self) -> storage::Result<Vec<Candidate>>;
     /// What the recheck needs to know of it.
     fn checking(&self) -> Checking<'_>;
     /// Those of the last page that are visible, in their order.
     fn take(&mut self, visible: Vec<Hit>);
     /// There will be no further round.
-    fn give_up(&mut self);
+    fn give_up(&mut self) -> storage::Result<()>;
 }
 
 /// Where the time went.
@@ -36,11 +48,11 @@ pub async fn fill<V: Visibility, L: Leg>(
     legs: &mut [L],
     visibility: &V,
     def: &CollectionDef,
-) -> Result<Spent, SourceError> {
+) -> Result<Spent, FillError> {
     let mut spent = Spent::default();
     for _ in 0..MAX_ROUNDS {
         let started = Instant::now();
-        let pages: Vec<_> = blocking(|| legs.iter_mut().map(Leg::next_page).collect());
+        let pages: Vec<_> = blocking(|| legs.iter_mut().map(Leg::next_page).collect::<storage::Result<_>>())?;
         spent.search += started.elapsed();
         let waiting: Vec<_> = (0..legs.len()).filter(|&leg| !pages[leg].is_empty()).collect();
         if waiting.is_empty() {
@@ -53,16 +65,16 @@ pub async fn fill<V: Visibility, L: Leg>(
         spent.recheck += started.elapsed();
         waiting.into_iter().zip(visible).for_each(|(leg, visible)| legs[leg].take(visible));
     }
-    legs.iter_mut().for_each(Leg::give_up);
+    blocking(|| legs.iter_mut().try_for_each(Leg::give_up))?;
     Ok(spent)
 }
 
 /// Fills one search with what the index has, asking nobody.
-pub fn fill_as_indexed(leg: &mut impl Leg, mut hit: impl FnMut(Candidate) -> Hit) {
+pub fn fill_as_indexed(leg: &mut impl Leg, mut hit: impl FnMut(Candidate) -> Hit) -> storage::Result<()> {
     loop {
-        let page = leg.next_page();
+        let page = leg.next_page()?;
         if page.is_empty() {
-            return;
+            return Ok(());
         }
         leg.take(page.into_iter().map(&mut hit).collect());
     }

@@ -396,7 +396,7 @@ impl Applier {
     fn seal_all(&mut self) -> Result<()> {
         let least = self.shared.options.seal_rows_on_stop;
         let large = |segment: &crate::engine::segment::Segment| segment.graph.len() as usize >= least;
-        self.collections.iter_mut().try_for_each(|collection| collection.seal(large))
+        self.collections.iter_mut().try_for_each(|collection| collection.seal(large, false))
     }
 
     /// Takes in what the background threads finished.
@@ -406,7 +406,7 @@ impl Applier {
             any = true;
             let Some(collection) = self.collections.iter_mut().find(|c| c.id() == done.collection()) else { continue };
             match done {
-                Done::Sealed { index, id, .. } => collection.indexes[index].sealed(id),
+                Done::Sealed { index, segment, .. } => collection.indexes[index].sealed(segment),
                 Done::Merged { index, old, segment, .. } => {
                     if !collection.indexes[index].replace(&old, segment) {
                         tracing::info!(collection = collection.name(), "a merge was overtaken by a truncate");

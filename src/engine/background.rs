@@ -29,8 +29,8 @@ pub enum Done {
         collection: CollectionId,
         /// Which vector column.
         index: usize,
-        /// Which segment.
-        id: u64,
+        /// The segment, as it was read from there.
+        segment: Arc<Segment>,
     },
     /// One segment, which has its file, replaces others.
     Merged {
@@ -96,9 +96,11 @@ pub fn link(shared: &Shared, epoch: &Path, log: &LogTail, done: &Sender<Done>) -
             for segment in &index.segments {
                 linked += segment.graph.link_next(LINK_CHUNK);
                 if segment.is_full() && segment.is_linked() && !segment.is_saved() {
-                    segment.save(&segment_path(epoch, collection, number, segment.id))?;
+                    let path = segment_path(epoch, collection, number, segment.id);
+                    segment.save(&path)?;
                     crate::failpoint!("link.sealed");
-                    let _ = done.send(Done::Sealed { collection, index: number, id: segment.id });
+                    let segment = segment.reopened(&path, &index.column, index.originals.as_ref())?;
+                    let _ = done.send(Done::Sealed { collection, index: number, segment });
                 }
             }
         }
@@ -121,17 +123,19 @@ pub fn merge(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
             let old: Vec<&Segment> = chosen.iter().map(|segment| &**segment).collect();
             let id = index.ids.fetch_add(1, Ordering::Relaxed);
             let alive = |node| index.row(node).is_some();
-            let merged = Segment::merged(id, &index.column, dimensions, &old, &alive, 1);
+            let merged = Arc::new(Segment::merged(id, &index.column, dimensions, &old, &alive, 1)?);
             crate::failpoint!("merge.built");
             // The epoch may be discarded, and its directory another's soon.
             if shared.stopping() {
                 return Ok(());
             }
-            merged.save(&segment_path(epoch, collection, number, id))?;
+            let path = segment_path(epoch, collection, number, id);
+            merged.save(&path)?;
             crate::failpoint!("merge.saved");
+            let merged = merged.reopened(&path, &index.column, index.originals.as_ref())?;
             let old = chosen.iter().map(|segment| segment.id).collect();
             tracing::info!(collection = collection.0, ?old, new = id, rows = merged.graph.len(), "merged segments");
-            let _ = done.send(Done::Merged { collection, index: number, old, segment: Arc::new(merged) });
+            let _ = done.send(Done::Merged { collection, index: number, old, segment: merged });
         }
         // Look again only at a view that has taken the results in.
         shared.wait_for_another(&view);
@@ -193,7 +197,7 @@ mod tests {
             }
             let live = rows.live();
             let (column, segments, ids) = (column.clone(), segments.clone(), Arc::new(AtomicU64::new(2)));
-            choose(&IndexView { column, rows, segments, live, ids }).is_some()
+            choose(&IndexView { column, rows, segments, live, ids, originals: None }).is_some()
         };
         assert!(!chosen(&[true]), "three rows are not published yet");
         assert!(!chosen(&[true, true, true]), "one row is not published yet");

@@ -4,7 +4,8 @@ use crate::engine::hnsw::{Query, Walk};
 use crate::engine::rows::Passing;
 use crate::engine::segment::Segment;
 use crate::engine::view::IndexView;
-use crate::model::{Candidate, Filter};
+use crate::model::{Candidate, Encoding, Filter};
+use crate::storage::Result;
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashSet};
 
@@ -17,7 +18,10 @@ const LEAST_BUDGET: usize = 2_000;
 /// How an index is searched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
-    /// Compare with every row that may be returned.
+    /// Compare with the full vector of every row that may be returned: a proof.
+    Exact,
+    /// Compare with every row that may be returned as walks see it, and with the full vectors of the nearest. Exact where
+    /// rows have no codes.
     Scan,
     /// Walk the graphs with this width; scan what is not linked yet. A walk that has cost as much as the scan is given up
     /// for the scan: what it costs is at most twice the better of both, whatever the filter has to do with the query.
@@ -33,6 +37,8 @@ struct Found {
     inner: f32,
     segment: u32,
     slot: u32,
+    /// Compared by its code only.
+    coded: bool,
 }
 
 impl Eq for Found {}
@@ -60,6 +66,10 @@ pub struct Candidates<'v> {
     walks: Vec<Walk<'v>>,
     /// Distances the walks may compute, all together.
     budget: usize,
+    /// Compare full vectors only.
+    exact: bool,
+    /// Scans that are still to be done: segment and first slot.
+    unscanned: Vec<(usize, u32)>,
     /// Found and not returned yet.
     found: BinaryHeap<Found>,
     /// Segment and slot of what was returned while there were walks.
@@ -78,6 +88,8 @@ impl<'v> Candidates<'v> {
             walks: Vec::new(),
             budget: ((passing.count() as f64 / WALK_COST) as usize).max(LEAST_BUDGET),
             passing,
+            exact: method == Method::Exact,
+            unscanned: Vec::new(),
             found: BinaryHeap::new(),
             returned: HashSet::new(),
             scanned: 0,
@@ -91,28 +103,66 @@ impl<'v> Candidates<'v> {
                 reached = walk.limit();
                 open.walks.push(walk);
             }
-            open.scan(number, segment, reached);
+            open.unscanned.push((number, reached));
         }
         open
     }
 
     /// Compares the query with every acceptable slot of a segment from `from` on that was not returned.
-    fn scan(&mut self, number: usize, segment: &Segment, from: u32) {
-        let number = number as u32;
+    fn scan(&mut self, number: usize, from: u32) -> Result<()> {
+        let (segment, number) = (&self.index.segments[number], number as u32);
         let slots = slots(&self.passing, segment, from);
         let new = slots.filter(|slot| self.returned.is_empty() || !self.returned.contains(&(number, *slot)));
+        let coded = !self.exact && segment.graph.encoding() != Encoding::F32;
         let mut found = Vec::new();
-        segment.graph.scan(self.query, new, &mut |slot, inner| found.push(Found { inner, segment: number, slot }));
+        let mut each = |slot, inner| found.push(Found { inner, segment: number, slot, coded });
+        if coded {
+            segment.graph.scan_compared(self.query, new, &mut each);
+        } else {
+            segment.graph.scan(self.query, new, &mut each)?;
+        }
         self.scanned += found.len();
         self.found.append(&mut BinaryHeap::from(found));
+        Ok(())
     }
 
-    /// At most `want` further candidates, nearest first. Fewer only when there are no more.
-    pub fn next_page(&mut self, want: usize) -> Vec<Candidate> {
-        self.walk_on(want);
+    /// Compares by their full vectors what is among the nearest by codes.
+    fn settle(&mut self, want: usize) -> Result<()> {
+        let encodings = self.index.segments.iter().map(|segment| segment.graph.encoding());
+        let most = encodings.map(|encoding| encoding.overfetch(want)).max().unwrap_or(want);
+        let (mut nearest, mut coded) = (Vec::new(), Vec::new());
+        while nearest.len() + coded.len() < most
+            && let Some(found) = self.found.pop()
+        {
+            if found.coded { &mut coded } else { &mut nearest }.push(found);
+        }
+        coded.sort_unstable_by_key(|found| (found.segment, found.slot));
+        for one in coded.chunk_by(|a, b| a.segment == b.segment) {
+            let (segment, slots) = (one[0].segment, one.iter().map(|found| found.slot).collect::<Vec<_>>());
+            let graph = &self.index.segments[segment as usize].graph;
+            graph.measure(self.query, &slots, &mut |slot, inner| {
+                nearest.push(Found { inner, segment, slot, coded: false });
+            })?;
+        }
+        self.found.extend(nearest);
+        Ok(())
+    }
+
+    /// At most `want` further candidates, nearest first. Fewer only when there are no more. An error is one of reading full
+    /// vectors; the search is of no use after it.
+    pub fn next_page(&mut self, want: usize) -> Result<Vec<Candidate>> {
+        for (segment, from) in std::mem::take(&mut self.unscanned) {
+            self.scan(segment, from)?;
+        }
+        self.walk_on(want)?;
+        self.settle(want)?;
         let mut page = Vec::with_capacity(want.min(self.found.len()));
         while page.len() < want {
-            let Some(Found { inner, segment, slot }) = self.found.pop() else { break };
+            // By their full vectors those may all be farther than it seemed.
+            while self.found.peek().is_some_and(|found| found.coded) {
+                self.settle(want - page.len())?;
+            }
+            let Some(Found { inner, segment, slot, .. }) = self.found.pop() else { break };
             let node = self.index.segments[segment as usize].node(slot);
             let Some(row) = self.index.row(node) else { continue };
             let distance = f64::from(self.index.segments[segment as usize].graph.public_distance(inner));
@@ -121,10 +171,10 @@ impl<'v> Candidates<'v> {
                 self.returned.insert((segment, slot));
             }
         }
-        page
+        Ok(page)
     }
 
-    fn walk_on(&mut self, want: usize) {
+    fn walk_on(&mut self, want: usize) -> Result<()> {
         let (index, passing) = (self.index, &self.passing);
         let mut out = Vec::with_capacity(want);
         let mut spent: usize = self.walks.iter().map(Walk::visited).sum();
@@ -132,24 +182,27 @@ impl<'v> Candidates<'v> {
             let mut takes = |slot| passing.contains(segment.node(slot));
             let before = walk.visited();
             walk.set_budget(before + self.budget.saturating_sub(spent));
-            walk.next_page(want, &mut takes, &mut out);
+            walk.next_page(want, &mut takes, &mut out)?;
             spent += walk.visited() - before;
             if spent >= self.budget {
                 return self.give_up(spent);
             }
-            self.found.extend(out.drain(..).map(|(inner, slot)| Found { inner, segment: number as u32, slot }));
+            let found = |(inner, slot)| Found { inner, segment: number as u32, slot, coded: false };
+            self.found.extend(out.drain(..).map(found));
         }
+        Ok(())
     }
 
-    /// The walks have cost as much as comparing with every row that passes: this is done instead, and is exact.
-    fn give_up(&mut self, spent: usize) {
+    /// The walks have cost as much as comparing with every row that passes: this is done instead.
+    fn give_up(&mut self, spent: usize) -> Result<()> {
         self.given_up = Some(spent);
         self.walks.clear();
         self.found.clear();
-        for (number, segment) in self.index.segments.iter().enumerate() {
-            self.scan(number, segment, 0);
+        for number in 0..self.index.segments.len() {
+            self.scan(number, 0)?;
         }
         self.returned.clear();
+        Ok(())
     }
 
     /// Distances computed so far.

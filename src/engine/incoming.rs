@@ -3,6 +3,7 @@
 
 use crate::engine::Shared;
 use crate::engine::collection::CollectionWriter;
+use crate::engine::index::IndexWriter;
 use crate::model::{CollectionId, CommitLsn, LogRecord, Lsn, Version};
 use crate::storage::changelog::{LogPosition, LogReader};
 use crate::storage::state::{CollectionState, State};
@@ -79,7 +80,7 @@ impl Incoming {
             Stage::Linking(_) => {
                 crate::failpoint!("incoming.linked");
                 // What was copied is linked once, not again after every crash.
-                self.collection.seal(|segment| !segment.graph.is_empty())?;
+                self.collection.seal(|segment| !segment.graph.is_empty(), true)?;
                 crate::failpoint!("incoming.sealed");
                 self.collection.use_segments_of(shared.options.segment_rows);
                 self.stage = Stage::CatchingUp(changes.again_from(self.collection.from()));
@@ -139,17 +140,24 @@ impl Incoming {
     /// Links what the copy brought with all threads, so that the first searches need no long scan.
     fn link(&mut self, shared: &Arc<Shared>) -> Result<()> {
         self.collection.flush()?;
-        let segments: Vec<_> = self.collection.indexes.iter().flat_map(|index| index.view().segments).collect();
+        let saved_as = |index: &IndexWriter| {
+            let segments = index.view().segments.into_iter();
+            segments.map(|segment| (index.segment_path(segment.id), segment)).collect::<Vec<_>>()
+        };
+        let segments: Vec<_> = self.collection.indexes.iter().flat_map(saved_as).collect();
         let (shared, progress) = (shared.clone(), shared.progress(self.id()));
         let threads = shared.options.build_threads;
         let thread = shared.clone().thread("build", move || {
-            for segment in segments {
+            for (path, segment) in segments {
                 if shared.stopping() {
                     break;
                 }
                 segment.graph.build(threads, &|linked| {
                     progress.linked.fetch_add(linked as u64, Ordering::Relaxed);
                 });
+                if !segment.graph.is_empty() {
+                    segment.save(&path)?;
+                }
             }
             Ok(())
         })?;

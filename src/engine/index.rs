@@ -4,10 +4,10 @@ use crate::engine::rows::{NewRow, Rows};
 use crate::engine::segment::Segment;
 use crate::engine::view::IndexView;
 use crate::model::{CollectionId, VectorColumn};
-use crate::storage::Result;
 use crate::storage::files;
 use crate::storage::originals::{Element, Originals};
 use crate::storage::state::{IndexRecord, SealedRecord};
+use crate::storage::{Result, StorageError, damaged};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +35,8 @@ pub struct IndexWriter {
     pub column: VectorColumn,
     record: IndexRecord,
     originals: Option<Originals>,
+    /// What reads them for searches, while they are being written.
+    reader: Option<Arc<Originals>>,
     rows: Rows,
     sealed: Vec<Arc<Segment>>,
     growing: Option<Arc<Segment>>,
@@ -62,6 +64,7 @@ impl IndexWriter {
             column,
             record,
             originals: None,
+            reader: None,
             rows: Rows::default(),
             sealed: Vec::new(),
             growing: None,
@@ -78,9 +81,22 @@ impl IndexWriter {
 
     fn load(&mut self, dimensions: usize) -> Result<()> {
         let originals = Originals::open(&self.originals_file(), dimensions, self.element(), self.record.nodes)?;
-        for sealed in &self.record.sealed {
+        let reader = self.open_reader(dimensions)?;
+        for sealed in std::mem::take(&mut self.record.sealed) {
             let path = self.dir.join(&sealed.file);
-            self.sealed.push(Arc::new(Segment::open(&path, sealed.id, &self.column, dimensions, &originals)?));
+            match Segment::open(&path, sealed.id, &self.column, dimensions, &reader) {
+                Ok(segment) if segment.last_node().is_none_or(|node| node < self.record.nodes) => {
+                    self.sealed.push(Arc::new(segment));
+                    self.record.sealed.push(sealed);
+                }
+                Ok(_) => return Err(damaged(&path, "names nodes that there are not")),
+                // Written by a version before: its nodes are linked again, which needs nobody but us.
+                Err(StorageError::Format { found, expected, .. }) if found < expected => {
+                    tracing::info!(file = sealed.file, found, expected, "linking a segment of an older format again");
+                    self.retired.push(path);
+                }
+                Err(error) => return Err(error),
+            }
         }
         self.rows.grow(self.record.nodes as usize);
         // What no sealed segment covers is linked again in the background; until then it is scanned.
@@ -95,6 +111,12 @@ impl IndexWriter {
             self.growing_segment(dimensions, node).graph.push(&vector);
         }
         Ok(())
+    }
+
+    /// Opens what reads the originals for searches.
+    fn open_reader(&mut self, dimensions: usize) -> Result<Arc<Originals>> {
+        let reader = Originals::open_for_reading(&self.originals_file(), dimensions, self.element())?;
+        Ok(self.reader.insert(Arc::new(reader)).clone())
     }
 
     fn element(&self) -> Element {
@@ -131,6 +153,7 @@ impl IndexWriter {
         if self.originals.is_none() {
             self.column.dimensions = Some(dimensions);
             self.originals = Some(Originals::open(&self.originals_file(), dimensions, self.element(), 0)?);
+            self.open_reader(dimensions)?;
         }
         let node = self.originals.as_mut().expect("opened above").push(vector)?;
         self.growing_segment(dimensions, node).graph.push(vector);
@@ -169,14 +192,20 @@ impl IndexWriter {
         self.record.sealed.iter().any(|sealed| sealed.id == id)
     }
 
-    /// A full or finished segment has its file.
-    pub fn sealed(&mut self, id: u64) {
-        if let Some(growing) = self.growing.take_if(|growing| growing.id == id) {
-            self.sealed.push(growing);
-        }
-        if self.sealed.iter().any(|segment| segment.id == id) && !self.is_named(id) {
+    /// A full or finished segment has its file, and answers from there.
+    pub fn sealed(&mut self, sealed: Arc<Segment>) {
+        let id = sealed.id;
+        self.growing.take_if(|growing| growing.id == id).into_iter().for_each(|growing| self.sealed.push(growing));
+        let Some(place) = self.sealed.iter_mut().find(|segment| segment.id == id) else { return };
+        *place = sealed;
+        if !self.is_named(id) {
             self.record.sealed.push(SealedRecord { id, file: Segment::file_name(self.collection.0, self.number, id) });
         }
+    }
+
+    /// A saved segment as it is read from its file.
+    pub fn reopened(&self, segment: &Arc<Segment>, path: &Path) -> Result<Arc<Segment>> {
+        segment.reopened(path, &self.column, self.reader.as_ref())
     }
 
     /// The segments whose files no record names yet, in the order of their nodes.
@@ -221,9 +250,8 @@ impl IndexWriter {
         self.sealed.retain(|segment| !old.contains(&segment.id));
         let gone = self.record.sealed.extract_if(.., |sealed| old.contains(&sealed.id));
         self.retired.extend(gone.map(|sealed| self.dir.join(sealed.file)));
-        let id = merged.id;
-        self.sealed.push(merged);
-        self.sealed(id);
+        self.sealed.push(merged.clone());
+        self.sealed(merged);
         crate::failpoint!("index.replaced");
         true
     }
@@ -283,6 +311,7 @@ impl IndexWriter {
             segments: self.sealed.iter().chain(&self.growing).cloned().collect(),
             live: self.rows.live(),
             ids: self.ids.clone(),
+            originals: self.reader.clone(),
         }
     }
 }

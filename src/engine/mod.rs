@@ -339,6 +339,14 @@ impl Engine {
         self.shared.failure.subscribe()
     }
 
+    /// A search met this. Damage ends the engine: what is stored cannot be trusted, and the next start copies it again.
+    pub fn report(&self, error: &StorageError) {
+        if error.is_damage() && self.shared.failure.borrow().is_none() {
+            remember_damage(&self.shared.epoch, error);
+            self.shared.fail(error);
+        }
+    }
+
     /// How far a collection's copy has come here.
     pub fn copy_progress(&self, collection: CollectionId) -> Arc<CopyProgress> {
         self.shared.progress(collection)
@@ -358,7 +366,7 @@ impl Engine {
 
     /// The original vectors of nodes that rows of this view have, in their order: nodes are written once.
     pub fn vectors_at(&self, view: &CollectionView, column: usize, nodes: &[u32]) -> Result<Vec<Vec<f32>>> {
-        match self.originals(view.def.id, column)? {
+        match &view.indexes[column].originals {
             Some(originals) => nodes.iter().map(|node| originals.read(*node)).collect(),
             None if nodes.is_empty() => Ok(Vec::new()),
             None => Err(damaged(&self.shared.epoch, "rows have vectors, and there is no file of them")),

@@ -1,11 +1,12 @@
 //! A segment: one graph over some nodes of a vector column. The growing one takes new nodes; sealed ones are files.
 
-use crate::engine::hnsw::{Graph, Params};
-use crate::model::VectorColumn;
+use crate::engine::hnsw::{FullRows, Graph, Params};
+use crate::model::{Encoding, VectorColumn};
 use crate::storage::originals::Originals;
-use crate::storage::{Result, StorageError, graph_file};
+use crate::storage::{Result, StorageError, damaged, graph_file};
 use parking_lot::Mutex;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Which node a slot of the graph holds.
@@ -16,13 +17,43 @@ enum Nodes {
     Listed(Box<[u32]>),
 }
 
+impl Nodes {
+    /// These nodes, ascending.
+    fn of(nodes: Vec<u32>) -> Nodes {
+        match nodes.first() {
+            Some(&first) if nodes.iter().zip(first..).all(|(&node, expected)| node == expected) => Nodes::From(first),
+            _ => Nodes::Listed(nodes.into()),
+        }
+    }
+
+    #[inline]
+    fn node(&self, slot: u32) -> u32 {
+        match self {
+            Nodes::From(first) => first + slot,
+            Nodes::Listed(nodes) => nodes[slot as usize],
+        }
+    }
+}
+
+/// The full rows of a sealed segment: the originals of its nodes.
+struct Stored {
+    nodes: Arc<Nodes>,
+    originals: Arc<Originals>,
+}
+
+impl FullRows for Stored {
+    fn read(&self, slot: u32, row: &mut [f32]) -> Result<()> {
+        self.originals.read_into(self.nodes.node(slot), &mut Vec::new(), row)
+    }
+}
+
 /// One graph and the nodes in its slots.
 pub struct Segment {
     /// Number of the segment, never used twice in an epoch.
     pub id: u64,
     /// The graph.
     pub graph: Graph,
-    nodes: Nodes,
+    nodes: Arc<Nodes>,
     capacity: usize,
     saved: AtomicBool,
     saving: Mutex<()>,
@@ -34,7 +65,8 @@ fn params(column: &VectorColumn, id: u64) -> Params {
 
 impl Segment {
     fn new(id: u64, graph: Graph, nodes: Nodes, capacity: usize, saved: bool) -> Segment {
-        Segment { id, graph, nodes, capacity, saved: AtomicBool::new(saved), saving: Mutex::default() }
+        let saved = AtomicBool::new(saved);
+        Segment { id, graph, nodes: Arc::new(nodes), capacity, saved, saving: Mutex::default() }
     }
 
     /// An empty segment that takes the nodes from `first` on, at most `capacity` of them.
@@ -51,7 +83,7 @@ impl Segment {
         old: &[&Segment],
         alive: &dyn Fn(u32) -> bool,
         threads: usize,
-    ) -> Segment {
+    ) -> Result<Segment> {
         let mut found: Vec<(u32, &Segment, u32)> = Vec::new();
         for segment in old {
             let slots = (0..segment.graph.len()).map(|slot| (segment.node(slot), *segment, slot));
@@ -59,13 +91,15 @@ impl Segment {
         }
         found.sort_unstable_by_key(|(node, ..)| *node);
         let graph = Graph::new(column.metric, dimensions, found.len().max(1), params(column, id));
+        let mut row = vec![0.0; dimensions];
         for (_, segment, slot) in &found {
-            graph.push(segment.graph.vector(*slot));
+            segment.graph.read_row(*slot, &mut row)?;
+            graph.push(&row);
         }
         graph.build(threads, &|_| ());
-        let nodes: Box<[u32]> = found.iter().map(|(node, ..)| *node).collect();
+        let nodes: Vec<u32> = found.iter().map(|(node, ..)| *node).collect();
         let capacity = nodes.len();
-        Segment::new(id, graph, Nodes::Listed(nodes), capacity, false)
+        Ok(Segment::new(id, graph, Nodes::of(nodes), capacity, false))
     }
 
     /// A full segment over these nodes, ascending, not linked yet.
@@ -81,39 +115,32 @@ impl Segment {
             graph.push(&vector(node)?);
         }
         let capacity = nodes.len();
-        Ok(Segment::new(id, graph, Nodes::Listed(nodes.into()), capacity, false))
+        Ok(Segment::new(id, graph, Nodes::of(nodes), capacity, false))
     }
 
-    /// Reads a sealed segment; the vectors come from the originals.
+    /// Reads a sealed segment. Its full rows stay in the originals where it has codes.
     pub fn open(
         path: &Path,
         id: u64,
         column: &VectorColumn,
         dimensions: usize,
-        originals: &Originals,
+        originals: &Arc<Originals>,
     ) -> Result<Segment> {
-        let (nodes, bytes) = graph_file::read(path)?;
-        let damage = |what: String| StorageError::Damaged { path: path.to_owned(), what };
-        let (mut scratch, mut failed) = (Vec::new(), None);
-        let mut vector = |slot: u32, into: &mut [f32]| {
-            let Some(&node) = nodes.get(slot as usize) else {
-                failed.get_or_insert(damage(format!("has no node for slot {slot}")));
-                return;
-            };
-            if let Err(error) = originals.read_into(node, &mut scratch, into) {
-                failed.get_or_insert(error);
-            }
-        };
-        let graph = Graph::load(column.metric, dimensions, 0, params(column, id), &mut &bytes[..], &mut vector);
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let graph = graph.map_err(|error| damage(error.to_string()))?;
-        if graph.len() as usize != nodes.len() {
-            return Err(damage(format!("has {} nodes for {} slots", nodes.len(), graph.len())));
-        }
+        let (nodes, mut reader) = graph_file::Reader::open(path)?;
         let capacity = nodes.len();
-        Ok(Segment::new(id, graph, Nodes::Listed(nodes.into()), capacity, true))
+        let nodes = Arc::new(Nodes::of(nodes));
+        let rows = Box::new(Stored { nodes: nodes.clone(), originals: originals.clone() });
+        let graph = Graph::load(column.metric, dimensions, params(column, id), &mut reader, rows, false);
+        // An error that the originals gave is theirs; any other is what damage looks like.
+        let graph = graph.map_err(|error| match error.downcast::<StorageError>() {
+            Ok(error) => error,
+            Err(error) => damaged(path, error.to_string()),
+        })?;
+        reader.finish()?;
+        if graph.len() as usize != capacity {
+            return Err(damaged(path, format!("has {capacity} nodes for {} slots", graph.len())));
+        }
+        Ok(Segment { id, graph, nodes, capacity, saved: AtomicBool::new(true), saving: Mutex::default() })
     }
 
     /// Writes the segment's file unless it has one; it must be fully linked and take no more nodes.
@@ -124,12 +151,25 @@ impl Segment {
             return Ok(());
         }
         let nodes: Vec<u32> = (0..self.graph.len()).map(|slot| self.node(slot)).collect();
-        let mut bytes = Vec::new();
-        self.graph.save(&mut bytes).expect("writing to memory");
         crate::failpoint!("segment.before_save");
-        graph_file::write(path, &nodes, &bytes)?;
+        graph_file::write(path, &nodes, |out| self.graph.save(out))?;
         self.saved.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// The saved segment as it is read from its file: of one with codes, without full rows in memory.
+    pub fn reopened(
+        self: &Arc<Segment>,
+        path: &Path,
+        column: &VectorColumn,
+        originals: Option<&Arc<Originals>>,
+    ) -> Result<Arc<Segment>> {
+        match originals {
+            Some(originals) if self.graph.encoding() != Encoding::F32 => {
+                Ok(Arc::new(Segment::open(path, self.id, column, self.graph.dim(), originals)?))
+            }
+            _ => Ok(self.clone()),
+        }
     }
 
     /// Has it a file?
@@ -140,10 +180,7 @@ impl Segment {
     /// The node in a slot.
     #[inline]
     pub fn node(&self, slot: u32) -> u32 {
-        match &self.nodes {
-            Nodes::From(first) => first + slot,
-            Nodes::Listed(nodes) => nodes[slot as usize],
-        }
+        self.nodes.node(slot)
     }
 
     /// The newest node; `None` when there is none.

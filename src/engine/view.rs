@@ -4,6 +4,7 @@ use crate::engine::hnsw::Query;
 use crate::engine::rows::{RowRef, Rows};
 use crate::engine::segment::Segment;
 use crate::model::{CollectionDef, Lsn, VectorColumn};
+use crate::storage::originals::Originals;
 use crate::storage::state::CollectionState;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ pub struct IndexView {
     pub live: usize,
     /// Numbers for new segments.
     pub ids: Arc<AtomicU64>,
+    /// The original vectors by node; `None` while there is none.
+    pub originals: Option<Arc<Originals>>,
 }
 
 impl IndexView {

@@ -1,6 +1,7 @@
 //! Why a search has no answer.
 
 use crate::consistency::frontier::NoView;
+use crate::consistency::paging::FillError;
 use crate::model::{MAX_EF, MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES};
 use crate::source::SourceError;
 use crate::storage::StorageError;
@@ -128,4 +129,13 @@ pub enum QueryError {
     /// Our files failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
+}
+
+impl From<FillError> for QueryError {
+    fn from(error: FillError) -> QueryError {
+        match error {
+            FillError::Source(error) => error.into(),
+            FillError::Storage(error) => error.into(),
+        }
+    }
 }

@@ -9,6 +9,7 @@ use crate::consistency::recheck::Checking;
 use crate::model::{Candidate, Ended, Filter, Hit, Recheck, RecheckReport, RowKey, Value};
 use crate::query::rows::Outcome;
 use crate::query::stream::{Bound, Pages, Stream};
+use crate::storage::Result;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -30,8 +31,8 @@ pub trait Grouping: Send {
     /// The value that decides; `None` is NULL.
     fn value(&self, candidate: &Candidate) -> Option<Value>;
 
-    /// A scan of the rows that pass this as well.
-    fn scan(&self, condition: Filter) -> Self::Pages;
+    /// A scan of the rows that pass this as well, on request in the exact order.
+    fn scan(&self, condition: Filter, exact: bool) -> Self::Pages;
 }
 
 /// A value as a key. Values of one column can all be compared.
@@ -188,8 +189,8 @@ impl<'v, G: Grouping> Groups<'v, G> {
     }
 
     /// Takes more candidates; false when there are none.
-    fn pull(&mut self) -> bool {
-        let candidates = self.stream.next(self.chunk);
+    fn pull(&mut self) -> Result<bool> {
+        let candidates = self.stream.next(self.chunk)?;
         self.chunk = (self.chunk * 2).min(MAX_CHUNK);
         let any = !candidates.is_empty();
         let mut alive = self.forming.iter().filter(|group| group.is_alive()).count();
@@ -225,7 +226,7 @@ impl<'v, G: Grouping> Groups<'v, G> {
             }
             group.waiting.push_back(candidate);
         }
-        any
+        Ok(any)
     }
 
     /// Has the usual search gone as far as it should?
@@ -247,7 +248,7 @@ impl<'v, G: Grouping> Groups<'v, G> {
         };
         self.earlier = (self.stream.taken(), self.stream.visited());
         let bound = self.stream.bound().map(|bound| Bound { margin: None, ..bound });
-        self.stream = Stream::new(self.grouping.scan(condition), self.except, bound);
+        self.stream = Stream::new(self.grouping.scan(condition, bound.is_some()), self.except, bound);
         self.scanning = true;
         self.chunk = CHUNK.max(self.wanted.groups * self.wanted.size).min(MAX_CHUNK);
         // The scan meets them again.
@@ -256,19 +257,19 @@ impl<'v, G: Grouping> Groups<'v, G> {
     }
 
     /// With nothing left to ask about.
-    fn end(&mut self) -> Ended {
+    fn end(&mut self) -> Result<Ended> {
         let shown = self.chosen().count();
         let lost = self.chosen().any(|place| {
             let group = &self.forming[place];
             group.hits.len() < self.wanted.size && group.cut
         });
-        if self.is_enough() {
+        Ok(if self.is_enough() {
             Ended::Limit
         } else if lost || (shown < self.wanted.groups && self.cut) {
             Ended::Budget
         } else {
-            self.stream.ended().unwrap_or(Ended::Budget)
-        }
+            self.stream.ended()?.unwrap_or(Ended::Budget)
+        })
     }
 
     /// What came of it.
@@ -291,23 +292,23 @@ impl<'v, G: Grouping> Groups<'v, G> {
 }
 
 impl<G: Grouping> Leg for Groups<'_, G> {
-    fn next_page(&mut self) -> Vec<Candidate> {
+    fn next_page(&mut self) -> Result<Vec<Candidate>> {
         while self.ended.is_none() {
             let may_pull = !self.is_enough() && !self.is_far_enough();
-            if may_pull && self.pull() {
+            if may_pull && self.pull()? {
                 continue;
             }
             let page = self.page();
             if !page.is_empty() {
-                return page;
+                return Ok(page);
             }
-            if !self.is_enough() && self.is_far_enough() && self.stream.ended().is_none() {
+            if !self.is_enough() && self.is_far_enough() && self.stream.ended()?.is_none() {
                 self.scan_the_rest();
             } else {
-                self.ended = Some(self.end());
+                self.ended = Some(self.end()?);
             }
         }
-        Vec::new()
+        Ok(Vec::new())
     }
 
     fn checking(&self) -> Checking<'_> {
@@ -332,16 +333,17 @@ impl<G: Grouping> Leg for Groups<'_, G> {
         }
     }
 
-    fn give_up(&mut self) {
+    fn give_up(&mut self) -> Result<()> {
         if self.ended.is_none() {
             let waits = self.chosen().any(|place| !self.forming[place].waiting.is_empty());
             let full = self.chosen().filter(|&place| self.forming[place].hits.len() >= self.wanted.size).count();
             self.ended = Some(match full == self.wanted.groups {
                 true => Ended::Limit,
                 false if waits => Ended::Budget,
-                false => self.end(),
+                false => self.end()?,
             });
         }
+        Ok(())
     }
 }
 

@@ -24,6 +24,7 @@ use crate::model::{
 use crate::query::groups::{Formed, Groups, Wanted};
 use crate::query::resolve::{ByColumn, Resolved, check_batch, check_numbers, check_state};
 use crate::query::rows::{Outcome, Rows};
+use crate::storage;
 use crate::telemetry::names;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -78,7 +79,8 @@ impl<V: Visibility> QueryService<V> {
         requests: &[SearchRequest],
     ) -> Result<Vec<Answer>, QueryError> {
         let started = Instant::now();
-        let answers = self.answers(collection, consistency, requests, started).await?;
+        let answers = self.answers(collection, consistency, requests, started).await;
+        let answers = answers.inspect_err(|error| self.report(error))?;
         for answer in &answers {
             let labels = [("collection", collection.to_owned()), ("plan", answer.stats.plan.to_owned())];
             metrics::histogram!(names::SEARCH_SECONDS, &labels).record(started.elapsed().as_secs_f64());
@@ -89,6 +91,16 @@ impl<V: Visibility> QueryService<V> {
             metrics::counter!(names::RECHECK_DROPPED).increment(answer.recheck.dropped as u64);
         }
         Ok(answers)
+    }
+
+    /// Tells the engine what was found wrong with its files.
+    fn report(&self, error: &QueryError) {
+        let serving = self.frontier.serving();
+        match (error, serving) {
+            (QueryError::Storage(error), Some(serving)) => serving.engine.report(error),
+            (QueryError::InBatch { error, .. }, _) => self.report(error),
+            _ => {}
+        }
     }
 
     async fn answers(
@@ -110,7 +122,7 @@ impl<V: Visibility> QueryService<V> {
         let searches = blocking(|| each(requests, |one| Resolved::new(&serving, found, one, default_ef)))?;
         resolve::check_work(&searches)?;
         let prepared = started.elapsed();
-        let mut legs: Vec<_> = blocking(|| searches.iter().map(Filling::open).collect());
+        let mut legs = blocking(|| searches.iter().map(Filling::open).collect::<Result<Vec<_>, _>>())?;
         let opened = started.elapsed() - prepared;
         let Spent { search, recheck } = paging::fill(&mut legs, &self.visibility, &found.def).await?;
         let (reranked, stale) = (Instant::now(), stale.or_else(|| self.frontier.progress.stale()).or(paused));
@@ -160,9 +172,9 @@ enum Filling<'v> {
 
 impl<'v> Filling<'v> {
     /// Opens a search. One that asks nobody is filled at once.
-    fn open(resolved: &'v Resolved<'v>) -> Filling<'v> {
+    fn open(resolved: &'v Resolved<'v>) -> Result<Filling<'v>, QueryError> {
         let (request, checking) = (resolved.request, resolved.checking());
-        let Some(stream) = resolved.open() else { return Filling::Nothing(checking) };
+        let Some(stream) = resolved.open() else { return Ok(Filling::Nothing(checking)) };
         let max_distance = request.shape.max_distance;
         let mut leg = match (&request.shape.group, resolved.group) {
             (Some(group), Some(column)) => {
@@ -177,9 +189,9 @@ impl<'v> Filling<'v> {
             }
         };
         if request.recheck == Recheck::None {
-            paging::fill_as_indexed(&mut leg, |candidate| resolved.as_indexed(candidate));
+            paging::fill_as_indexed(&mut leg, |candidate| resolved.as_indexed(candidate))?;
         }
-        leg
+        Ok(leg)
     }
 
     fn finish(self, resolved: &Resolved<'_>, serving: &Serving) -> Result<Answer, QueryError> {
@@ -213,9 +225,9 @@ impl<'v> Filling<'v> {
 }
 
 impl Leg for Filling<'_> {
-    fn next_page(&mut self) -> Vec<Candidate> {
+    fn next_page(&mut self) -> storage::Result<Vec<Candidate>> {
         match self {
-            Filling::Nothing(_) => Vec::new(),
+            Filling::Nothing(_) => Ok(Vec::new()),
             Filling::Rows(leg) => leg.next_page(),
             Filling::Groups(leg) => leg.next_page(),
         }
@@ -237,9 +249,9 @@ impl Leg for Filling<'_> {
         }
     }
 
-    fn give_up(&mut self) {
+    fn give_up(&mut self) -> storage::Result<()> {
         match self {
-            Filling::Nothing(_) => {}
+            Filling::Nothing(_) => Ok(()),
             Filling::Rows(leg) => leg.give_up(),
             Filling::Groups(leg) => leg.give_up(),
         }

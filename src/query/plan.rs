@@ -20,6 +20,10 @@ pub struct PlanFacts {
     pub limit: usize,
     /// Search width to use.
     pub ef: usize,
+    /// There are codes to compare.
+    pub coded: bool,
+    /// All within a distance are wanted: a scan is to be a proof.
+    pub ranged: bool,
     /// The caller asked for the exact answer.
     pub exact: bool,
 }
@@ -37,10 +41,10 @@ pub struct Plan {
 
 /// Chooses what costs less: comparing with every row that passes, or a walk through the others too.
 pub fn choose(facts: PlanFacts) -> Plan {
-    let PlanFacts { live, passing, segments, limit, ef, exact } = facts;
-    let scan = |reason: String| Plan { method: Method::Scan, name: "exact", reason };
+    let PlanFacts { live, passing, segments, limit, ef, coded, ranged, exact } = facts;
+    let proof = |reason: String| Plan { method: Method::Exact, name: "exact", reason };
     if exact {
-        return scan("asked for".into());
+        return proof("asked for".into());
     }
     let passes = passing.unwrap_or(live);
     let rows = if passing.is_some() { format!("{passes} of {live} rows pass") } else { format!("{live} rows") };
@@ -49,7 +53,7 @@ pub fn choose(facts: PlanFacts) -> Plan {
     let kept = ef as f64 * live as f64 / passes.max(1) as f64;
     let walk = (DESCENT + PER_CANDIDATE * kept) * segments.max(1) as f64 * WALK_COST;
     if passes as f64 <= walk {
-        return scan(rows);
+        return if coded && !ranged { Plan { method: Method::Scan, name: "scan", reason: rows } } else { proof(rows) };
     }
     let name = if passing.is_some() { "hnsw+filter" } else { "hnsw" };
     Plan { method: Method::Walk { ef }, name, reason: format!("ef {ef}, {rows}") }
@@ -61,7 +65,16 @@ mod tests {
 
     #[test]
     fn the_plan_follows_from_counts() {
-        let facts = PlanFacts { live: 1_000_000, passing: None, segments: 1, limit: 10, ef: 100, exact: false };
+        let facts = PlanFacts {
+            live: 1_000_000,
+            passing: None,
+            segments: 1,
+            limit: 10,
+            ef: 100,
+            coded: true,
+            ranged: false,
+            exact: false,
+        };
         let name = |change: fn(&mut PlanFacts)| {
             let mut facts = facts;
             change(&mut facts);
@@ -69,15 +82,17 @@ mod tests {
         };
         assert_eq!(name(|_| ()), "hnsw");
         assert_eq!(name(|f| f.exact = true), "exact");
-        assert_eq!(name(|f| f.live = 2_000), "exact");
-        assert_eq!(name(|f| f.live = 0), "exact");
-        assert_eq!(name(|f| f.limit = 300_000), "exact");
+        assert_eq!(name(|f| f.live = 2_000), "scan");
+        assert_eq!(name(|f| (f.live, f.coded) = (2_000, false)), "exact", "there is nothing else to compare");
+        assert_eq!(name(|f| (f.live, f.ranged) = (2_000, true)), "exact", "that no row is within needs a proof");
+        assert_eq!(name(|f| f.live = 0), "scan");
+        assert_eq!(name(|f| f.limit = 300_000), "scan");
         assert_eq!(name(|f| f.passing = Some(500_000)), "hnsw+filter");
         assert_eq!(name(|f| f.passing = Some(100_000)), "hnsw+filter");
-        assert_eq!(name(|f| f.passing = Some(10_000)), "exact");
-        assert_eq!(name(|f| f.passing = Some(0)), "exact");
-        assert_eq!(name(|f| (f.live, f.passing) = (50_000, Some(5_000))), "exact");
-        assert_eq!(name(|f| (f.passing, f.segments) = (Some(100_000), 8)), "exact", "every graph is walked");
+        assert_eq!(name(|f| f.passing = Some(10_000)), "scan");
+        assert_eq!(name(|f| f.passing = Some(0)), "scan");
+        assert_eq!(name(|f| (f.live, f.passing) = (50_000, Some(5_000))), "scan");
+        assert_eq!(name(|f| (f.passing, f.segments) = (Some(100_000), 8)), "scan", "every graph is walked");
         assert_eq!(choose(PlanFacts { limit: 500, ..facts }).method, Method::Walk { ef: 500 });
     }
 }

@@ -6,8 +6,9 @@ use crate::engine::candidates::{Candidates, Method};
 use crate::engine::hnsw::Query;
 use crate::engine::view::{CollectionView, IndexView, View};
 use crate::model::{
-    Candidate, CollectionDef, Consistency, Example, Filter, Hit, MAX_BATCH, MAX_BATCH_ROWS, MAX_EF, MAX_EXAMPLES,
-    MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Metric, Recheck, RowKey, SearchBy, SearchRequest, Value, pgtype,
+    Candidate, CollectionDef, Consistency, Encoding, Example, Filter, Hit, MAX_BATCH, MAX_BATCH_ROWS, MAX_EF,
+    MAX_EXAMPLES, MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Metric, Recheck, RowKey, SearchBy, SearchRequest,
+    Value, pgtype,
 };
 use crate::query::error::QueryError;
 use crate::query::groups::Grouping;
@@ -82,15 +83,15 @@ impl<'v> Resolved<'v> {
         &self.except
     }
 
-    /// Is its order exact?
+    /// Is every row that passes compared?
     pub fn is_scan(&self) -> bool {
-        self.plan.method == Method::Scan
+        !matches!(self.plan.method, Method::Walk { .. })
     }
 
     /// Search width of a walk.
     pub fn ef(&self) -> Option<usize> {
         match self.plan.method {
-            Method::Scan => None,
+            Method::Exact | Method::Scan => None,
             Method::Walk { ef } => Some(ef),
         }
     }
@@ -165,14 +166,14 @@ impl<'r> Grouping for ByColumn<'r> {
         cell(self.resolved.index, candidate.node, self.column)
     }
 
-    fn scan(&self, condition: Filter) -> Candidates<'r> {
+    fn scan(&self, condition: Filter, exact: bool) -> Candidates<'r> {
         let resolved = self.resolved;
         let filter = resolved.rest.get_or_init(|| match &resolved.request.filter {
             Some(filter) => Filter::And(vec![filter.clone(), condition]),
             None => condition,
         });
         let query = resolved.prepared.as_ref().expect("only a search that was opened is continued");
-        Candidates::open(resolved.index, query, Some(filter), Method::Scan)
+        Candidates::open(resolved.index, query, Some(filter), if exact { Method::Exact } else { Method::Scan })
     }
 }
 
@@ -186,13 +187,13 @@ fn choose(index: &IndexView, request: &SearchRequest, default_ef: usize) -> Plan
     let ef = request.ef.unwrap_or(default_ef);
     let passing = request.filter.as_ref().map(|filter| index.rows.passing(Some(filter)).count());
     let segments = index.segments.len();
-    let facts = PlanFacts { live: index.live, passing, segments, limit, ef, exact: request.exact };
+    let ranged = shape.max_distance.is_some();
+    let coded = index.segments.iter().any(|segment| segment.graph.encoding() != Encoding::F32);
+    let facts = PlanFacts { live: index.live, passing, segments, limit, ef, coded, ranged, exact: request.exact };
     let plan = plan::choose(facts);
     match plan.method {
         // Nobody knows how many rows are within the distance: the limit is a cap and no width to begin with.
-        Method::Walk { .. } if shape.max_distance.is_some() => {
-            plan::choose(PlanFacts { limit: limit.min(ef), ..facts })
-        }
+        Method::Walk { .. } if ranged => plan::choose(PlanFacts { limit: limit.min(ef), ..facts }),
         _ => plan,
     }
 }

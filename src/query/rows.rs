@@ -4,6 +4,7 @@ use crate::consistency::paging::{Leg, nearest_first};
 use crate::consistency::recheck::Checking;
 use crate::model::{Candidate, Ended, Hit, Recheck, RecheckReport};
 use crate::query::stream::{Pages, Stream};
+use crate::storage::Result;
 
 /// A refill asks for at least so many, so that a run of invisible rows costs few round trips.
 const MIN_REFILL: usize = 16;
@@ -56,11 +57,11 @@ impl<'v, P: Pages> Rows<'v, P> {
     }
 
     /// Its state with as many rows as were wanted: with a bound it matters whether there are more.
-    fn full(&mut self) -> Ended {
-        match self.max_distance {
-            Some(_) if !self.cut => self.stream.ended().unwrap_or(Ended::Limit),
+    fn full(&mut self) -> Result<Ended> {
+        Ok(match self.max_distance {
+            Some(_) if !self.cut => self.stream.ended()?.unwrap_or(Ended::Limit),
             _ => Ended::Limit,
-        }
+        })
     }
 
     /// What came of it.
@@ -79,22 +80,22 @@ impl<'v, P: Pages> Rows<'v, P> {
 }
 
 impl<P: Pages> Leg for Rows<'_, P> {
-    fn next_page(&mut self) -> Vec<Candidate> {
+    fn next_page(&mut self) -> Result<Vec<Candidate>> {
         if self.ended.is_some() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let missing = self.missing();
         if missing == 0 {
-            self.ended = Some(self.full());
-            return Vec::new();
+            self.ended = Some(self.full()?);
+            return Ok(Vec::new());
         }
         let more = missing.max(MIN_REFILL).max(self.report.checked).min(MAX_PAGE);
-        let page = self.stream.next(if self.pages == 0 { missing } else { more });
+        let page = self.stream.next(if self.pages == 0 { missing } else { more })?;
         if page.is_empty() {
-            self.ended = self.stream.ended();
+            self.ended = self.stream.ended()?;
         }
         self.asked = page.len();
-        page
+        Ok(page)
     }
 
     fn checking(&self) -> Checking<'_> {
@@ -116,14 +117,15 @@ impl<P: Pages> Leg for Rows<'_, P> {
         self.cut |= within.next().is_some();
     }
 
-    fn give_up(&mut self) {
+    fn give_up(&mut self) -> Result<()> {
         if self.ended.is_none() {
             // Whether the last page was all there was or all that was wanted is found out without asking anybody.
             self.ended = Some(match self.missing() {
-                0 => self.full(),
-                _ => self.stream.ended().unwrap_or(Ended::Budget),
+                0 => self.full()?,
+                _ => self.stream.ended()?.unwrap_or(Ended::Budget),
             });
         }
+        Ok(())
     }
 }
 
@@ -143,7 +145,12 @@ mod tests {
     struct Every(i64, AtomicUsize);
 
     impl Visibility for Every {
-        async fn visible(&self, _: &CollectionDef, keys: &[RowKey], _: Ask<'_>) -> Result<Vec<HeapRow>, SourceError> {
+        async fn visible(
+            &self,
+            _: &CollectionDef,
+            keys: &[RowKey],
+            _: Ask<'_>,
+        ) -> std::result::Result<Vec<HeapRow>, SourceError> {
             self.1.fetch_add(1, Ordering::Relaxed);
             let shown = |key: &&RowKey| number(key) % self.0 == 0;
             let row = |key: &RowKey| HeapRow { key: key.clone(), columns: None, vector: None };
@@ -241,7 +248,7 @@ mod tests {
     fn as_indexed_nothing_is_checked() {
         let stream = Stream::new(Script::new((0..100).map(|n| (n, n as f64))), &[], None);
         let mut leg = Rows::new(stream, checking(Recheck::None), 10, None);
-        fill_as_indexed(&mut leg, |candidate| candidate.hit(None));
+        fill_as_indexed(&mut leg, |candidate| candidate.hit(None)).expect("no file is read");
         let outcome = leg.finish();
         assert_eq!((outcome.hits.len(), outcome.ended, outcome.report.checked), (10, Ended::Limit, 0));
     }

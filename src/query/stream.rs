@@ -2,12 +2,13 @@
 
 use crate::engine::candidates::Candidates;
 use crate::model::{Candidate, Ended, RowKey};
+use crate::storage::Result;
 use std::collections::VecDeque;
 
 /// Where candidates come from; the second implementation is the tests'.
 pub trait Pages: Send {
     /// At most `want` further ones, nearest first; fewer only when there are no more.
-    fn next_page(&mut self, want: usize) -> Vec<Candidate>;
+    fn next_page(&mut self, want: usize) -> Result<Vec<Candidate>>;
 
     /// Distances computed so far.
     fn visited(&self) -> usize;
@@ -19,7 +20,7 @@ pub trait Pages: Send {
 }
 
 impl Pages for Candidates<'_> {
-    fn next_page(&mut self, want: usize) -> Vec<Candidate> {
+    fn next_page(&mut self, want: usize) -> Result<Vec<Candidate>> {
         Candidates::next_page(self, want)
     }
 
@@ -71,25 +72,25 @@ impl<'v, P: Pages> Stream<'v, P> {
     }
 
     /// At most `want` further ones; fewer only when the stream has ended.
-    pub fn next(&mut self, want: usize) -> Vec<Candidate> {
+    pub fn next(&mut self, want: usize) -> Result<Vec<Candidate>> {
         while self.ahead.len() < want && self.end.is_none() {
-            self.pull(want - self.ahead.len());
+            self.pull(want - self.ahead.len())?;
         }
-        self.ahead.drain(..want.min(self.ahead.len())).collect()
+        Ok(self.ahead.drain(..want.min(self.ahead.len())).collect())
     }
 
     /// Why there are no more, if so. May look for one.
-    pub fn ended(&mut self) -> Option<Ended> {
+    pub fn ended(&mut self) -> Result<Option<Ended>> {
         while self.ahead.is_empty() && self.end.is_none() {
-            self.pull(1);
+            self.pull(1)?;
         }
-        self.end.filter(|_| self.ahead.is_empty())
+        Ok(self.end.filter(|_| self.ahead.is_empty()))
     }
 
-    fn pull(&mut self, missing: usize) {
+    fn pull(&mut self, missing: usize) -> Result<()> {
         let want = if self.bound.is_some() { self.chunk } else { missing + self.except.len() };
         self.chunk = (self.chunk * 2).min(MAX_CHUNK);
-        let page = self.pages.next_page(want);
+        let page = self.pages.next_page(want)?;
         self.taken += page.len();
         if page.len() < want {
             self.end = Some(Ended::Dry);
@@ -114,6 +115,7 @@ impl<'v, P: Pages> Stream<'v, P> {
         {
             self.end.get_or_insert(end);
         }
+        Ok(())
     }
 
     /// How far it looks.
@@ -152,10 +154,10 @@ pub mod tests {
     }
 
     impl Pages for Script {
-        fn next_page(&mut self, want: usize) -> Vec<Candidate> {
+        fn next_page(&mut self, want: usize) -> Result<Vec<Candidate>> {
             let candidate =
                 |(n, distance)| Candidate { key: key(n), distance, version: Version::default(), node: n as u32 };
-            self.0.by_ref().take(want).map(candidate).collect()
+            Ok(self.0.by_ref().take(want).map(candidate).collect())
         }
 
         fn visited(&self) -> usize {
@@ -174,8 +176,8 @@ pub mod tests {
         }
     }
 
-    fn numbers(page: Vec<Candidate>) -> Vec<i64> {
-        page.iter().map(|candidate| number(&candidate.key)).collect()
+    fn numbers(page: Result<Vec<Candidate>>) -> Vec<i64> {
+        page.expect("a page").iter().map(|candidate| number(&candidate.key)).collect()
     }
 
     #[test]
@@ -186,20 +188,22 @@ pub mod tests {
         let bound = |margin| Some(Bound { max: 1.0, margin });
         let mut stream = Stream::new(Script::new(rows.clone()), &[], bound(Some(101)));
         assert_eq!(numbers(stream.next(1_000)), (0..50).chain([150]).collect::<Vec<_>>());
-        assert_eq!(stream.ended(), Some(Ended::Margin));
+        assert_eq!(stream.ended().expect("an end"), Some(Ended::Margin));
         assert!(stream.taken() < 1_000, "{}", stream.taken());
         // In exact order one is a proof.
         let mut sorted = rows;
         sorted.sort_by(|a, b| a.1.total_cmp(&b.1));
         let mut stream = Stream::new(Script::new(sorted), &[], bound(None));
-        assert_eq!((stream.next(1_000).len(), stream.ended()), (51, Some(Ended::Dry)));
+        assert_eq!(numbers(stream.next(1_000)).len(), 51);
+        assert_eq!(stream.ended().expect("an end"), Some(Ended::Dry));
     }
 
     #[test]
     fn undefined_distances_are_within_nothing() {
         let rows = [(1, 0.5), (2, f64::NAN)];
         let mut stream = Stream::new(Script::new(rows), &[], Some(Bound { max: f64::INFINITY, margin: Some(100) }));
-        assert_eq!((numbers(stream.next(9)), stream.ended()), (vec![1], Some(Ended::Dry)));
+        assert_eq!(numbers(stream.next(9)), [1]);
+        assert_eq!(stream.ended().expect("an end"), Some(Ended::Dry));
         let mut stream = Stream::new(Script::new(rows), &[], None);
         assert_eq!(numbers(stream.next(9)), [1, 2], "without a bound they are rows like others");
     }
@@ -210,7 +214,7 @@ pub mod tests {
         let mut stream = Stream::new(Script::new((0..100).map(|n| (n, n as f64))), &except, None);
         assert_eq!(numbers(stream.next(3)), [1, 3, 4]);
         assert_eq!(numbers(stream.next(2)), [5, 6]);
-        assert_eq!(stream.ended(), None, "which loses none");
+        assert_eq!(stream.ended().expect("none"), None, "which loses none");
         assert_eq!(numbers(stream.next(1)), [7]);
     }
 }

@@ -175,14 +175,41 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Makes a file that has its name only when all of it is on disk, and leaves it open.
 pub fn put_under_name(path: &Path, bytes: &[u8]) -> Result<Handle> {
-    let fresh = path.with_extension("new");
-    let file = open(&fresh, Mode::Fresh)?;
-    file.write_at(bytes, 0).and_then(|()| file.sync()).context("write", &fresh)?;
-    crate::failpoint!("atomic.written");
-    on(path, |files| files.rename(&fresh, path)).context("rename", &fresh)?;
-    crate::failpoint!("atomic.renamed");
-    sync_dir(path.parent().unwrap_or(Path::new(".")))?;
-    Ok(file)
+    let unnamed = Unnamed::create(path)?;
+    unnamed.write_at(bytes, 0)?;
+    unnamed.name()
+}
+
+/// A file that is written in parts and gets its name when it is whole.
+pub struct Unnamed {
+    path: PathBuf,
+    fresh: PathBuf,
+    file: Handle,
+}
+
+impl Unnamed {
+    /// An empty file that is going to be `path`.
+    pub fn create(path: &Path) -> Result<Unnamed> {
+        let fresh = path.with_extension("new");
+        let file = open(&fresh, Mode::Fresh)?;
+        Ok(Unnamed { path: path.to_owned(), fresh, file })
+    }
+
+    /// Writes all of `bytes`.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.file.write_at(bytes, offset).context("write", &self.fresh)
+    }
+
+    /// Makes it durable and gives it its name.
+    pub fn name(self) -> Result<Handle> {
+        let Unnamed { path, fresh, file } = self;
+        file.sync().context("write", &fresh)?;
+        crate::failpoint!("atomic.written");
+        on(&path, |files| files.rename(&fresh, &path)).context("rename", &fresh)?;
+        crate::failpoint!("atomic.renamed");
+        sync_dir(path.parent().unwrap_or(Path::new(".")))?;
+        Ok(file)
+    }
 }
 
 /// Removes a file, unless there is none.

@@ -6,6 +6,8 @@ use std::path::Path;
 
 /// magic 8, format 4, CRC-32 of all but itself 4.
 pub const LENGTH: usize = 16;
+/// Where the checksum stands.
+const SUM: usize = 12;
 
 /// What a kind of file begins with.
 pub struct Kind {
@@ -19,7 +21,7 @@ pub struct Kind {
 
 fn sum(bytes: &[u8]) -> u32 {
     let mut sum = crc32fast::Hasher::new();
-    sum.update(&bytes[..12]);
+    sum.update(&bytes[..SUM]);
     sum.update(&bytes[LENGTH..]);
     sum.finalize()
 }
@@ -34,7 +36,22 @@ impl Kind {
         bytes[..8].copy_from_slice(self.magic);
         bytes[8..12].copy_from_slice(&self.format.to_le_bytes());
         let sum = sum(bytes);
-        bytes[12..16].copy_from_slice(&sum.to_le_bytes());
+        bytes[SUM..LENGTH].copy_from_slice(&sum.to_le_bytes());
+    }
+
+    /// The head before its checksum, and the checksum so far: for a file that is written in parts.
+    pub fn begin(&self) -> ([u8; LENGTH], crc32fast::Hasher) {
+        let mut head = [0; LENGTH];
+        head[..8].copy_from_slice(self.magic);
+        head[8..SUM].copy_from_slice(&self.format.to_le_bytes());
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(&head[..SUM]);
+        (head, sum)
+    }
+
+    /// Fills in the checksum of a file that was written in parts.
+    pub fn end(head: &mut [u8; LENGTH], sum: crc32fast::Hasher) {
+        head[SUM..].copy_from_slice(&sum.finalize().to_le_bytes());
     }
 
     /// Is this what [`Kind::seal`] left?
@@ -42,7 +59,7 @@ impl Kind {
         if bytes.len() < LENGTH || &bytes[..8] != self.magic {
             return Err(damaged(path, format!("is not a {}", self.name)));
         }
-        let (found, whole) = (word(bytes, 8), sum(bytes) == word(bytes, 12));
+        let (found, whole) = (word(bytes, 8), sum(bytes) == word(bytes, SUM));
         // Format 1 had another checksum, or none.
         if found != self.format && (whole || found == 1) {
             return Err(StorageError::Format { path: path.to_owned(), found, expected: self.format });

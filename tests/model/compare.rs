@@ -55,13 +55,14 @@ pub fn candidates(
     filter: Option<&Filter>,
     method: Method,
     want: usize,
-) -> Vec<(RowKey, f64)> {
-    let Some(prepared) = index.prepare(query) else { return Vec::new() };
+) -> storage::Result<Vec<(RowKey, f64)>> {
+    let Some(prepared) = index.prepare(query) else { return Ok(Vec::new()) };
     let mut open = Candidates::open(index, &prepared, filter, method);
-    open.next_page(want).into_iter().map(|candidate| (candidate.key, candidate.distance)).collect()
+    Ok(open.next_page(want)?.into_iter().map(|candidate| (candidate.key, candidate.distance)).collect())
 }
 
-pub fn compare_view(view: &View, twin: &Twin, random: &mut Random, recall: &mut Recall) {
+/// What a view shows. An error is no answer, and so not a wrong one.
+pub fn compare_view(view: &View, twin: &Twin, random: &mut Random, recall: &mut Recall) -> storage::Result<()> {
     assert_eq!(view.applied, twin.position);
     for table in &twin.tables {
         let name = &table.def.name;
@@ -75,11 +76,17 @@ pub fn compare_view(view: &View, twin: &Twin, random: &mut Random, recall: &mut 
             for _ in 0..4 {
                 let (query, filter) = (query(table, column, dimensions, random), filter(random));
                 let wanted = table.search(column, &query, filter.as_ref(), None);
-                compare_search(index, &query, filter.as_ref(), &wanted, recall);
+                compare_search(index, &query, filter.as_ref(), &wanted, recall)?;
             }
-            compare_drained(index, table, column, &query(table, column, dimensions, random), filter(random));
+            compare_drained(index, table, column, &query(table, column, dimensions, random), filter(random))?;
         }
     }
+    Ok(())
+}
+
+/// Is there a segment whose full vectors are not in memory?
+pub fn is_lean(index: &IndexView) -> bool {
+    index.segments.iter().any(|segment| !segment.graph.holds_rows())
 }
 
 /// Is there a segment that was made of others? It comes after newer ones.
@@ -89,43 +96,53 @@ pub fn is_merged(index: &IndexView) -> bool {
     !firsts.is_sorted()
 }
 
-/// A scan is exact; a walk finds nearly all, and nothing that does not belong.
+/// A proof is exact; a walk, or a scan of codes, finds nearly all, and nothing that does not belong.
 fn compare_search(
     index: &IndexView,
     query: &[f32],
     filter: Option<&Filter>,
     wanted: &[(RowKey, f64)],
     recall: &mut Recall,
-) {
-    let scanned = candidates(index, query, filter, Method::Scan, LIMIT);
-    if let Some(difference) = differs(&scanned, wanted, LIMIT) {
-        panic!("scan with {filter:?}: {difference}");
+) -> storage::Result<()> {
+    let exact = candidates(index, query, filter, Method::Exact, LIMIT)?;
+    if let Some(difference) = differs(&exact, wanted, LIMIT) {
+        panic!("proof with {filter:?}: {difference}");
     }
-    let walked = candidates(index, query, filter, Method::Walk { ef: EF }, LIMIT);
     let expected = wanted.len().min(LIMIT);
-    assert_eq!(walked.len(), expected, "a walk is dry only when there is no more; filter {filter:?}");
-    for (key, distance) in &walked {
-        let own = wanted.iter().find(|(wanted, _)| wanted == key);
-        let (_, own) = own.unwrap_or_else(|| panic!("walk with {filter:?}: row {key} does not belong"));
-        assert!(same(*distance, *own), "walk: row {key} at {distance} instead of {own}");
+    for method in [Method::Walk { ef: EF }, Method::Scan] {
+        let found = candidates(index, query, filter, method, LIMIT)?;
+        assert_eq!(found.len(), expected, "{method:?} is dry only when there is no more; filter {filter:?}");
+        for (key, distance) in &found {
+            let own = wanted.iter().find(|(wanted, _)| wanted == key);
+            let (_, own) = own.unwrap_or_else(|| panic!("{method:?} with {filter:?}: row {key} does not belong"));
+            assert!(same(*distance, *own), "{method:?}: row {key} at {distance} instead of {own}");
+        }
+        // A row as near as the last one wanted is as good.
+        if let Some((_, bound)) = wanted.get(expected.wrapping_sub(1)) {
+            let near = found.iter().filter(|(_, distance)| bound.is_nan() || *distance <= bound + 1e-5);
+            recall.found += near.count();
+            recall.wanted += expected;
+        }
     }
-    // A row as near as the last one wanted is as good.
-    if let Some((_, bound)) = wanted.get(expected.wrapping_sub(1)) {
-        let near = walked.iter().filter(|(_, distance)| bound.is_nan() || *distance <= bound + 1e-5);
-        recall.found += near.count();
-        recall.wanted += expected;
-    }
+    Ok(())
 }
 
 /// A walk that is asked for everything gives every row once.
-fn compare_drained(index: &IndexView, table: &Table, column: usize, query: &[f32], filter: Option<Filter>) {
-    let walked = candidates(index, query, filter.as_ref(), Method::Walk { ef: EF }, 10_000);
+fn compare_drained(
+    index: &IndexView,
+    table: &Table,
+    column: usize,
+    query: &[f32],
+    filter: Option<Filter>,
+) -> storage::Result<()> {
+    let walked = candidates(index, query, filter.as_ref(), Method::Walk { ef: EF }, 10_000)?;
     let keys: BTreeSet<_> = walked.iter().map(|(key, _)| key).collect();
     assert_eq!(keys.len(), walked.len(), "a row comes twice");
     let wanted = table.search(column, query, filter.as_ref(), None);
     let wanted: BTreeSet<_> = wanted.iter().map(|(key, _)| key).collect();
     let missing: Vec<_> = wanted.difference(&keys).collect();
     assert!(missing.is_empty() && keys.len() == wanted.len(), "missing {missing:?}, {} found", keys.len());
+    Ok(())
 }
 
 /// What is stored, row by row. An error is no answer, and so not a wrong one.
@@ -155,10 +172,31 @@ impl Visibility for Unasked {
     }
 }
 
+/// A search for the nearest rows as the index has them.
+pub fn nearest(def: &CollectionDef, using: &str, by: SearchBy) -> SearchRequest {
+    SearchRequest {
+        collection: def.name.clone(),
+        using: Some(using.to_owned()),
+        by,
+        limit: LIMIT,
+        filter: None,
+        columns: vec!["grp".into()],
+        ef: None,
+        exact: false,
+        consistency: Consistency { at_least: None, timeout: None },
+        recheck: Recheck::None,
+        shape: Shape::default(),
+    }
+}
+
+/// Answers searches by what an epoch has.
+pub fn service(epoch: &Epoch) -> QueryService<impl Visibility> {
+    QueryService::new(epoch.frontier(Arc::default()), Unasked, ruvector::query::Options { default_ef: EF })
+}
+
 /// Line two: exact answers by vector and by row.
 pub fn compare_answers(epoch: &Epoch, twin: &Twin, random: &mut Random) -> Result<(), StorageError> {
-    let service =
-        QueryService::new(epoch.frontier(Arc::default()), Unasked, ruvector::query::Options { default_ef: EF });
+    let service = service(epoch);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     for table in &twin.tables {
         for (column, definition) in table.def.vectors.iter().enumerate() {
@@ -168,19 +206,9 @@ pub fn compare_answers(epoch: &Epoch, twin: &Twin, random: &mut Random) -> Resul
             let mut searches = vec![SearchBy::Vector(query(table, column, dimensions, random))];
             searches.extend(row.cloned().map(SearchBy::Row));
             for by in searches {
-                let request = SearchRequest {
-                    collection: table.def.name.clone(),
-                    using: Some(definition.name.clone()),
-                    by: by.clone(),
-                    limit: LIMIT,
-                    filter: filter.clone(),
-                    columns: vec!["grp".into()],
-                    ef: None,
-                    exact: true,
-                    consistency: Consistency { at_least: Some(twin.position), timeout: None },
-                    recheck: Recheck::None,
-                    shape: Shape::default(),
-                };
+                let consistency = Consistency { at_least: Some(twin.position), timeout: None };
+                let nearest = nearest(&table.def, &definition.name, by.clone());
+                let request = SearchRequest { filter: filter.clone(), exact: true, consistency, ..nearest };
                 let answer = match runtime.block_on(service.search(&request)) {
                     Err(QueryError::Storage(error)) => return Err(error),
                     answer => answer,

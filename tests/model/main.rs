@@ -10,12 +10,16 @@ mod random;
 mod stream;
 mod twin;
 
-use compare::{Recall, candidates, compare_answers, compare_rows, compare_view, is_merged};
+use compare::{Recall, candidates, compare_answers, compare_rows, compare_view, is_lean, is_merged, nearest, service};
 use epoch::Epoch;
 use random::Random;
 use ruvector::engine::Options;
 use ruvector::engine::candidates::Method;
-use ruvector::model::{Cell, Change, CommitLsn, LogRecord, Lsn, Metric, Op, RowImage, RowKey, TransactionHead, Value};
+use ruvector::model::{
+    Cell, Change, CollectionDef, CommitLsn, LogRecord, Lsn, Metric, Op, RowImage, RowKey, SearchBy, TransactionHead,
+    Value,
+};
+use ruvector::query::QueryError;
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::panic::AssertUnwindSafe;
@@ -51,6 +55,7 @@ struct Trial<'d> {
     compared: usize,
     mid_stream: usize,
     merged: usize,
+    lean: usize,
     kills: usize,
     restarts: usize,
 }
@@ -82,6 +87,7 @@ impl<'d> Trial<'d> {
             compared: 0,
             mid_stream: 0,
             merged: 0,
+            lean: 0,
             kills: 0,
             restarts: 0,
         }
@@ -131,8 +137,9 @@ impl<'d> Trial<'d> {
         let view = self.epoch().engine.view();
         self.mid_stream += usize::from(self.pending.back().is_some_and(|last| view.applied < last.end));
         self.merged += usize::from(view.collections.values().any(|found| found.indexes.iter().any(|i| is_merged(i))));
+        self.lean += usize::from(view.collections.values().any(|found| found.indexes.iter().any(|i| is_lean(i))));
         self.advance(view.applied);
-        compare_view(&view, &self.twin, &mut self.random, &mut self.recall);
+        compare_view(&view, &self.twin, &mut self.random, &mut self.recall).expect("the disk is well");
         self.compared += 1;
     }
 
@@ -287,6 +294,21 @@ fn a_stop_before_all_is_linked_loses_no_row() {
     (def.vectors[0].metric, def.vectors[0].ef_construction) = (Metric::L2, 400);
     let options = Options { segment_rows: 512, build_threads: 1, seal_rows_on_stop: 1 };
     let mut epoch = Epoch::create(dir.path(), vec![(def.clone(), Vec::new())], COPIED_AT, options.clone());
+    fill(&mut epoch, &def, ROWS);
+    // Long enough for the last segment, too short for the others.
+    epoch.wait_until("the last segment is linked", |epoch| {
+        epoch.engine.view().collections[&def.name].indexes[0].segments.last().is_some_and(|last| last.is_linked())
+    });
+    epoch.engine.stop();
+    drop(epoch);
+    let epoch = Epoch::open(dir.path(), options);
+    let found =
+        candidates(&epoch.engine.view().collections[&def.name].indexes[0], &[0.0; 64], None, Method::Scan, 10_000);
+    assert_eq!(found.expect("rows").len(), ROWS as usize);
+}
+
+/// Rows of one transaction, numbered from 0, with random vectors.
+fn fill(epoch: &mut Epoch, def: &CollectionDef, rows: i64) -> Lsn {
     let mut random = Random::new(1);
     let mut upsert = |number: i64| Change {
         collection: def.id,
@@ -303,26 +325,47 @@ fn a_stop_before_all_is_linked_loses_no_row() {
     let end = Lsn(2_010);
     let head = TransactionHead { commit: CommitLsn(2_000), commit_time: 0 };
     let log = epoch.log.as_mut().expect("just made");
-    let changes = LogRecord::Changes((0..ROWS).map(&mut upsert).collect());
+    let changes = LogRecord::Changes((0..rows).map(&mut upsert).collect());
     for record in [LogRecord::Begin(head), changes, LogRecord::Commit { end }] {
         log.append(&record).expect("append");
     }
     log.sync().expect("sync");
     epoch.wait(end);
-    // Long enough for the last segment, too short for the others.
-    epoch.wait_until("the last segment is linked", |epoch| {
-        epoch.engine.view().collections[&def.name].indexes[0].segments.last().is_some_and(|last| last.is_linked())
+    end
+}
+
+/// A sealed segment's vectors are read when they are needed, so their damage is met by a search: it has no answer, and
+/// the engine ends so that the next start copies again.
+#[test]
+fn a_search_that_meets_a_damaged_vector_tells_and_ends_the_engine() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (_, copied) = Stream::new(1);
+    let mut def = copied[1].0.clone();
+    (def.vectors[0].metric, def.vectors[0].ef_construction) = (Metric::L2, 40);
+    let options = Options { segment_rows: 2_000, build_threads: 1, seal_rows_on_stop: 1 };
+    let mut epoch = Epoch::create(dir.path(), vec![(def.clone(), Vec::new())], COPIED_AT, options);
+    fill(&mut epoch, &def, 2_000);
+    epoch.wait_until("the segment answers from its file", |epoch| {
+        is_lean(&epoch.engine.view().collections[&def.name].indexes[0])
     });
-    epoch.engine.stop();
-    drop(epoch);
-    let epoch = Epoch::open(dir.path(), options);
-    let found =
-        candidates(&epoch.engine.view().collections[&def.name].indexes[0], &[0.0; 64], None, Method::Scan, 10_000);
-    assert_eq!(found.len(), ROWS as usize);
+    let files = std::fs::read_dir(dir.path().join("vectors")).expect("a folder").flatten().map(|file| file.path());
+    let path = files.into_iter().find(|path| path.extension().is_some_and(|kind| kind == "f32")).expect("originals");
+    let mut bytes = std::fs::read(&path).expect("bytes");
+    bytes[64..].iter_mut().for_each(|byte| *byte ^= 1);
+    std::fs::write(&path, &bytes).expect("write");
+    let request = nearest(&def, &def.vectors[0].name, SearchBy::Vector(vec![0.1; 64]));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let told = runtime.block_on(service(&epoch).search(&request)).expect_err("no answer from damaged vectors");
+    assert!(matches!(&told, QueryError::Storage(error) if error.is_damage()), "{told:?}");
+    assert!(epoch.failure().expect("the engine ended").contains("damaged"));
+    assert!(ruvector::engine::damage_mark(dir.path()).exists(), "the next start knows");
 }
 
 #[test]
 fn the_engine_is_its_naive_twin_through_restarts_and_kills() {
+    // Codes for small segments too.
+    // SAFETY: nothing reads the environment by other means than Rust's.
+    unsafe { std::env::set_var("RUVECTOR_TEST_TRAIN_ROWS", "48") };
     let setting = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().expect("a number"));
     let time = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64);
     let seed = setting("RUVECTOR_TEST_SEED").unwrap_or(time);
@@ -348,12 +391,20 @@ fn the_engine_is_its_naive_twin_through_restarts_and_kills() {
 fn finish(trial: &Trial<'_>, rounds: u64) {
     let recall = trial.recall.found as f64 / trial.recall.wanted as f64;
     println!(
-        "seed {}: {} steps, {} views compared ({} behind, {} with merged segments), {} kills, {} restarts, recall {recall:.4}",
-        trial.seed, trial.steps, trial.compared, trial.mid_stream, trial.merged, trial.kills, trial.restarts
+        "seed {}: {} steps, {} views compared ({} behind, {} with merged segments, {} with lean ones), {} kills, {} restarts, recall {recall:.4}",
+        trial.seed,
+        trial.steps,
+        trial.compared,
+        trial.mid_stream,
+        trial.merged,
+        trial.lean,
+        trial.kills,
+        trial.restarts
     );
     assert!(recall >= RECALL, "recall {recall}");
     if rounds >= ROUNDS {
         assert!(trial.kills > 0 && trial.restarts > 0 && trial.mid_stream > 0, "all of them happened");
         assert!(trial.merged > 0, "segments were sealed and merged");
+        assert!(trial.lean > 0, "full vectors were read from disk");
     }
 }

@@ -226,7 +226,11 @@ impl Trial<'_> {
             }
             if self.random.once_in(25) {
                 let view = epoch.engine.view();
-                compare_view(&view, &self.twin_at(view.applied), &mut self.random, &mut Recall::default());
+                let shown = compare_view(&view, &self.twin_at(view.applied), &mut self.random, &mut Recall::default());
+                if let Err(error) = shown {
+                    self.told(place, error.into());
+                    break;
+                }
             }
         }
         if self.random.once_in(4) {
@@ -236,9 +240,12 @@ impl Trial<'_> {
         if let Some(why) = epoch.failure() {
             self.told(place, Failure::Engine(why));
         }
-        // Whatever has failed: what is in memory goes on answering.
+        // Whatever has failed: what can be read goes on answering.
         let view = epoch.engine.view();
-        compare_view(&view, &self.twin_at(view.applied), &mut self.random, &mut Recall::default());
+        let shown = compare_view(&view, &self.twin_at(view.applied), &mut self.random, &mut Recall::default());
+        if let Err(error) = shown {
+            self.told(place, error.into());
+        }
         // After an error in vain; what a stubborn caller is told to be durable counts all the same.
         if place.disk.happened().is_some() || self.random.once_in(2) {
             let _ = log.sync();
@@ -338,9 +345,9 @@ impl Trial<'_> {
         let view = epoch.engine.view();
         let twin = self.twin_at(view.applied);
         let mut recall = Recall::default();
-        compare_view(&view, &twin, &mut self.random, &mut recall);
-        let read: storage::Result<()> =
-            compare_rows(epoch, &twin).and_then(|()| compare_answers(epoch, &twin, &mut self.random));
+        let read: storage::Result<()> = compare_view(&view, &twin, &mut self.random, &mut recall)
+            .and_then(|()| compare_rows(epoch, &twin))
+            .and_then(|()| compare_answers(epoch, &twin, &mut self.random));
         if let Err(error) = read {
             self.damage(error.into());
             return false;
@@ -369,6 +376,9 @@ impl Trial<'_> {
 
 #[test]
 fn a_disk_that_fails_leaves_whole_transactions_or_a_told_damage() {
+    // Codes for small segments too, so that searches read vectors from the disk.
+    // SAFETY: nothing reads the environment by other means than Rust's.
+    unsafe { std::env::set_var("RUVECTOR_TEST_TRAIN_ROWS", "16") };
     let mut soak = soak::Soak::new("disk", ROUNDS);
     let mut tally = Tally::default();
     while let Some(seed) = soak.next_round() {

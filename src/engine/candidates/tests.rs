@@ -56,7 +56,7 @@ fn index() -> IndexView {
     growing.graph.link_next(2_400);
     let segments = vec![Arc::new(sealed), Arc::new(merged), Arc::new(growing)];
     let live = rows.live();
-    IndexView { column, rows, segments, live, ids: Arc::new(AtomicU64::new(4)) }
+    IndexView { column, rows, segments, live, ids: Arc::new(AtomicU64::new(4)), originals: None }
 }
 
 fn compare(column: usize, op: Comparison, number: i64) -> Filter {
@@ -103,7 +103,7 @@ fn every_plan_finds_the_nearest_rows_that_pass_and_all_of_them_once_when_it_goes
             for method in [Method::Scan, Method::Walk { ef: 100 }, Method::Walk { ef: 5 }] {
                 let context = format!("{method:?} of {filter:?} near {node}");
                 let mut candidates = Candidates::open(&index, &prepared, filter, method);
-                let first = candidates.next_page(10);
+                let first = candidates.next_page(10).expect("no file is read");
                 let right = nodes(&first).iter().filter(|node| expected[..first.len()].contains(node)).count();
                 assert_eq!(first.len(), expected.len().min(10), "{context}");
                 if method != (Method::Walk { ef: 5 }) {
@@ -111,9 +111,9 @@ fn every_plan_finds_the_nearest_rows_that_pass_and_all_of_them_once_when_it_goes
                 }
                 let mut all = nodes(&first);
                 for want in [1, 7, 50, 300, 20_000] {
-                    all.extend(nodes(&candidates.next_page(want)));
+                    all.extend(nodes(&candidates.next_page(want).expect("no file is read")));
                 }
-                assert!(candidates.next_page(1).is_empty(), "{context}");
+                assert!(candidates.next_page(1).expect("no file is read").is_empty(), "{context}");
                 let mut sorted = expected.clone();
                 all.sort_unstable();
                 sorted.sort_unstable();
@@ -132,13 +132,13 @@ fn a_walk_that_its_filter_leads_away_is_given_up_for_the_exact_answer() {
     let filter = Some(&filter);
     let expected = expected(&index, &query, filter);
     let mut candidates = Candidates::open(&index, &prepared, filter, Method::Walk { ef: 20 });
-    assert_eq!(nodes(&candidates.next_page(10)), expected[..10]);
+    assert_eq!(nodes(&candidates.next_page(10).expect("no file is read")), expected[..10]);
     let walked = candidates.given_up().expect("given up");
     assert!(candidates.visited() - walked >= expected.len(), "every row that passes was compared");
     // The last list of links that was followed may go over the budget, in each segment.
     let budget = ((expected.len() as f64 / WALK_COST) as usize).max(LEAST_BUDGET);
     assert!((budget..budget + 200).contains(&walked), "{walked} distances for a budget of {budget}");
-    let rest = candidates.next_page(5_000);
+    let rest = candidates.next_page(5_000).expect("no file is read");
     assert!(rest.is_sorted_by(|a, b| a.distance <= b.distance));
     let (mut rest, mut missing) = (nodes(&rest), expected[10..].to_vec());
     rest.sort_unstable();
@@ -153,15 +153,15 @@ fn what_walks_returned_before_they_were_given_up_does_not_come_again() {
     let prepared = index.prepare(&query).expect("there are vectors");
     let expected = expected(&index, &query, None);
     let mut candidates = Candidates::open(&index, &prepared, None, Method::Walk { ef: 10 });
-    let mut all = nodes(&candidates.next_page(10));
+    let mut all = nodes(&candidates.next_page(10).expect("no file is read"));
     assert_eq!(candidates.given_up(), None);
     let mut pages = 0;
     while candidates.given_up().is_none() {
-        all.extend(nodes(&candidates.next_page(100)));
+        all.extend(nodes(&candidates.next_page(100).expect("no file is read")));
         pages += 1;
         assert!(pages < 30, "a walk through everything costs more than the scan");
     }
-    all.extend(nodes(&candidates.next_page(20_000)));
+    all.extend(nodes(&candidates.next_page(20_000).expect("no file is read")));
     let mut sorted = expected;
     all.sort_unstable();
     sorted.sort_unstable();

@@ -17,6 +17,7 @@ mod tests;
 use crate::engine::distance::{Isa, Kernel, LINE};
 use crate::model::{Encoding, Metric};
 use kernels::{BLOCK, LEVELS, Sums, Table};
+use std::io::{self, Read, Write};
 
 /// Elements looked at to choose a step.
 const TRAINED_ON: usize = 1 << 16;
@@ -80,6 +81,44 @@ impl Codec {
         let values: Vec<f32> = sample.iter().step_by(every).flat_map(residual).collect();
         let step = best_step(encoding, &values);
         Codec::new(encoding, kernel, dim, center, step)
+    }
+
+    /// Writes what was learned.
+    pub fn save(&self, out: &mut dyn Write) -> io::Result<()> {
+        let encoding = match self.encoding {
+            Encoding::F32 => return out.write_all(&[0]),
+            Encoding::Sq8 => 1,
+            Encoding::Sq4 => 2,
+        };
+        out.write_all(&[encoding])?;
+        out.write_all(&self.step.to_le_bytes())?;
+        out.write_all(&(self.center.len() as u32).to_le_bytes())?;
+        self.center.iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))
+    }
+
+    /// Reads what [`Codec::save`] wrote; `None` where it is about full floats.
+    pub fn load(kernel: Kernel, dim: usize, input: &mut dyn Read) -> io::Result<Option<Codec>> {
+        let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("codes: {what}"));
+        let mut encoding = [0];
+        input.read_exact(&mut encoding)?;
+        let mut word = || {
+            let mut bytes = [0; 4];
+            input.read_exact(&mut bytes).map(|()| bytes)
+        };
+        let encoding = match encoding[0] {
+            0 => return Ok(None),
+            1 => Encoding::Sq8,
+            2 => Encoding::Sq4,
+            _ => return Err(wrong("of an unknown kind")),
+        };
+        let step = f32::from_le_bytes(word()?);
+        let centered = kernel.metric() == Metric::L2;
+        if u32::from_le_bytes(word()?) as usize != if centered { dim } else { 0 } || !(1e-18..1e18).contains(&step) {
+            return Err(wrong("the grid is none"));
+        }
+        let center = (0..if centered { dim } else { 0 }).map(|_| word().map(f32::from_le_bytes));
+        let center = center.collect::<io::Result<Box<[f32]>>>()?;
+        Ok(Some(Codec::new(encoding, kernel, dim, center, step)))
     }
 
     /// How rows are encoded.
@@ -152,6 +191,10 @@ impl Codec {
             into.scale = -unit * self.step;
         }
         self.finish(into);
+        if self.kernel.is_directionless(row) {
+            // As far from everything as floats say.
+            (into.bias, into.scale) = (f32::INFINITY, 0.0);
+        }
     }
 
     /// Makes a query of a stored row.

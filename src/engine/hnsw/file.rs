@@ -1,9 +1,9 @@
-//! Links as bytes, and back with every byte doubted.
+//! Links and codes as bytes, and back with every byte doubted.
 //!
-//! Little-endian, without alignment. The rows are stored elsewhere and the checksum is the caller's.
+//! Little-endian, without alignment. The full rows are stored elsewhere and the checksum is the caller's.
 //!
 //! ```text
-//! magic      8 bytes "RVHNSW\0\1", the last one being the format's number
+//! magic      8 bytes "RVHNSW\0\2", the last one being the format's number
 //! metric     u8      0 L2, 1 cosine, 2 inner product, 3 L1, 4 Hamming, 5 Jaccard, 6 Poincare, 7 Lorentz
 //! dim        u32
 //! m          u32
@@ -13,6 +13,11 @@
 //! level 0    count times:  u8 n (at most 2 m), n times u32 slot
 //! upper      for each slot in order that has levels, for level 1 up to its own:  u8 n (at most m), n times u32 slot
 //! repeats    u32 n, n times: u32 slot, u32 next slot with the same row
+//! encoding   u8      0 full floats: nothing follows; 1 sq8; 2 sq4
+//! step       f32     of the grid
+//! centre     u32 n (0 or dim), n times f32
+//! nowhere    u32     rows without a direction under cosine: their codes are all zero bytes
+//! codes      count times the bytes of a row, padded (`src/engine/codes/mod.rs`)
 //! ```
 //!
 //! Slots at or above `count` (being linked while the file was written) appear nowhere.
@@ -20,11 +25,13 @@
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Graph, MAX_SLOTS, Params};
+use super::table::Table;
+use super::{Full, FullRows, Graph, MAX_SLOTS, Params};
 use crate::engine::arena::Arena;
-use crate::model::Metric;
+use crate::engine::distance::Kernel;
+use crate::model::{Encoding, Metric};
 
-const MAGIC: [u8; 8] = *b"RVHNSW\0\x01";
+const MAGIC: [u8; 8] = *b"RVHNSW\0\x02";
 
 fn code(metric: Metric) -> u8 {
     match metric {
@@ -124,7 +131,10 @@ impl Graph {
             out.write_all(&slot.to_le_bytes())?;
             out.write_all(&next.to_le_bytes())?;
         }
-        Ok(())
+        match self.codes.get().filter(|_| self.encoding() != Encoding::F32) {
+            Some(codes) => codes.save(count, out),
+            None => out.write_all(&[0]),
+        }
     }
 
     fn save_list(&self, level: u32, slot: u32, count: u32, out: &mut dyn Write) -> io::Result<()> {
@@ -151,37 +161,50 @@ impl Graph {
         std::iter::successors(next(slot), |&slot| next(slot)).find(|&slot| slot < count)
     }
 
-    /// Reads a graph; `vectors` writes each slot's original vector, in order, into the row it is given.
+    /// Reads a graph that takes no more rows. `rows` has its full rows: they are read at once where the graph has no
+    /// codes or is to `hold` them, else when they are needed.
     ///
-    /// The graph has room for `capacity` rows, or for what is stored if that is more. Any bytes give a graph or an error:
-    /// a corrupt file that happens to be consistent gives a graph of poor recall, so check its checksum first.
+    /// Any bytes give a graph or an error: a corrupt file that happens to be consistent gives a graph of poor recall, so
+    /// its checksum decides. An error of `rows` is inside the error.
     pub fn load(
         metric: Metric,
         dim: usize,
-        capacity: usize,
         params: Params,
         input: &mut dyn Read,
-        vectors: &mut dyn FnMut(u32, &mut [f32]),
+        rows: Box<dyn FullRows>,
+        hold: bool,
     ) -> io::Result<Graph> {
         let Header { count, entry } = Header::read(metric, dim, params, input)?;
-        let capacity = capacity.max(count as usize);
+        let capacity = count as usize;
         let list = 2 * params.m;
         // Mapped lazily: a false count costs address space only, and ends with the input.
         let base = Arena::try_new(capacity.checked_mul(list).ok_or(io::ErrorKind::OutOfMemory)?)?;
         for slot in 0..count {
             read_list(input, &base.words()[slot as usize * list..][..list], |other| other < count && other != slot)?;
         }
-        let graph = Graph::with_base(metric, dim, capacity, params, base)?;
+        let mut graph = Graph::with_base(metric, dim, capacity, params, base)?;
         graph.load_upper(count, input)?;
         graph.load_repeats(count, input)?;
-        for slot in 0..count {
-            graph.push_with(|row| vectors(slot, row));
+        let codes = Table::load(Kernel::new(metric), dim, count, input)?;
+        if codes.is_some() && !hold {
+            graph.full = Full::Elsewhere(rows);
+            let mut next_block = graph.writer.lock();
+            (0..count).for_each(|slot| graph.publish(slot, &mut next_block));
+        } else {
+            let mut row = vec![0.0; dim];
+            for slot in 0..count {
+                rows.read(slot, &mut row).map_err(io::Error::other)?;
+                graph.push(&row);
+            }
         }
         if let Some(slot) = entry.checked_sub(1) {
             graph.entry.store(u64::from(graph.level(slot)) << 32 | u64::from(entry), Ordering::Relaxed);
         }
         graph.linked.store(count, Ordering::Release);
-        graph.settle_codes();
+        match codes {
+            Some(codes) => _ = graph.codes.set(codes),
+            None => graph.settle_codes(),
+        }
         Ok(graph)
     }
 

@@ -26,8 +26,9 @@ use parking_lot::Mutex;
 
 use crate::engine::arena::Arena;
 use crate::engine::codes::{Codec, Coded};
-use crate::engine::distance::Kernel;
+use crate::engine::distance::{Kernel, prefetch};
 use crate::model::{Encoding, Metric};
+use crate::storage::Result;
 
 use search::Scratch;
 pub use search::Walk;
@@ -78,14 +79,27 @@ enum Verdict {
     Unknown,
 }
 
+/// Where a graph reads full rows that it does not hold.
+pub trait FullRows: Send + Sync {
+    /// Writes a slot's original vector into `row`.
+    fn read(&self, slot: u32, row: &mut [f32]) -> Result<()>;
+}
+
+/// Full rows: what is exact.
+enum Full {
+    /// In memory, as the kernel prepares them.
+    Held(Table),
+    /// Read when they are needed, of a graph that has codes and takes no more rows.
+    Elsewhere(Box<dyn FullRows>),
+}
+
 /// A fixed-capacity graph over rows of one metric and dimension.
 pub struct Graph {
     kernel: Kernel,
     params: Params,
     dim: usize,
     capacity: usize,
-    /// Rows as the kernel prepares them: what is exact.
-    floats: Table,
+    full: Full,
     /// The same rows as codes, from the moment there are rows enough: what walks and linking compare.
     codes: OnceLock<Table>,
     /// Codes are judged, or tried again, when there are so many rows.
@@ -155,9 +169,9 @@ impl Graph {
             params: Params { encoding: params.encoding.for_metric(metric), ..params },
             dim,
             capacity,
-            floats: Table::try_new(Codec::floats(kernel, dim), capacity)?,
+            full: Full::Held(Table::try_new(Codec::floats(kernel, dim), capacity)?),
             codes: OnceLock::new(),
-            judged_at: AtomicU32::new(TRAIN_ROWS),
+            judged_at: AtomicU32::new(crate::failpoint::size("TRAIN_ROWS", u64::from(TRAIN_ROWS)) as u32),
             refused: AtomicBool::new(false),
             base,
             upper: Arena::try_new(blocks * params.m)?,
@@ -180,32 +194,39 @@ impl Graph {
     /// bug of the caller and panics. Pushes exclude each other.
     pub fn push(&self, vector: &[f32]) -> u32 {
         assert_eq!(vector.len(), self.dim, "vectors of one collection have one length");
-        self.push_with(|row| row.copy_from_slice(vector))
-    }
-
-    /// Stores the row that `fill` writes.
-    fn push_with(&self, fill: impl FnOnce(&mut [f32])) -> u32 {
         let mut next_block = self.writer.lock();
         let slot = self.len.load(Ordering::Relaxed);
         assert!((slot as usize) < self.capacity, "the graph has room");
         // SAFETY: the slot is inside the table, not yet covered by `len`, and the lock keeps other writers out.
-        let row = &mut unsafe { self.floats.floats_mut(slot) }[..self.dim];
-        fill(row);
+        let row = &mut unsafe { self.held().floats_mut(slot) }[..self.dim];
+        row.copy_from_slice(vector);
         self.kernel.prepare(row);
         if let Some(codes) = self.codes.get() {
             // SAFETY: as above.
             unsafe { codes.encode(slot, row, self.kernel.is_directionless(row)) };
         }
-        self.upper_at.words()[slot as usize].store(*next_block, Ordering::Relaxed);
-        *next_block += self.level(slot);
-        self.len.store(slot + 1, Ordering::Release);
+        self.publish(slot, &mut next_block);
         slot
     }
 
-    /// A stored row as it is compared: scaled to unit length for cosine.
-    pub fn vector(&self, slot: u32) -> &[f32] {
+    /// A slot's place among the upper levels; with it the slot is there.
+    fn publish(&self, slot: u32, next_block: &mut u32) {
+        self.upper_at.words()[slot as usize].store(*next_block, Ordering::Relaxed);
+        *next_block += self.level(slot);
+        self.len.store(slot + 1, Ordering::Release);
+    }
+
+    /// Writes a stored row into `row`, which has the graph's dimension, as it is compared: of unit length for cosine.
+    pub fn read_row(&self, slot: u32, row: &mut [f32]) -> Result<()> {
         assert!(slot < self.len(), "the slot holds a row");
-        &self.row(slot)[..self.dim]
+        match &self.full {
+            Full::Held(_) => row.copy_from_slice(&self.row(slot)[..self.dim]),
+            Full::Elsewhere(rows) => {
+                rows.read(slot, row)?;
+                self.kernel.prepare(row);
+            }
+        }
+        Ok(())
     }
 
     /// Rows stored; all of them may be scanned.
@@ -249,6 +270,11 @@ impl Graph {
         self.compared().encoding()
     }
 
+    /// Are full rows in memory? Else they are read when they are needed.
+    pub fn holds_rows(&self) -> bool {
+        matches!(self.full, Full::Held(_))
+    }
+
     /// How the graph is built.
     pub fn params(&self) -> Params {
         self.params
@@ -262,21 +288,65 @@ impl Graph {
         Query { row }
     }
 
-    /// Exact inner value of a stored row: smaller is nearer, never NaN. `public_distance` makes users' distance of it.
-    pub fn distance_at(&self, query: &Query, slot: u32) -> f32 {
-        assert!(slot < self.len(), "the slot holds a row");
-        self.exact(query, slot)
+    /// Exact inner values of stored rows, in their order: smaller is nearer, never NaN. `public_distance` makes users'
+    /// distances of them.
+    pub fn measure(&self, query: &Query, slots: &[u32], each: &mut dyn FnMut(u32, f32)) -> Result<()> {
+        let len = self.len();
+        assert!(slots.iter().all(|&slot| slot < len), "the slots hold rows");
+        match &self.full {
+            Full::Held(_) => {
+                slots.iter().for_each(|&slot| prefetch(self.row(slot)));
+                slots.iter().for_each(|&slot| each(slot, self.kernel.inner(&query.row, &self.row(slot)[..self.dim])));
+            }
+            Full::Elsewhere(rows) => {
+                let mut row = vec![0.0; self.dim];
+                for &slot in slots {
+                    rows.read(slot, &mut row)?;
+                    self.kernel.prepare(&mut row);
+                    each(slot, self.kernel.inner(&query.row, &row));
+                }
+            }
+        }
+        Ok(())
     }
 
-    /// Exact inner values of many stored rows, the next ones being fetched meanwhile.
-    pub fn scan(&self, query: &Query, slots: impl IntoIterator<Item = u32>, each: &mut dyn FnMut(u32, f32)) {
+    /// Exact inner values of many stored rows.
+    pub fn scan(
+        &self,
+        query: &Query,
+        slots: impl IntoIterator<Item = u32>,
+        each: &mut dyn FnMut(u32, f32),
+    ) -> Result<()> {
+        match &self.full {
+            Full::Held(table) => self.compare(table, query, slots, each),
+            Full::Elsewhere(_) => {
+                let slots: Vec<u32> = slots.into_iter().collect();
+                return self.measure(query, &slots, each);
+            }
+        }
+        Ok(())
+    }
+
+    /// Inner values of many stored rows as walks see them: exact where [`Graph::encoding`] is `F32`.
+    pub fn scan_compared(&self, query: &Query, slots: impl IntoIterator<Item = u32>, each: &mut dyn FnMut(u32, f32)) {
+        self.compare(self.compared(), query, slots, each);
+    }
+
+    /// Inner values of many rows of a table, the next ones being fetched meanwhile.
+    fn compare(
+        &self,
+        table: &Table,
+        query: &Query,
+        slots: impl IntoIterator<Item = u32>,
+        each: &mut dyn FnMut(u32, f32),
+    ) {
         const BATCH: usize = 64;
         let (len, mut slots) = (self.len(), slots.into_iter().peekable());
         if slots.peek().is_none() {
             return;
         }
         let mut coded = Coded::default();
-        self.floats.query(&query.row, &mut coded);
+        table.query(&query.row, &mut coded);
         let (mut batch, mut values) = ([0u32; BATCH], [0.0f32; BATCH]);
         while slots.peek().is_some() {
             let mut count = 0;
@@ -286,7 +356,7 @@ impl Graph {
                 count += 1;
             }
             // SAFETY: the slots were checked just now.
-            unsafe { self.floats.gather(&coded, &batch[..count], &mut values) };
+            unsafe { table.gather(&coded, &batch[..count], &mut values) };
             batch[..count].iter().zip(&values).for_each(|(&slot, &value)| each(slot, value));
         }
     }
@@ -302,7 +372,8 @@ impl Graph {
         let upper = *self.writer.lock() as usize * self.params.m;
         let repeated = if self.repeated.load(Ordering::Relaxed) > 0 { len } else { 0 };
         let words = len * (2 * self.params.m + 1) + upper + repeated;
-        let rows = self.floats.bytes_of(len) + self.codes.get().map_or(0, |codes| codes.bytes_of(len));
+        let held = if let Full::Held(table) = &self.full { table.bytes_of(len) } else { 0 };
+        let rows = held + self.codes.get().map_or(0, |codes| codes.bytes_of(len));
         let scratches: usize = self.scratches.lock().iter().map(|scratch| scratch.memory_bytes()).sum();
         words * 4 + rows + STRIPES + scratches
     }
@@ -311,32 +382,36 @@ impl Graph {
         level_of(self.params.m, self.params.seed, slot)
     }
 
-    /// A published row, padding included.
+    /// A published row that is held, padding included.
     #[inline]
     fn row(&self, slot: u32) -> &[f32] {
         debug_assert!(slot < self.len());
         // SAFETY: callers name slots below `len` (checked at the public functions, and every id in a link list is one):
         // whole rows that nobody writes any more.
-        unsafe { self.floats.floats(slot) }
+        unsafe { self.held().floats(slot) }
     }
 
-    /// Exact inner value of a query and a published row.
+    /// The full rows of a graph that holds them: one that takes rows, or compares them.
     #[inline]
-    fn exact(&self, query: &Query, slot: u32) -> f32 {
-        self.kernel.inner(&query.row, &self.row(slot)[..self.dim])
+    fn held(&self) -> &Table {
+        match &self.full {
+            Full::Held(table) => table,
+            Full::Elsewhere(_) => unreachable!("what takes rows or has no codes holds its rows"),
+        }
     }
 
     /// What walks and linking compare at this moment.
     #[inline]
     fn compared(&self) -> &Table {
-        self.codes.get().filter(|_| !self.refused.load(Ordering::Relaxed)).unwrap_or(&self.floats)
+        self.codes.get().filter(|_| !self.refused.load(Ordering::Relaxed)).unwrap_or_else(|| self.held())
     }
 
     /// Chooses codes once there are rows enough, and judges them again whenever there are twice as many: the first rows
     /// need not look like those that follow, and more rows stand closer.
     fn settle_codes(&self) {
         let len = self.len();
-        if self.params.encoding == Encoding::F32 || len < self.judged_at.load(Ordering::Relaxed) {
+        let settled = self.params.encoding == Encoding::F32 || !self.holds_rows();
+        if settled || len < self.judged_at.load(Ordering::Relaxed) {
             return;
         }
         self.judged_at.store(len.saturating_mul(2), Ordering::Relaxed);
@@ -394,7 +469,7 @@ impl Graph {
                 continue;
             }
             // SAFETY: every slot below `len` is published, and has its code: codes are written with the row, or before.
-            let (exact, coded) = unsafe { (self.floats.nearest(probe, &slots), codes.nearest(probe, &slots)) };
+            let (exact, coded) = unsafe { (self.held().nearest(probe, &slots), codes.nearest(probe, &slots)) };
             let farther = exact[exact.len() / 2].0;
             if !(exact[0].0 < farther && farther.is_finite()) {
                 continue;

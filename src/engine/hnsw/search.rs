@@ -13,6 +13,7 @@ use super::{Graph, Query};
 use crate::engine::codes::Coded;
 use crate::engine::distance::prefetch;
 use crate::model::Encoding;
+use crate::storage::Result;
 
 /// Distance (as an ordered integer), slot and state in one number: comparing keys compares distances, then slots.
 type Key = u64;
@@ -344,8 +345,13 @@ type Accept<'a> = &'a mut dyn FnMut(u32) -> bool;
 impl Walk<'_> {
     /// The next nearest accepted slots, ascending by exact inner distance: `want` of them, or fewer when the walk is dry or
     /// its budget is spent. Rejected slots are walked through. Calling again goes on: nothing twice, and every accepted slot
-    /// below the limit comes once before the walk is dry.
-    pub fn next_page(&mut self, want: usize, accept: &mut dyn FnMut(u32) -> bool, out: &mut Vec<(f32, u32)>) {
+    /// below the limit comes once before the walk is dry. An error is one of reading full rows.
+    pub fn next_page(
+        &mut self,
+        want: usize,
+        accept: &mut dyn FnMut(u32) -> bool,
+        out: &mut Vec<(f32, u32)>,
+    ) -> Result<()> {
         let mut scratch = self.scratch.take().expect("a walk holds its scratch until dropped");
         let s = &mut *scratch;
         let encoding = self.table.encoding();
@@ -355,12 +361,17 @@ impl Walk<'_> {
         } else {
             let more = encoding.overfetch(want).saturating_sub(self.held.len());
             self.fetch(want.saturating_sub(self.held.len()), more, accept, s);
-            self.compare_exactly(more, s);
+            let compared = self.compare_exactly(more, s);
+            if compared.is_err() {
+                self.scratch = Some(scratch);
+                return compared;
+            }
             let count = want.min(self.held.len());
             let nearest = (0..count).filter_map(|_| self.held.pop());
             out.extend(nearest.map(|Reverse(key)| (distance_of(key), slot_of(key))));
         }
         self.scratch = Some(scratch);
+        Ok(())
     }
 
     /// Walks until the pool has `least` results; `most` of them may be taken out.
@@ -378,15 +389,11 @@ impl Walk<'_> {
     }
 
     /// Takes up to `most` results out of the pool and measures them by their full rows.
-    fn compare_exactly(&mut self, most: usize, s: &mut Scratch) {
+    fn compare_exactly(&mut self, most: usize, s: &mut Scratch) -> Result<()> {
         s.ids.clear();
         s.ids.extend(s.pool.taken(most).map(slot_of));
-        for &slot in &s.ids {
-            prefetch(self.graph.row(slot));
-        }
-        for &slot in &s.ids {
-            self.held.push(Reverse(key(self.graph.exact(self.query, slot), slot)));
-        }
+        let held = &mut self.held;
+        self.graph.measure(self.query, &s.ids, &mut |slot, inner| held.push(Reverse(key(inner, slot))))
     }
 
     /// Whether every accepted slot has been returned.

@@ -1,10 +1,11 @@
 //! Rows in one encoding: fixed memory, a row a slot.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::engine::arena::Arena;
 use crate::engine::codes::{Codec, Coded};
+use crate::engine::distance::Kernel;
 use crate::model::Encoding;
 
 /// Rows of one codec. Which slots hold one is the owner's knowledge.
@@ -82,6 +83,27 @@ impl Table {
         if bytes.iter().all(|&byte| byte == 0) {
             bytes[0] = 1;
         }
+    }
+
+    /// Writes the codes of the first `count` rows (format: the head of `file.rs`).
+    pub fn save(&self, count: u32, out: &mut dyn Write) -> io::Result<()> {
+        self.codec.save(out)?;
+        out.write_all(&self.directionless.load(Ordering::Acquire).to_le_bytes())?;
+        // SAFETY: the caller counts rows that are there.
+        (0..count).try_for_each(|slot| out.write_all(unsafe { self.row(slot) }))
+    }
+
+    /// Reads `count` rows of codes; `None` where there are none. What follows from false bytes are false distances.
+    pub fn load(kernel: Kernel, dim: usize, count: u32, input: &mut dyn Read) -> io::Result<Option<Table>> {
+        let Some(codec) = Codec::load(kernel, dim, input)? else { return Ok(None) };
+        let mut directionless = [0; 4];
+        input.read_exact(&mut directionless)?;
+        let table = Table::try_new(codec, count as usize)?;
+        table.directionless.store(u32::from_le_bytes(directionless), Ordering::Relaxed);
+        let bytes = table.bytes_of(count as usize);
+        // SAFETY: nobody else knows the table yet, and it has room for `count` rows.
+        input.read_exact(unsafe { std::slice::from_raw_parts_mut(table.bytes.start(), bytes) })?;
+        Ok(Some(table))
     }
 
     /// Makes a query of a prepared row.

@@ -33,7 +33,7 @@ impl Grouping for &Rows {
         self.value_of(number(&candidate.key) as usize)
     }
 
-    fn scan(&self, condition: Filter) -> Script {
+    fn scan(&self, condition: Filter, _: bool) -> Script {
         *self.scans.lock().expect("one thread") += 1;
         let cell = |n: usize| self.value_of(n).map_or(Cell::Null, Cell::Value);
         self.script(|n| condition.passes(&[cell(n)]))
@@ -50,7 +50,7 @@ fn search(rows: &Rows, groups: usize, size: usize, visible: impl Fn(i64) -> bool
     let stream = Stream::new(rows.script(|_| true), &[], None);
     let mut leg = Groups::new(rows, stream, false, &[], checking, wanted);
     loop {
-        let page = leg.next_page();
+        let page = leg.next_page().expect("no file is read");
         if page.is_empty() {
             break;
         }
@@ -146,7 +146,7 @@ fn without_a_recheck_nothing_is_counted() {
         Checking { level: Recheck::None, columns: &[], vector: 0, metric: Metric::L2, query: &[], condition: None };
     let stream = Stream::new(rows.script(|_| true), &[], None);
     let mut leg = Groups::new(&rows, stream, true, &[], checking, wanted);
-    fill_as_indexed(&mut leg, |candidate| candidate.hit(None));
+    fill_as_indexed(&mut leg, |candidate| candidate.hit(None)).expect("no file is read");
     let outcome = leg.finish();
     assert_eq!((outcome.hits.len(), outcome.report.checked, outcome.ended), (2, 0, Ended::Limit));
 }
