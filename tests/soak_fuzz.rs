@@ -832,6 +832,7 @@ fn whatever_comes_is_a_value_or_an_error() {
     for (name, executions, valid) in totals {
         println!("{name}: {executions} inputs, {valid} of them valid");
         assert!(executions > 100, "{name}: {executions} inputs are too few to say anything");
+        assert!(valid > executions / 1_000, "{name}: {valid} of {executions} inputs got beyond what guards the door");
         soak.fact(name, executions);
     }
     soak.finish();

@@ -20,8 +20,8 @@ enum Nodes {
 impl Nodes {
     /// These nodes, ascending.
     fn of(nodes: Vec<u32>) -> Nodes {
-        match nodes.first() {
-            Some(&first) if nodes.iter().zip(first..).all(|(&node, expected)| node == expected) => Nodes::From(first),
+        match (nodes.first(), nodes.last()) {
+            (Some(&first), Some(&last)) if (last - first) as usize == nodes.len() - 1 => Nodes::From(first),
             _ => Nodes::Listed(nodes.into()),
         }
     }
@@ -128,6 +128,9 @@ impl Segment {
     ) -> Result<Segment> {
         let (nodes, mut reader) = graph_file::Reader::open(path)?;
         let capacity = nodes.len();
+        if !nodes.is_sorted_by(|a, b| a < b) {
+            return Err(damaged(path, "its nodes do not ascend"));
+        }
         let nodes = Arc::new(Nodes::of(nodes));
         let rows = Box::new(Stored { nodes: nodes.clone(), originals: originals.clone() });
         let graph = Graph::load(column.metric, dimensions, params(column, id), &mut reader, rows, false);
