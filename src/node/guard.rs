@@ -275,7 +275,9 @@ impl Guard {
         metrics::counter!(names::SLOTS_GIVEN_UP, "budget" => which).increment(1);
         self.state.pauses.give_up(Instant::now());
         self.state.paused = Some(cause);
+        self.state.warned = false;
         self.protection.change(|shown| {
+            shown.warning = None;
             shown.given_up += 1;
             shown.given_up_reason = Some(reason.clone());
         });
@@ -347,8 +349,15 @@ pub async fn reap(client: &Client, root: &Path) {
     let reaped = async {
         let in_use = ownership::slots_in_use(root).map_err(unreadable)?;
         for name in ownership::slots(root).map_err(unreadable)? {
-            if !in_use.contains(&name) && slots::drop_idle(client, &name).await? {
-                tracing::info!(slot = name, "a slot of ours that nothing uses any more is gone");
+            if in_use.contains(&name) {
+                continue;
+            }
+            // One that was written down and could never be made is only forgotten.
+            let was_there = !slots::measure(client, std::slice::from_ref(&name)).await?.is_empty();
+            if slots::drop_idle(client, &name).await? {
+                if was_there {
+                    tracing::info!(slot = name, "dropped a slot of ours that nothing uses any more");
+                }
                 ownership::forget_slot(root, &name).map_err(unreadable)?;
             }
         }

@@ -16,6 +16,9 @@ pub struct Budget {
     pub time: Option<Duration>,
 }
 
+/// The budgets as metrics call them.
+pub const BUDGETS: [&str; 2] = ["bytes", "time"];
+
 /// What a budget says of one slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Level {
