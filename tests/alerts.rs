@@ -51,7 +51,10 @@ fn what_alerts_watch_for_growth_is_there_at_zero_from_the_start() {
     let metrics = service.client().text("/metrics").expect("metrics");
     let rules = read("config/alerts.yml");
     for name in within(&rules, &["increase", "rate"]) {
-        let series: Vec<_> = metrics.lines().filter(|line| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} "))).collect();
+        let series: Vec<_> = metrics
+            .lines()
+            .filter(|line| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} ")))
+            .collect();
         assert!(!series.is_empty(), "{name} begins when it counts first: its increase to 1 is not seen\n{metrics}");
         assert!(series.iter().all(|line| line.ends_with(" 0")), "{series:?}");
     }

@@ -145,9 +145,16 @@ fn a_collection_that_cannot_be_copied_is_told_of_everywhere_until_it_can() {
         assert!(state(&service, collection)["reason"].as_str().is_some_and(|why| why.contains(&reason)), "{reason}");
         let error = format!("{:#}", service.try_search(collection, &near(1, 4, 1)).expect_err("refused"));
         assert!(error.starts_with("RV1207") && error.contains(&reason), "{error}");
-        assert_eq!(service.logged(&format!("cannot be copied; looking at its table again and again collection=\"{collection}\"")), 1);
+        assert_eq!(
+            service
+                .logged(&format!("cannot be copied; looking at its table again and again collection=\"{collection}\"")),
+            1
+        );
         let metrics = service.client().text("/metrics").expect("metrics");
-        assert!(metrics.contains(&format!("ruvector_collection_follows{{collection=\"{collection}\"}} 0")), "{metrics}");
+        assert!(
+            metrics.contains(&format!("ruvector_collection_follows{{collection=\"{collection}\"}} 0")),
+            "{metrics}"
+        );
     }
     assert!(service.is_ready());
     let ready = service.client().get("/readyz").expect("ready");
@@ -166,7 +173,12 @@ fn a_collection_that_cannot_be_copied_is_told_of_everywhere_until_it_can() {
     let unfit = DOCS.replace("\"l2\"", "\"hamming\"");
     hang_up(&mut service, &format!("[search]\nwait_ms = 5\n{unfit}{}", over("other")));
     service.wait_for("it is not taken over", |service| service.logged("collections are not taken over") == 1);
-    assert_eq!(service.logged("they hold from the next start on settings=\"search.wait_ms\""), 1, "{}", service.log_tail());
+    assert_eq!(
+        service.logged("they hold from the next start on settings=\"search.wait_ms\""),
+        1,
+        "{}",
+        service.log_tail()
+    );
     hang_up(&mut service, DOCS);
     service.wait_for("it is forgotten", |service| state(service, "other").is_null());
     assert_eq!(service.logged("it stays in the publication table=\"public.other\""), 1, "{}", service.log_tail());

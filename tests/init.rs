@@ -10,7 +10,8 @@ use support::{DOCS, Database, Service, cluster};
 
 fn init(dsn: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ruvector"));
-    let command = command.args(["init", dsn, "--table", "public.docs"]).args(arguments).env("RV_PASSWORD", "it's secret");
+    let command =
+        command.args(["init", dsn, "--table", "public.docs"]).args(arguments).env("RV_PASSWORD", "it's secret");
     command.env_remove("RUVECTOR_CONFIG").output().expect("it runs")
 }
 
@@ -85,7 +86,10 @@ fn a_source_is_prepared_by_init_by_what_it_prints_and_by_the_migration() {
     database.sql.run("CREATE ROLE nobody LOGIN; GRANT SELECT ON docs TO nobody");
     let refused = init(&database.dsn.replace("postgres@", "nobody@"), &["--role", "rv9", "--run"]);
     let text = said(&refused);
-    assert!(refused.status.code() == Some(2) && text.contains("The role in this DSN") && text.contains("CREATEROLE"), "{text}");
+    assert!(
+        refused.status.code() == Some(2) && text.contains("The role in this DSN") && text.contains("CREATEROLE"),
+        "{text}"
+    );
     database.sql.run("CREATE TABLE keyless (x int)");
     let refused = init(&database.dsn, &["--table", "public.keyless", "--run"]);
     assert!(refused.status.code() == Some(2) && said(&refused).contains("replica identity"), "{}", said(&refused));
@@ -97,11 +101,17 @@ fn a_source_is_prepared_by_init_by_what_it_prints_and_by_the_migration() {
         let variables = ["role=rv3", "password=it's secret", "publication=migrated", tables.as_str()];
         let mut psql = Command::new("psql");
         psql.args(["-X", "-v", "ON_ERROR_STOP=1", "-d", &database.dsn, "-f"]).arg(&file);
-        variables.iter().for_each(|variable| drop(psql.args(["-v", variable])));
+        for variable in variables {
+            psql.args(["-v", variable]);
+        }
         psql.output().expect("psql is there")
     };
     let refused = migrate("public.docs, public.keyless");
-    assert!(!refused.status.success() && said(&refused).contains("no primary key or replica identity"), "{}", said(&refused));
+    assert!(
+        !refused.status.success() && said(&refused).contains("no primary key or replica identity"),
+        "{}",
+        said(&refused)
+    );
     assert_eq!(database.sql.one("SELECT count(*) FROM pg_roles WHERE rolname = 'rv3'"), "0");
     for _ in 0..2 {
         let done = migrate("public.docs");

@@ -170,7 +170,12 @@ fn a_slot_kept_in_step_on_a_standby_of_17_survives_its_promotion_without_a_copy(
     service.wait_ready();
     assert_eq!(service.verify_clean("docs"), 50);
     assert_eq!(service.status()["slot"], slot.as_str());
-    assert_eq!((service.logged("the copy is whole"), service.logged("copying everything again")), (1, 0), "{}", service.log());
+    assert_eq!(
+        (service.logged("the copy is whole"), service.logged("copying everything again")),
+        (1, 0),
+        "{}",
+        service.log()
+    );
 }
 
 struct Story {

@@ -1,9 +1,9 @@
 //! `ruvector init`: the SQL that prepares a source for the configured tables; printed first, run when asked to.
 
 use crate::config::Config;
+use crate::source::SourceError;
 use crate::source::catalog;
 use crate::source::connect::Dsn;
-use crate::source::SourceError;
 use crate::source::setup::{Password, Setup, statements};
 use anyhow::{Context, anyhow, bail};
 use std::path::PathBuf;

@@ -66,7 +66,10 @@ fn reload_on_hangup(
                     let settings = config.changed_since(&started);
                     if !settings.is_empty() {
                         let settings = settings.join(", ");
-                        tracing::warn!(settings, "these settings changed since the start; they hold from the next start on");
+                        tracing::warn!(
+                            settings,
+                            "these settings changed since the start; they hold from the next start on"
+                        );
                     }
                     tracing::info!(
                         collections = options.collections.len(),

@@ -56,10 +56,11 @@ impl std::fmt::Debug for Written {
 
 impl Written {
     fn of(sections: config::Map<String, config::Value>) -> Written {
-        let settings = sections.into_iter().filter(|(section, _)| section != "collections").flat_map(|(section, keys)| {
-            let keys = keys.into_table().unwrap_or_default().into_iter();
-            keys.map(move |(key, value)| (format!("{section}.{key}"), value.to_string()))
-        });
+        let settings =
+            sections.into_iter().filter(|(section, _)| section != "collections").flat_map(|(section, keys)| {
+                let keys = keys.into_table().unwrap_or_default().into_iter();
+                keys.map(move |(key, value)| (format!("{section}.{key}"), value.to_string()))
+            });
         Written(settings.collect())
     }
 }
@@ -301,7 +302,10 @@ mod tests {
             ("[http]\nlisten = 'nowhere'\n", "listen"),
             ("[[collections]]\ntable = 'docs'\nvectors = []\n", "no vector column"),
             (&format!("{COLLECTION}{COLLECTION}"), "named twice"),
-            ("[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nmetric = 'far'\n", "unknown variant `far`, expected one of `cosine`"),
+            (
+                "[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nmetric = 'far'\n",
+                "unknown variant `far`, expected one of `cosine`",
+            ),
             ("[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nencoding = 'sq9'\n", "`sq8`"),
             ("[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nm = 1\n", "m is 1"),
             ("not toml", "TOML"),

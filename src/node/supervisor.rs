@@ -543,7 +543,8 @@ impl Supervisor {
             // Nothing else answers: let this one say how far it is.
             self.frontier.serve(Some(epoch.serving.clone()));
         }
-        epoch.copy(&self.options.dsn, &self.copy_options(), Some(Exported { held_by: wal, slot: new }));
+        let exported = Exported { held_by: wal, slot: new };
+        epoch.copy(&self.options.dsn, &self.copy_options(), Some(exported), &self.progress);
         self.making = Some(epoch);
         crate::failpoint!("node.copy_started");
         Ok(())
@@ -731,7 +732,7 @@ impl Supervisor {
             None => {}
         }
         if Instant::now() >= self.copy_from && !self.reconcile_now {
-            epoch.copy(&dsn, &options, None);
+            epoch.copy(&dsn, &options, None, &self.progress);
         }
         Ok(())
     }
@@ -762,7 +763,11 @@ impl Supervisor {
                 self.unfit.insert(wanted.name.clone());
                 if !before.contains(&wanted.name) {
                     let (collection, reason) = (&wanted.name, wanted.def.as_ref().err());
-                    tracing::warn!(collection, reason, "a collection does not fit its table; if it stays so, it is paused");
+                    tracing::warn!(
+                        collection,
+                        reason,
+                        "a collection does not fit its table; if it stays so, it is paused"
+                    );
                     (wanted.def, wanted.fingerprint) = (Ok(follows.def.clone()), follows.fingerprint.clone());
                 }
             }

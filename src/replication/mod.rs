@@ -319,7 +319,8 @@ mod tests {
     fn every_label_is_among_those_that_are_known_before() {
         let sql = |code: &str| SourceError::Sql { code: code.into(), message: String::new() };
         let codes = ["08006", "53300", "57P01", "55000", "28P01", "42501", "22023", ""].map(sql);
-        let of_source = codes.into_iter().chain([SourceError::refused("", ""), SourceError::Unavailable(String::new())]);
+        let of_source =
+            codes.into_iter().chain([SourceError::refused("", ""), SourceError::Unavailable(String::new())]);
         let text = String::new;
         let all = [ReplicationError::Stopped, ReplicationError::Transport(text()), ReplicationError::Protocol(text())];
         for error in all.into_iter().chain(of_source.map(ReplicationError::from)) {

@@ -153,7 +153,10 @@ pub fn decide(ours: Option<&Checkpoint>, source: &SourceFacts) -> Decision {
     }
     match &source.slot {
         None => resync(Cause::SlotMissing, "the slot is missing".into()),
-        Some(slot) if !slot.usable => resync(Cause::SlotLost, "the slot is lost, invalidated, or of another kind (plugin, database, two_phase)".into()),
+        Some(slot) if !slot.usable => resync(
+            Cause::SlotLost,
+            "the slot is lost, invalidated, or of another kind (plugin, database, two_phase)".into(),
+        ),
         Some(slot) if slot.confirmed > d => {
             let reason =
                 format!("the slot is at {}, ahead of our position {d}: changes between were lost", slot.confirmed);

@@ -56,7 +56,7 @@ const TABLE: &str = "
            has_table_privilege(c.oid, 'SELECT'), c.reltuples::bigint,
            pg_relation_filenode(c.oid),
            (CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) / current_setting('block_size')::bigint ELSE 0 END)::bigint,
-           c.relpersistence::text, quote_ident(current_user)
+           c.relpersistence::text, current_user::text
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
 
@@ -100,7 +100,7 @@ pub async fn table(client: &Client, schema: &str, name: &str) -> Result<Option<T
         filenode: row.get(6),
         pages: row.get(7),
         persistence: letter(8),
-        role: row.get(9),
+        role: quote_ident(row.get(9)),
         columns: columns.iter().map(column).collect(),
     }))
 }
@@ -244,7 +244,10 @@ fn check_table(table: &Table, quoted: &str) -> Result<()> {
         );
     }
     if !table.can_select {
-        return refuse(format!("our role may not read {quoted}"), format!("GRANT SELECT ON {quoted} TO {};", table.role));
+        return refuse(
+            format!("our role may not read {quoted}"),
+            format!("GRANT SELECT ON {quoted} TO {};", table.role),
+        );
     }
     if table.row_security_active {
         return refuse(

@@ -141,9 +141,7 @@ fn trouble(app: &App) -> Option<String> {
 pub async fn list(State(app): Shared) -> Result<Json<serde_json::Value>, Problem> {
     let (_, view) = app.query.frontier.view(&Default::default()).await?;
     let json = |found| serde_json::to_value(shown(&app, &view, found)).unwrap_or_default();
-    let refused = |(name, reason): (String, String)| {
-        serde_json::json!({ "name": name, "state": "refused", "reason": reason, "rows": 0, "dead_letters": 0 })
-    };
+    let refused = |(name, reason): (String, String)| serde_json::json!({ "name": name, "state": "refused", "reason": reason, "rows": 0, "dead_letters": 0 });
     let refused = app.query.frontier.progress.refused().into_iter().map(refused);
     let all: Vec<_> = view.collections.values().map(|found| json(found)).chain(refused).collect();
     Ok(Json(serde_json::json!({ "collections": all })))

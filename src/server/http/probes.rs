@@ -68,10 +68,8 @@ fn unfit(app: &App, view: &View) -> BTreeMap<String, (&'static str, String)> {
 /// `GET /readyz`: searches can be answered from what follows the source. Which collections do not follow is told beside.
 pub async fn readyz(State(app): Shared) -> Response {
     let view = app.query.frontier.serving().map(|serving| serving.engine.view()).unwrap_or_default();
-    let unfit: BTreeMap<_, _> = unfit(&app, &view)
-        .into_iter()
-        .map(|(name, (word, reason))| (name, format!("{word}: {reason}")))
-        .collect();
+    let unfit: BTreeMap<_, _> =
+        unfit(&app, &view).into_iter().map(|(name, (word, reason))| (name, format!("{word}: {reason}"))).collect();
     let reason = not_ready(&app);
     let code = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut body = json!({ "ready": reason.is_none() });

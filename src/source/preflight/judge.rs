@@ -123,11 +123,9 @@ fn keep_size(facts: &ServerFacts) -> Finding {
     let short = hours.is_some_and(|hours| hours < SHORT_HOURS) || idle.is_some();
     let observed = format!("{} MB{dies}", facts.keep_size_mb);
     let fix = match idle {
-        Some(_) => facts.provider.how(Change::Setting {
-            name: "idle_replication_slot_timeout",
-            value: "0",
-            restart: false,
-        }),
+        Some(_) => {
+            facts.provider.how(Change::Setting { name: "idle_replication_slot_timeout", value: "0", restart: false })
+        }
         None => fix,
     };
     finding("D13", bad_if(short, Severity::Warning), "max_slot_wal_keep_size", observed, &fix)
@@ -269,7 +267,10 @@ fn own_slot(facts: &ServerFacts) -> Finding {
     };
     let note = facts.provider.slot_note();
     let observed = note.map_or(observed.clone(), |note| format!("{observed}. Note: {note}"));
-    let fix = format!("choose another source.slot, or, where no service needs it: SELECT pg_drop_replication_slot('{}');", facts.slot_name);
+    let fix = format!(
+        "choose another source.slot, or, where no service needs it: SELECT pg_drop_replication_slot('{}');",
+        facts.slot_name
+    );
     finding("D25", severity, "our slot", observed, &fix)
 }
 
@@ -405,7 +406,10 @@ mod tests {
             (|f| (f.keep_size_mb, f.wal_rate) = (100, Some(1e6)), &[("D13", Warning)]),
             (|f| f.failover.standbys = 1, &[("D14", Warning)]),
             (|f| f.failover = Failover { standbys: 1, slot_flag: Some(true), synced: Some(true) }, &[]),
-            (|f| f.failover = Failover { standbys: 1, slot_flag: Some(true), synced: Some(false) }, &[("D14", Warning)]),
+            (
+                |f| f.failover = Failover { standbys: 1, slot_flag: Some(true), synced: Some(false) },
+                &[("D14", Warning)],
+            ),
             (|f| f.oldest_transaction = Some((3600, "app pid 7".into())), &[("D15", Warning)]),
             (|f| f.prepared = 1, &[("D15", Warning)]),
             (|f| f.can_heartbeat = false, &[("D16", Warning)]),
