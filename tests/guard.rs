@@ -56,6 +56,54 @@ fn text(bytes: &[u8]) -> String {
 
 // The budget.
 
+/// What the slot costs and what is left is shown while the first copy is under way, and the slot keeps nothing for it.
+#[test]
+fn the_budget_and_the_servers_limit_are_shown_during_the_copy_and_a_near_limit_is_warned_of() {
+    let postgres = cluster(Settings::default().with("max_slot_wal_keep_size", "48MB"));
+    let database = Database::of(&postgres);
+    database.sql.run(
+        "CREATE TABLE docs (id int PRIMARY KEY, section text, body text, embedding real[]);
+         ALTER TABLE docs ALTER body SET STORAGE PLAIN;
+         INSERT INTO docs SELECT i, 's', repeat('x', 7000), vec(i, 4) FROM generate_series(1, 9000) i",
+    );
+    let mut service = Service::configured(&database, "copy_connections = 1\n", DOCS);
+    service.start();
+    let copying = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'COPY %docs%' AND pid <> pg_backend_pid()";
+    service.wait_for("it copies", |_| database.sql.text(copying).is_some());
+    let pid = database.sql.one(copying);
+    let signal = |name: &str| {
+        let sent = Command::new("sh").args(["-c", &format!("kill -s {name} {pid}")]).status();
+        assert!(sent.expect("sh runs").success(), "{name}");
+    };
+    signal("STOP");
+    service.wait_for("what the slot costs is shown", |service| {
+        let shown = protection(service);
+        shown["budget_left_bytes"].is_u64() && shown["slots"][0]["safe_wal_bytes"].is_i64()
+    });
+    let ruvector = Command::new(env!("CARGO_BIN_EXE_ruvector")).args(["status", "--url", service.url()]).output();
+    let said = text(&ruvector.expect("it runs").stdout);
+    assert!(
+        said.contains("WAL budget   ") && said.contains("MiB left of 10240.0 MiB") && said.contains("% read"),
+        "{said}"
+    );
+    signal("CONT");
+    service.wait_ready();
+    // A transaction that stays open keeps the slot where it is, until the server has had enough.
+    database.sql.run("CREATE TABLE pinned (x int)");
+    let pin = database.connect();
+    pin.run("BEGIN; INSERT INTO pinned VALUES (1)");
+    let mut written = 0;
+    service.wait_for("the limit is near", |service| {
+        if written < 60 {
+            write_wal(&database.sql, 4);
+            written += 4;
+        }
+        std::thread::sleep(Duration::from_millis(800));
+        protection(service)["warning"].as_str().is_some_and(|why| why.contains("before the server gives slot"))
+    });
+    assert!(service.logged("the server may give our slot up soon") > 0, "{}", service.log_tail());
+}
+
 #[test]
 fn a_spent_budget_drops_the_slot_and_the_service_heals_when_its_cause_is_gone() {
     let postgres = cluster(Settings::default());
@@ -609,7 +657,8 @@ fn the_doctor_finds_what_is_wrong_with_tables_rights_and_publication() {
     let by_name = text(&ruvector(&["doctor"], &service.config_file()).stdout);
     assert!(by_name.lines().any(|line| line.starts_with("ok") && line.contains(" D23 ")), "{by_name}");
     // Each says what it is, not where pg_hba.conf is.
-    service.configure(&dsn.replace(&format!("/{name}"), "/nowhere"), "", DOCS);
+    let server = dsn.rsplit_once('/').expect("a database").0;
+    service.configure(&format!("{server}/nowhere"), "", DOCS);
     let nowhere = ruvector(&["doctor"], &service.config_file());
     let said = text(&nowhere.stdout);
     assert!(said.contains("correct the database in source.dsn") && !said.contains("listen_addresses"), "{said}");

@@ -2,7 +2,7 @@
 //! writes a heartbeat where keepalives do not suffice, and drops the slot before the source's disk is full.
 
 use crate::replication::guard::{
-    Budget, Cause, Holding, Level, Pauses, Protection, Stuck, Trend, Verdict, heartbeat_due, judge,
+    Budget, Cause, Holding, Level, Pauses, Protection, Stuck, Trend, Verdict, heartbeat_due, judge, server_limit_near,
 };
 use crate::source::connect::Dsn;
 use crate::source::policy::Backoff;
@@ -82,6 +82,8 @@ struct State {
     /// Why the slot was given up, while there is a pause for it.
     paused: Option<Cause>,
     warned: bool,
+    /// Told that the server may give a slot up.
+    warned_of_server: bool,
     beaten: Option<Instant>,
 }
 
@@ -108,6 +110,7 @@ impl Guard {
             pauses: Pauses::new(FIRST_PAUSE),
             paused: None,
             warned: false,
+            warned_of_server: false,
             beaten: None,
         };
         let (wake_too, cluster_too) = (wake.clone(), cluster.clone());
@@ -223,7 +226,12 @@ impl Guard {
             tracing::info!("less than half of the budget for kept WAL is spent again");
         }
         self.state.warned = half.is_some();
-        self.protection.change(|shown| shown.warning = half);
+        let near = found.iter().find_map(server_limit_near);
+        if let Some(what) = near.as_ref().filter(|_| !self.state.warned_of_server) {
+            tracing::warn!(what, "the server may give our slot up soon; then everything is copied anew");
+        }
+        self.state.warned_of_server = near.is_some();
+        self.protection.change(|shown| shown.warning = half.or(near));
         Ok(())
     }
 
