@@ -10,6 +10,7 @@ macro_rules! say {
 pub mod bench_ann;
 pub mod bench_apply;
 pub mod bench_filtered;
+pub mod bench_restart;
 pub mod client;
 mod demo;
 mod detach;
@@ -82,6 +83,8 @@ enum Bench {
     Ann(bench_ann::Args),
     /// Searches with a filter on .npy files: recall and speed at every selectivity.
     Filtered(bench_filtered::Args),
+    /// A restart of a filled index: time until it answers, memory, recall and speed.
+    Restart(bench_restart::Args),
     /// The way from a COMMIT to the index, on a private PostgreSQL, beside pg_recvlogical.
     Apply(bench_apply::Args),
 }
@@ -116,6 +119,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Config(ConfigCommand::Check(file)) => done(serve::check(file.config.as_deref())),
         Command::Bench(Bench::Ann(args)) => done(bench_ann::run(&args)),
         Command::Bench(Bench::Filtered(args)) => done(bench_filtered::run(&args)),
+        Command::Bench(Bench::Restart(args)) => done(bench_restart::run(&args)),
         Command::Bench(Bench::Apply(args)) => done(bench_apply::run(&args)),
     }
 }

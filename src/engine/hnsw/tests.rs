@@ -496,6 +496,24 @@ fn rows_read_elsewhere_are_compared_as_they_were_pushed() {
     }
 }
 
+#[test]
+fn a_graph_sealed_with_binary_codes_finds_nearly_all_in_a_fraction_of_the_memory() {
+    let rows = clustered(59, 4_000, 128);
+    let queries = clustered(59, 4_050, 128).split_off(4_000);
+    for metric in [Metric::L2, Metric::Cosine, Metric::Ip] {
+        let graph = encoded(Encoding::Bq, metric, &rows, 2);
+        assert_eq!(graph.encoding(), Encoding::Sq8, "while it grows");
+        let mut bytes = Vec::new();
+        graph.save(&mut bytes).expect("memory");
+        let sealed = load(metric, &rows, graph.params(), &bytes, false).expect("just saved");
+        assert_eq!(sealed.encoding(), Encoding::Bq);
+        let found = recall(&sealed, &queries, 10, 100);
+        assert!(found > 0.93, "{metric}: {found}");
+        let links = 4_000 * (2 * 8 + 1) * 4;
+        assert!(sealed.memory_bytes() < links + 4_000 * 128 * 4 / 8, "{}", sealed.memory_bytes());
+    }
+}
+
 /// Cannot be read from some slot on.
 struct Failing(u32);
 
