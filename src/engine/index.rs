@@ -115,7 +115,7 @@ impl IndexWriter {
 
     /// Opens what reads the originals for searches.
     fn open_reader(&mut self, dimensions: usize) -> Result<Arc<Originals>> {
-        let reader = Originals::open_for_reading(&self.originals_file(), dimensions, self.element())?;
+        let reader = Originals::open_mapped(&self.originals_file(), dimensions, self.element())?;
         Ok(self.reader.insert(Arc::new(reader)).clone())
     }
 

@@ -1,5 +1,6 @@
 //! A segment: one graph over some nodes of a vector column. The growing one takes new nodes; sealed ones are files.
 
+use crate::engine::distance::prefetch;
 use crate::engine::hnsw::{FullRows, Graph, Params};
 use crate::model::{Encoding, VectorColumn};
 use crate::storage::originals::Originals;
@@ -44,6 +45,10 @@ struct Stored {
 impl FullRows for Stored {
     fn read(&self, slot: u32, row: &mut [f32]) -> Result<()> {
         self.originals.read_into(self.nodes.node(slot), &mut Vec::new(), row)
+    }
+
+    fn prefetch(&self, slot: u32) {
+        self.originals.mapped(self.nodes.node(slot)).into_iter().for_each(prefetch);
     }
 }
 

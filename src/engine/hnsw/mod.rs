@@ -50,6 +50,8 @@ const PROBED_ROWS: u32 = 200_000;
 const PROBED_FOR: usize = 10;
 /// The share of them that codes must find.
 const PROBED_RECALL: f64 = 0.95;
+/// Full rows that are on their way from memory while one is compared.
+const READ_AHEAD: usize = 4;
 /// No level is above this, whatever the generator draws.
 const MAX_LEVEL: u32 = 15;
 
@@ -85,6 +87,8 @@ enum Verdict {
 pub trait FullRows: Send + Sync {
     /// Writes a slot's original vector into `row`.
     fn read(&self, slot: u32, row: &mut [f32]) -> Result<()>;
+    /// Asks for it from memory, where it is there.
+    fn prefetch(&self, _slot: u32) {}
 }
 
 /// Full rows: what is exact.
@@ -295,7 +299,9 @@ impl Graph {
             }
             Full::Elsewhere(rows) => {
                 let mut row = vec![0.0; self.dim];
-                for &slot in slots {
+                slots[..slots.len().min(READ_AHEAD)].iter().for_each(|&slot| rows.prefetch(slot));
+                for (at, &slot) in slots.iter().enumerate() {
+                    slots.get(at + READ_AHEAD).into_iter().for_each(|&next| rows.prefetch(next));
                     rows.read(slot, &mut row)?;
                     self.kernel.prepare(&mut row);
                     each(slot, self.kernel.inner(&query.row, &row));
