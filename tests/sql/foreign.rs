@@ -217,7 +217,8 @@ fn a_repeatable_read_transaction_sees_one_state_while_rows_come_and_go() {
     let world = World::new(Database::shared());
     let mut world = world;
     let sql = world.source();
-    let (search, count) = (format!("SELECT id FROM docs_nearest({QUERY}) LIMIT 5"), "SELECT count(*) FROM ruvector.docs");
+    let (search, count) =
+        (format!("SELECT id FROM docs_nearest({QUERY}) LIMIT 5"), "SELECT count(*) FROM ruvector.docs");
     sql.run("BEGIN ISOLATION LEVEL REPEATABLE READ");
     let (before, rows) = (firsts(&sql, &search), sql.one(count));
     let direct = world.direct();
@@ -266,14 +267,14 @@ fn import_and_analyze_are_answered() {
     let rows = format!("SELECT reltuples FROM pg_class WHERE oid = 'imported.docs'::regclass");
     assert_eq!(sql.one(&rows), ROWS.to_string());
     sql.run(
-        "CREATE SCHEMA only; IMPORT FOREIGN SCHEMA collections LIMIT TO (notes) FROM SERVER ruvector INTO only;
+        "CREATE SCHEMA just; IMPORT FOREIGN SCHEMA collections LIMIT TO (notes) FROM SERVER ruvector INTO just;
          CREATE SCHEMA others; IMPORT FOREIGN SCHEMA collections EXCEPT (notes) FROM SERVER ruvector INTO others",
     );
     let tables = "SELECT string_agg(relnamespace::regnamespace || '.' || relname, ' ' ORDER BY 1) FROM pg_class
-                   WHERE relnamespace::regnamespace::text IN ('only', 'others') AND relkind = 'f'";
+                   WHERE relnamespace::regnamespace::text IN ('just', 'others') AND relkind = 'f'";
     let found = sql.one(tables);
-    assert!(found.contains("only.notes") && found.contains("others.docs") && !found.contains("only.docs"), "{found}");
-    sql.run("SET client_min_messages = error; DROP SCHEMA imported, only, others CASCADE");
+    assert!(found.contains("just.notes") && found.contains("others.docs") && !found.contains("just.docs"), "{found}");
+    sql.run("SET client_min_messages = error; DROP SCHEMA imported, just, others CASCADE");
 }
 
 #[test]

@@ -6,4 +6,6 @@ mod support;
 
 mod direct;
 mod foreign;
+mod hostile;
+mod pgvector;
 mod world;

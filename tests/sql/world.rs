@@ -1,6 +1,6 @@
 //! One source with two collections, its owner, two roles with row security, a service, and the SQL pack.
 
-use crate::support::{Database, Service, Sql, wait_until};
+use crate::support::{Database, Service, Sql};
 use std::process::{Command, Output};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use tokio::runtime::Runtime;
@@ -80,9 +80,7 @@ impl World {
         ));
         let mut service = Service::ready(&database, CONFIG);
         service.catch_up(&database.sql);
-        service.wait_for("all is linked", |service| {
-            service.collection("docs")["vectors"][0]["linked"] == ROWS
-        });
+        service.wait_for("all is linked", |service| service.collection("docs")["vectors"][0]["linked"] == ROWS);
         let world = World { service, database, owner };
         let output = world.pack("install", &["--grant", &world.role("alice"), "--grant", &world.role("bob")]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -91,14 +89,7 @@ impl World {
 
     /// `ruvector sqlpack ...` as the owner.
     pub fn pack(&self, what: &str, arguments: &[&str]) -> Output {
-        let dsn = self.database.dsn.replace("postgres@", &format!("{}@", self.owner));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ruvector"));
-        command.args(["sqlpack", what, "--dsn", &dsn, "--config"]).arg(self.service.config_file());
-        if what != "uninstall" {
-            let port = self.service.sql_address().rsplit(':').next().expect("a port").to_owned();
-            command.args(["--host", "127.0.0.1", "--port", &port, "--user", "app"]);
-        }
-        command.args(arguments).output().expect("it runs")
+        pack(&self.service, &self.database.dsn.replace("postgres@", &format!("{}@", self.owner)), what, arguments)
     }
 
     pub fn role(&self, name: &str) -> String {
@@ -137,7 +128,8 @@ impl World {
 
     /// The nearest by a full scan of the source: a condition on `docs d`.
     pub fn nearest(&self, query: &str, condition: &str, k: usize) -> Vec<String> {
-        let sql = format!("SELECT d.id FROM docs d WHERE {condition} ORDER BY far(d.embedding, {query}), d.id LIMIT {k}");
+        let sql =
+            format!("SELECT d.id FROM docs d WHERE {condition} ORDER BY far(d.embedding, {query}), d.id LIMIT {k}");
         firsts(&self.database.connect(), &sql)
     }
 
@@ -145,10 +137,17 @@ impl World {
     pub fn sessions(&self) -> f64 {
         self.service.metric("ruvector_sql_sessions")
     }
+}
 
-    pub fn wait_for_sessions(&self, count: f64) {
-        wait_until(&format!("{count} sessions"), || self.sessions() == count);
+/// `ruvector sqlpack ...` beside a service.
+pub fn pack(service: &Service, dsn: &str, what: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ruvector"));
+    command.args(["sqlpack", what, "--dsn", dsn, "--config"]).arg(service.config_file());
+    if what != "uninstall" {
+        let port = service.sql_address().rsplit(':').next().expect("a port").to_owned();
+        command.args(["--host", "127.0.0.1", "--port", &port, "--user", "app"]);
     }
+    command.args(arguments).output().expect("it runs")
 }
 
 /// The first column.

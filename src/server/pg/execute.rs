@@ -8,6 +8,7 @@ use crate::server::pg::portal::{Portal, Prepared, Running};
 use crate::server::pg::rows::Rows;
 use crate::server::pg::select::{Output, parts};
 use crate::server::pg::session::{Session, Started, no_cursor};
+use crate::server::pg::settings::Settings;
 use crate::server::pg::statement::Statement;
 use crate::server::pg::tables::Table;
 use crate::server::pg::types::Param;
@@ -72,11 +73,12 @@ impl Session {
                 self.transaction.failed = false;
                 tag("ROLLBACK")
             }
-            Statement::Set(name, value) => {
+            Statement::Set(name, value, local) => {
                 if name == "transaction_isolation" || name == "default_transaction_isolation" {
                     return self.isolation(value.contains("repeatable") || value.contains("serializable"));
                 }
-                self.settings.set(name, value)?;
+                self.settings.set(name, value, *local)?;
+                self.tell(name);
                 tag("SET")
             }
             Statement::SetIsolation(repeatable) => self.isolation(*repeatable),
@@ -103,6 +105,13 @@ impl Session {
                 tag("DISCARD ALL")
             }
             Statement::Nothing(done) => tag(*done),
+        }
+    }
+
+    /// Tells the client what became of a setting, if it wants to know.
+    fn tell(&mut self, name: &str) {
+        if let (Some(name), Ok(value)) = (Settings::reported(name), self.settings.show(name)) {
+            self.connection.output.parameter_status(name, &value);
         }
     }
 
@@ -198,8 +207,9 @@ impl Session {
         if plan.table.is_none() {
             let projection = parts(query)?.projection;
             let set = |item| functions::set_config(item, self.context(None, params));
-            for (name, value) in projection.iter().filter_map(set).collect::<Vec<_>>() {
-                self.settings.set(&name, &value)?;
+            for (name, value, local) in projection.iter().filter_map(set).collect::<Vec<_>>() {
+                self.settings.set(&name, &value, local)?;
+                self.tell(&name);
             }
         }
         Ok(self.running(plan, view))

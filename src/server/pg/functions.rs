@@ -70,8 +70,8 @@ fn call(function: &Function, context: Context<'_>) -> Result<Option<Output>, Pro
     named(&name, &arguments, context)
 }
 
-/// The name and value that `set_config` sets, if this is one.
-pub fn set_config(expr: &SelectItem, context: Context<'_>) -> Option<(String, String)> {
+/// What `set_config` sets, if this is one: name, value, only for the transaction.
+pub fn set_config(expr: &SelectItem, context: Context<'_>) -> Option<(String, String, bool)> {
     let (SelectItem::UnnamedExpr(Expr::Function(function))
     | SelectItem::ExprWithAlias { expr: Expr::Function(function), .. }) = expr
     else {
@@ -80,11 +80,12 @@ pub fn set_config(expr: &SelectItem, context: Context<'_>) -> Option<(String, St
     if pieces(&function.name).pop()? != "set_config" {
         return None;
     }
-    let [name, value, ..] = arguments(function)?[..] else { return None };
-    match (context.params.constant(name), context.params.constant(value)) {
-        (Ok(Known::Text(Some(name))), Ok(Known::Text(Some(value)))) => Some((name, value)),
+    let [name, value, local] = arguments(function)?[..] else { return None };
+    let text = |expr| match context.params.constant(expr) {
+        Ok(Known::Text(Some(text))) => Some(text),
         _ => None,
-    }
+    };
+    Some((text(name)?, text(value)?, text(local)?.starts_with('t')))
 }
 
 fn named(name: &str, arguments: &[Known], context: Context<'_>) -> Result<Option<Output>, Problem> {

@@ -25,10 +25,10 @@ mod select;
 mod session;
 mod settings;
 mod socket;
-mod statement;
+pub mod statement;
 mod tables;
 mod types;
-mod wire;
+pub mod wire;
 
 use crate::consistency::recheck::SourceHeap;
 use crate::query::QueryService;

@@ -17,8 +17,10 @@ pub type Row = Vec<Option<Value>>;
 
 /// Rows taken from the index at once where something is filtered or sorted behind it.
 const CHUNK: usize = 256;
-/// Rows that one statement may hold for sorting.
-const MOST_SORTED: usize = 1_000_000;
+/// The same, at most.
+const MOST_PULLED: usize = 4096;
+/// Rows that one statement may hold.
+const MOST_HELD: usize = 1_000_000;
 
 /// Where rows come from, opened.
 enum Feed {
@@ -70,13 +72,13 @@ impl Rows {
         if first {
             self.feed = Some(self.open().await?);
         }
-        if first && (aggregate || !self.plan.order.is_empty()) {
-            self.drain().await?;
-            if aggregate {
-                let row = self.aggregate();
-                self.ahead = VecDeque::new();
-                self.feed = Some(Feed::Dry);
-                return Ok(if self.left == Some(0) || self.skip > 0 { Vec::new() } else { vec![row] });
+        if first && aggregate {
+            let row = self.aggregate().await?;
+            return Ok(if self.left == Some(0) || self.skip > 0 { Vec::new() } else { vec![row] });
+        }
+        if first && !self.plan.order.is_empty() {
+            while self.pull(MOST_PULLED).await? {
+                self.check_held()?;
             }
             self.sort();
         }
@@ -87,6 +89,7 @@ impl Rows {
                 break;
             }
             self.drop_skipped();
+            self.check_held()?;
         }
         self.drop_skipped();
         let rows: Vec<_> = self.ahead.drain(..want.min(self.ahead.len())).collect();
@@ -134,7 +137,8 @@ impl Rows {
 
     /// Takes more rows from the source; false when there are none.
     async fn pull(&mut self, missing: usize) -> Result<bool, Problem> {
-        let want = if self.plan.residual.is_some() || self.skip > 0 { missing.max(CHUNK) } else { missing.max(1) };
+        let least = if self.plan.residual.is_some() || self.skip > 0 { CHUNK } else { 1 };
+        let want = missing.clamp(least, MOST_PULLED);
         let (mut about, mut end) = (None, false);
         let hits = match self.feed.get_or_insert(Feed::Dry) {
             Feed::Dry => return Ok(false),
@@ -175,15 +179,13 @@ impl Rows {
         Ok(true)
     }
 
-    async fn drain(&mut self) -> Result<(), Problem> {
-        while self.pull(CHUNK * 16).await? {
-            if self.ahead.len() > MOST_SORTED {
-                let detail = format!("more than {MOST_SORTED} rows would have to be sorted or aggregated here");
-                let hint = "order by the distance with a LIMIT, add conditions, or aggregate in the source";
-                return Err(Problem::new(problem::TOO_MANY_ROWS, detail).hint(hint));
-            }
+    fn check_held(&self) -> Result<(), Problem> {
+        if self.ahead.len() <= MOST_HELD {
+            return Ok(());
         }
-        Ok(())
+        let detail = format!("more than {MOST_HELD} rows would have to be held here");
+        let hint = "order by the distance with a LIMIT, add conditions, or fetch fewer rows at once";
+        Err(Problem::new(problem::TOO_MANY_ROWS, detail).hint(hint))
     }
 
     /// The rows of the table that these hits are, as far as they pass.
@@ -243,19 +245,24 @@ impl Rows {
         self.plan.outputs.iter().map(|output| value(&output.what)).collect()
     }
 
-    fn aggregate(&self) -> Row {
-        let rows = &self.ahead;
-        let there = |at: usize| rows.iter().filter_map(move |row| row.get(at).and_then(Option::as_ref));
-        let value = |what: &What| match what {
-            What::Count => Some(Value::Int(rows.len() as i64)),
-            What::CountOf(at) => Some(Value::Int(there(*at).count() as i64)),
-            What::Extreme(at, largest) => {
-                let order = |a: &&Value, b: &&Value| a.compare(b).unwrap_or(Ordering::Equal);
-                if *largest { there(*at).max_by(order).cloned() } else { there(*at).min_by(order).cloned() }
+    /// The one row that all rows make together.
+    async fn aggregate(&mut self) -> Result<Row, Problem> {
+        if let (Source::Every(collection, column, filter), None, Some(view)) =
+            (&self.plan.source, &self.plan.residual, &self.view)
+            && self.plan.outputs.iter().all(|output| output.what == What::Count)
+        {
+            let (_, passing) = view.count(collection, *column, filter.as_ref())?;
+            return Ok(vec![Some(Value::Int(passing as i64)); self.plan.outputs.len()]);
+        }
+        let mut sums: Row = self.plan.outputs.iter().map(|output| output.none()).collect();
+        while self.pull(MOST_PULLED).await? {
+            for row in self.ahead.drain(..) {
+                for (sum, output) in sums.iter_mut().zip(&self.plan.outputs) {
+                    output.add(sum, &row);
+                }
             }
-            _ => None,
-        };
-        self.plan.outputs.iter().map(|output| value(&output.what)).collect()
+        }
+        Ok(sums)
     }
 
     fn sort(&mut self) {

@@ -8,6 +8,7 @@ use sqlparser::ast::{
     BinaryOperator, Expr, Function, GroupByExpr, LimitClause, OrderByKind, OrderBySort, Query, Select, SelectItem,
     SetExpr, TableFactor, UnaryOperator, Value as Literal,
 };
+use std::cmp::Ordering;
 
 /// A query, in parts.
 pub struct Parts<'q> {
@@ -110,6 +111,31 @@ impl Output {
     /// A constant.
     pub fn constant(name: &str, kind: ColumnType, value: Option<Value>) -> Output {
         Output { name: name.to_owned(), kind, what: What::Constant(value) }
+    }
+
+    /// An aggregate of no rows.
+    pub fn none(&self) -> Option<Value> {
+        matches!(self.what, What::Count | What::CountOf(_)).then_some(Value::Int(0))
+    }
+
+    /// Adds a row of the table to an aggregate.
+    pub fn add(&self, sum: &mut Option<Value>, row: &[Option<Value>]) {
+        let counts = match &self.what {
+            What::Count => true,
+            What::CountOf(at) => row.get(*at).is_some_and(Option::is_some),
+            What::Extreme(at, largest) => {
+                let Some(Some(value)) = row.get(*at) else { return };
+                let wanted = if *largest { Ordering::Greater } else { Ordering::Less };
+                if sum.as_ref().is_none_or(|sum| value.compare(sum) == Some(wanted)) {
+                    *sum = Some(value.clone());
+                }
+                return;
+            }
+            _ => false,
+        };
+        if let Some(Value::Int(sum)) = sum {
+            *sum += i64::from(counts);
+        }
     }
 
     /// Is it made of all rows together?

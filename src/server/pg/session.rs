@@ -43,7 +43,7 @@ pub(super) struct Transaction {
 /// A client that was let in.
 pub struct Session {
     pub(super) endpoint: Arc<Endpoint>,
-    connection: Connection,
+    pub(super) connection: Connection,
     pub(super) user: Arc<User>,
     pub(super) settings: Settings,
     pub(super) statements: HashMap<String, Arc<Prepared>>,

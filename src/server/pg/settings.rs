@@ -38,6 +38,8 @@ const FIXED: [(&str, &str); 8] = [
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     set: BTreeMap<String, String>,
+    /// For the transaction only, and before the others.
+    local: BTreeMap<String, String>,
     /// As they were at the start of the transaction.
     before: Option<BTreeMap<String, String>>,
     /// What RESET goes back to.
@@ -53,18 +55,18 @@ impl Settings {
                 "user" | "database" | "replication" => {}
                 "options" => {
                     for (name, value) in options(value) {
-                        settings.set(&name, &value)?;
+                        settings.set(&name, &value, false)?;
                     }
                 }
-                name => settings.set(name, value)?,
+                name => settings.set(name, value, false)?,
             }
         }
         settings.started.clone_from(&settings.set);
         Ok(settings)
     }
 
-    /// SET
-    pub fn set(&mut self, name: &str, value: &str) -> Result<(), Problem> {
+    /// SET, or SET LOCAL, which does nothing outside of a transaction.
+    pub fn set(&mut self, name: &str, value: &str, local: bool) -> Result<(), Problem> {
         let (name, value) = (name.to_lowercase(), value.trim());
         let bad = |hint: &str| {
             let detail = format!("invalid value for parameter \"{name}\": {value:?}");
@@ -86,7 +88,14 @@ impl Settings {
             "statement_timeout" if milliseconds(value).is_none() => return bad("a time, such as 5000 or '5s'"),
             _ => {}
         }
-        self.set.insert(name, value.to_owned());
+        match (local, self.before.is_some()) {
+            (true, true) => drop(self.local.insert(name, value.to_owned())),
+            (true, false) => {}
+            (false, _) => {
+                self.local.remove(&name);
+                self.set.insert(name, value.to_owned());
+            }
+        }
         Ok(())
     }
 
@@ -96,18 +105,35 @@ impl Settings {
         let known = |list: &[(&str, &str)]| {
             list.iter().find(|(other, _)| other.to_lowercase() == name).map(|(_, value)| (*value).to_owned())
         };
-        let found = self.set.get(&name).cloned().or_else(|| known(&REPORTED)).or_else(|| known(&FIXED));
+        let found = self
+            .local
+            .get(&name)
+            .or_else(|| self.set.get(&name))
+            .cloned()
+            .or_else(|| known(&REPORTED))
+            .or_else(|| known(&FIXED));
         found.ok_or_else(|| {
             let detail = format!("unrecognized configuration parameter \"{name}\"");
             Problem::new(problem::BAD_SETTING, detail).hint("what was never set is not known here")
         })
     }
 
+    /// Is the client told when this changes? The name as it is told.
+    pub fn reported(name: &str) -> Option<&'static str> {
+        let also = ["application_name"];
+        let names = REPORTED.iter().map(|(name, _)| *name).chain(also);
+        names.into_iter().find(|other| other.eq_ignore_ascii_case(name))
+    }
+
     /// RESET name, or RESET ALL.
     pub fn reset(&mut self, name: Option<&str>) {
         match name.map(str::to_lowercase) {
-            None => self.set.clone_from(&self.started),
+            None => {
+                self.local.clear();
+                self.set.clone_from(&self.started);
+            }
             Some(name) => {
+                self.local.remove(&name);
                 self.set.remove(&name);
                 if let Some(value) = self.started.get(&name) {
                     self.set.insert(name, value.clone());
@@ -123,13 +149,14 @@ impl Settings {
 
     /// It ends.
     pub fn end(&mut self, committed: bool) {
+        self.local.clear();
         if let Some(before) = self.before.take().filter(|_| !committed) {
             self.set = before;
         }
     }
 
     fn get(&self, name: &str) -> Option<&str> {
-        self.set.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.local.get(name).or_else(|| self.set.get(name)).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     /// Search width.
@@ -215,7 +242,7 @@ mod tests {
         assert_eq!(settings.statement_timeout(), Some(Duration::from_secs(5)));
         assert_eq!((settings.recheck(), settings.ef()), (Some(Recheck::Exact), Some(70)));
         assert_eq!(settings.show("X").map_err(|problem| problem.detail), Ok("a b".into()));
-        settings.set("statement_timeout", "0").expect("a time");
+        settings.set("statement_timeout", "0", false).expect("a time");
         assert_eq!(settings.statement_timeout(), None);
         settings.reset(None);
         assert_eq!(settings.statement_timeout(), Some(Duration::from_secs(5)));
@@ -225,9 +252,14 @@ mod tests {
     fn what_a_transaction_sets_is_rolled_back_with_it() {
         let mut settings = Settings::default();
         settings.begin();
-        settings.set("ruvector.min_lsn", "0/10").expect("an LSN");
+        settings.set("ruvector.min_lsn", "0/10", false).expect("an LSN");
         settings.end(false);
         assert_eq!(settings.min_lsn(), None);
+        settings.begin();
+        settings.set("hnsw.ef_search", "7", true).expect("a number");
+        assert_eq!(settings.ef(), Some(7));
+        settings.end(true);
+        assert_eq!(settings.ef(), None, "what was local ends with a commit, too");
     }
 
     #[test]
@@ -240,7 +272,7 @@ mod tests {
             ("client_encoding", "LATIN1"),
             ("statement_timeout", "soon"),
         ] {
-            assert!(settings.set(name, value).is_err_and(|problem| problem.hint.is_some()), "{name}");
+            assert!(settings.set(name, value, false).is_err_and(|problem| problem.hint.is_some()), "{name}");
         }
         assert!(settings.show("never.set").is_err());
         assert!(started("-c ruvector.recheck=never").is_err());

@@ -3,8 +3,8 @@
 use crate::server::pg::condition::{Params, folded, pieces, unsupported};
 use crate::server::problem::{self, Problem};
 use sqlparser::ast::{
-    CloseCursor, DiscardObject, Expr, FetchDirection, Query, Reset, Set, Statement as Ast, TransactionIsolationLevel,
-    TransactionMode, Value as Literal,
+    CloseCursor, ContextModifier, DiscardObject, Expr, FetchDirection, Query, Reset, Set, Statement as Ast,
+    TransactionIsolationLevel, TransactionMode, Value as Literal,
 };
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
@@ -46,8 +46,8 @@ pub enum Statement {
     Release(String),
     /// ROLLBACK TO SAVEPOINT
     RollbackTo(String),
-    /// SET name = value
-    Set(String, String),
+    /// SET name = value; `true` for SET LOCAL.
+    Set(String, String, bool),
     /// `true` for repeatable read and serializable, of the transaction or of those to come.
     SetIsolation(bool),
     /// RESET
@@ -96,27 +96,41 @@ pub fn parse(sql: &str) -> Result<Vec<Statement>, Problem> {
 /// What the parser does not know, and what the catalog answers by its text.
 fn by_text(sql: &str) -> Option<Statement> {
     let plain = sql.trim().trim_end_matches(';').trim();
-    let words: Vec<_> = plain.split_ascii_whitespace().take(7).collect();
-    let upper: Vec<_> = words.iter().map(|word| word.to_ascii_uppercase()).collect();
-    let upper: Vec<_> = upper.iter().map(String::as_str).collect();
-    let name = |at: usize| words.get(at).map(|word| unquoted(word));
-    match &upper[..] {
-        ["MOVE", "BACKWARD", "ALL", "IN" | "FROM", _] => Some(Statement::Rewind(name(4)?)),
-        ["MOVE", "FORWARD", "ALL", "IN" | "FROM", _] => Some(Statement::Move(name(4)?, None)),
-        ["MOVE", "ALL", "IN" | "FROM", _] => Some(Statement::Move(name(3)?, None)),
-        ["MOVE", count, "IN" | "FROM", _] => Some(Statement::Move(name(3)?, Some(count.parse().ok()?))),
-        ["MOVE", "FORWARD", count, "IN" | "FROM", _] => Some(Statement::Move(name(4)?, Some(count.parse().ok()?))),
-        ["UNLISTEN", _] => Some(Statement::Nothing("UNLISTEN")),
-        ["SELECT", ..] if crate::server::pg::catalog::answers(plain) => Some(Statement::Catalog(plain.to_owned())),
+    let (word, rest) = plain.split_once(|c: char| c.is_ascii_whitespace())?;
+    match word.to_ascii_uppercase().as_str() {
+        "MOVE" => moved(rest),
+        "UNLISTEN" => Some(Statement::Nothing("UNLISTEN")),
+        "SELECT" if crate::server::pg::catalog::answers(plain) => Some(Statement::Catalog(plain.to_owned())),
         _ => None,
     }
 }
 
-/// A name out of a text, as Postgres folds it.
-fn unquoted(word: &str) -> String {
-    match word.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
-        Some(inner) => inner.replace("\"\"", "\""),
-        None => word.to_lowercase(),
+/// MOVE, which the parser does not have: direction, IN or FROM, name.
+fn moved(rest: &str) -> Option<Statement> {
+    let upper = rest.to_ascii_uppercase();
+    let (at, length) = [" IN ", " FROM "].iter().find_map(|word| Some((upper.find(word)?, word.len())))?;
+    let name = name(rest[at + length..].trim())?;
+    let direction: Vec<_> = upper[..at].split_ascii_whitespace().collect();
+    match direction[..] {
+        ["BACKWARD", "ALL"] => Some(Statement::Rewind(name)),
+        ["ALL"] | ["FORWARD", "ALL"] => Some(Statement::Move(name, None)),
+        ["NEXT"] | ["FORWARD"] => Some(Statement::Move(name, Some(1))),
+        [count] | ["FORWARD", count] => Some(Statement::Move(name, Some(count.parse().ok()?))),
+        _ => None,
+    }
+}
+
+/// A name out of a text, as Postgres folds it; none where it is more than that.
+fn name(text: &str) -> Option<String> {
+    match text.strip_prefix('"') {
+        Some(rest) => {
+            let inner = rest.strip_suffix('"')?.replace("\"\"", "\u{1}");
+            (!inner.contains('"')).then(|| inner.replace('\u{1}', "\""))
+        }
+        None => {
+            let plain = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+            (!text.is_empty() && text.chars().all(plain)).then(|| text.to_lowercase())
+        }
     }
 }
 
@@ -241,15 +255,15 @@ fn settings(set: Set) -> Result<Statement, Problem> {
         values.iter().map(one).collect::<Vec<_>>().join(", ")
     };
     Ok(match set {
-        Set::SingleAssignment { variable, values, .. } => {
+        Set::SingleAssignment { scope, variable, values, .. } => {
             let (name, value) = (pieces(&variable).join("."), text(&values));
             match value.eq_ignore_ascii_case("default") {
                 true => Statement::Reset(Some(name)),
-                false => Statement::Set(name, value),
+                false => Statement::Set(name, value, scope == Some(ContextModifier::Local)),
             }
         }
-        Set::SetTimeZone { value, .. } => Statement::Set("timezone".into(), text(&[value])),
-        Set::SetNames { charset_name, .. } => Statement::Set("client_encoding".into(), charset_name.value),
+        Set::SetTimeZone { local, value } => Statement::Set("timezone".into(), text(&[value]), local),
+        Set::SetNames { charset_name, .. } => Statement::Set("client_encoding".into(), charset_name.value, false),
         Set::SetTransaction { modes, .. } => match repeatable(&modes) {
             Some(repeatable) => Statement::SetIsolation(repeatable),
             None => Statement::Nothing("SET"),
@@ -284,16 +298,18 @@ mod tests {
     #[test]
     fn what_postgres_fdw_sends_is_understood() {
         for (sql, expected) in [
-            ("SET search_path = pg_catalog", "[Set(\"search_path\", \"pg_catalog\")]"),
-            ("SET timezone = 'GMT'", "[Set(\"timezone\", \"GMT\")]"),
-            ("SET datestyle = ISO", "[Set(\"datestyle\", \"ISO\")]"),
-            ("SET extra_float_digits = 3", "[Set(\"extra_float_digits\", \"3\")]"),
+            ("SET search_path = pg_catalog", "[Set(\"search_path\", \"pg_catalog\", false)]"),
+            ("SET timezone = 'GMT'", "[Set(\"timezone\", \"GMT\", false)]"),
+            ("SET datestyle = ISO", "[Set(\"datestyle\", \"ISO\", false)]"),
+            ("SET extra_float_digits = 3", "[Set(\"extra_float_digits\", \"3\", false)]"),
             ("START TRANSACTION ISOLATION LEVEL REPEATABLE READ", "[Begin(true)]"),
             ("START TRANSACTION ISOLATION LEVEL SERIALIZABLE READ ONLY", "[Begin(true)]"),
             ("BEGIN", "[Begin(false)]"),
             ("FETCH 100 FROM c1", "[Fetch(\"c1\", Some(100))]"),
             ("CLOSE c1", "[Close(Some(\"c1\"))]"),
             ("MOVE BACKWARD ALL IN c1", "[Rewind(\"c1\")]"),
+            ("MOVE 2 IN \"My c\"", "[Move(\"My c\", Some(2))]"),
+            ("SET LOCAL a.b = 1", "[Set(\"a.b\", \"1\", true)]"),
             ("SAVEPOINT s2", "[Savepoint(\"s2\")]"),
             ("ROLLBACK TO SAVEPOINT s2; RELEASE SAVEPOINT s2", "[RollbackTo(\"s2\"), Release(\"s2\")]"),
             ("COMMIT TRANSACTION", "[Commit]"),
