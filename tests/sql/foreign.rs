@@ -264,8 +264,8 @@ fn import_and_analyze_are_answered() {
         "id bigint, section text, views integer, embedding real[], _distance double precision, _query real[], \
          _filter text, _options jsonb"
     );
-    let rows = format!("SELECT reltuples FROM pg_class WHERE oid = 'imported.docs'::regclass");
-    assert_eq!(sql.one(&rows), ROWS.to_string());
+    let rows = "SELECT reltuples FROM pg_class WHERE oid = 'imported.docs'::regclass";
+    assert_eq!(sql.one(rows), ROWS.to_string());
     sql.run(
         "CREATE SCHEMA just; IMPORT FOREIGN SCHEMA collections LIMIT TO (notes) FROM SERVER ruvector INTO just;
          CREATE SCHEMA others; IMPORT FOREIGN SCHEMA collections EXCEPT (notes) FROM SERVER ruvector INTO others",

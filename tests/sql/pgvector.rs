@@ -60,8 +60,14 @@ fn pgvectors_operators_are_sent_to_the_index() {
     let sql = database.connect();
     sql.run("SET plan_cache_mode = force_generic_plan");
     for (form, sent) in [
-        ("SELECT id FROM {} ORDER BY embedding <=> '[3,1,2,7,5,4,6,8]' LIMIT 10", "ORDER BY (embedding OPERATOR(public.<=>)"),
-        ("SELECT id FROM {} ORDER BY cosine_distance(embedding, '[3,1,2,7,5,4,6,8]') LIMIT 10", "LIMIT 10"),
+        (
+            "SELECT id FROM {} ORDER BY embedding <=> '[3,1,2,7,5,4,6,8]' LIMIT 10",
+            "ORDER BY (embedding OPERATOR(public.<=>)",
+        ),
+        (
+            "SELECT id FROM {} ORDER BY cosine_distance(embedding, '[3,1,2,7,5,4,6,8]') LIMIT 10",
+            "ORDER BY public.cosine_distance(embedding",
+        ),
         ("SELECT id FROM {} WHERE cat = 3 ORDER BY embedding <=> '[3,1,2,7,5,4,6,8]' LIMIT 10", "(cat = 3)"),
         (
             "SELECT id FROM {} WHERE id <> 7 ORDER BY embedding <=> (SELECT embedding FROM items WHERE id = 7) LIMIT 10",

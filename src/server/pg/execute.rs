@@ -24,6 +24,10 @@ fn tag(tag: impl Into<String>) -> Result<Started, Problem> {
     Ok(Started::Tag(tag.into()))
 }
 
+fn rows(running: Running) -> Result<Started, Problem> {
+    Ok(Started::Rows(Box::new(running)))
+}
+
 impl Session {
     /// Begins a statement. `simple`: it came by the simple protocol.
     pub(super) async fn start(
@@ -33,7 +37,7 @@ impl Session {
         simple: bool,
     ) -> Result<Started, Problem> {
         match statement {
-            Statement::Query(query) => self.query(query, params).await.map(Started::Rows),
+            Statement::Query(query) => rows(self.query(query, params).await?),
             Statement::Declare(name, query) => self.declare(name, query, params, simple).await,
             Statement::Fetch(name, count) => self.fetch(name, *count).await,
             Statement::Move(name, count) => match self.fetch(name, *count).await? {
@@ -47,7 +51,7 @@ impl Session {
                 let view = self.view(None).await?;
                 let found = catalog::answer(sql, view.as_ref(), &self.user)?;
                 self.analysed = found.analysed.or(self.analysed.take());
-                Ok(Started::Rows(Running::ready("SELECT", found.outputs, found.rows)))
+                rows(Running::ready("SELECT", found.outputs, found.rows))
             }
             Statement::Begin(repeatable) => self.begin(*repeatable),
             Statement::Commit | Statement::Rollback => {
@@ -91,7 +95,7 @@ impl Session {
                     "transaction_isolation" if self.transaction.repeatable => "repeatable read".to_owned(),
                     name => self.settings.show(name)?,
                 };
-                Ok(Started::Rows(Running::lines("SHOW", name, vec![value])))
+                rows(Running::lines("SHOW", name, vec![value]))
             }
             Statement::Deallocate(name) => self.deallocate(name.as_deref()),
             Statement::Discard => {
@@ -261,12 +265,12 @@ impl Session {
         let running = self.cursor(name)?;
         let outputs = running.outputs.clone();
         let want = count.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
-        let rows = running.next(want).await;
-        if rows.is_err() {
+        let found = running.next(want).await;
+        if found.is_err() {
             // What it was doing is lost.
             self.portals.remove(name);
         }
-        Ok(Started::Rows(Running::ready("FETCH", outputs, rows?)))
+        rows(Running::ready("FETCH", outputs, found?))
     }
 
     fn rewind(&mut self, name: &str) -> Result<Started, Problem> {
@@ -290,7 +294,7 @@ impl Session {
             Err(problem) if problem.kind == problem::UNSUPPORTED => explain::impossible(&problem.detail),
             Err(problem) => return Err(problem),
         };
-        Ok(Started::Rows(Running::lines("EXPLAIN", "QUERY PLAN", lines)))
+        rows(Running::lines("EXPLAIN", "QUERY PLAN", lines))
     }
 
     /// Types of a statement's parameters.

@@ -7,8 +7,9 @@
 //! connections, where libpq then refuses. What is left of it for us is a dozen messages, which `wire.rs` has.
 //!
 //! Reading order: this file (who comes in), `socket.rs`, `wire.rs` (bytes and messages), `auth.rs`, `session.rs` (what a
-//! client says, in order), `execute.rs`, `portal.rs`; `statement.rs` (SQL text -> statement), `select.rs`, `condition.rs`, `plan.rs`
-//! (query -> what is searched), `tables.rs`, `rows.rs` (lazy rows), `types.rs`, `explain.rs`, `catalog.rs`.
+//! client says, in order), `execute.rs`, `portal.rs`; `statement.rs` (SQL text -> statement), `select.rs`, `condition.rs`,
+//! `inputs.rs`, `plan.rs` (query -> what is searched), `tables.rs`, `rows.rs` (lazy rows), `types.rs`, `explain.rs`,
+//! `catalog.rs`.
 
 mod auth;
 mod catalog;
@@ -18,6 +19,7 @@ mod explain;
 mod fixed;
 mod functions;
 mod infer;
+mod inputs;
 mod plan;
 mod portal;
 mod rows;

@@ -3,13 +3,14 @@
 use crate::consistency::frontier::NoView;
 use crate::model::{
     ColumnType, Comparison, Consistency, Filter, FilterColumn, MAX_LIMIT, Recheck, SearchBy, SearchRequest, Shape,
-    Value, pgtype,
+    Value,
 };
 use crate::query::{Pinned, filter};
 use crate::server::http::{search as body, vector};
 use crate::server::pg::condition::{
     self, Distance, Known, Params, Writer, Written, column_name, conjuncts, short, unsupported,
 };
+use crate::server::pg::inputs::{check_metric, echo, equalities, first_distance, missing};
 use crate::server::pg::select::{List, Output, Parts, parts};
 use crate::server::pg::settings::Settings;
 use crate::server::pg::tables::{Column, Input, Role, Table};
@@ -441,97 +442,9 @@ impl<'a, 'q> Planner<'a, 'q> {
     }
 }
 
-/// The first distance anywhere in an expression.
-fn first_distance<'e>(expr: &'e Expr, is_vector: &dyn Fn(&str) -> bool) -> Option<Distance<'e>> {
-    if let Some(found) = condition::distance(expr, is_vector) {
-        return Some(found);
-    }
-    match expr {
-        Expr::BinaryOp { left, right, .. } => {
-            first_distance(left, is_vector).or_else(|| first_distance(right, is_vector))
-        }
-        Expr::Nested(inner) | Expr::UnaryOp { expr: inner, .. } => first_distance(inner, is_vector),
-        Expr::Between { expr, .. } => first_distance(expr, is_vector),
-        Expr::Function(function) => {
-            condition::arguments(function)?.into_iter().find_map(|argument| first_distance(argument, is_vector))
-        }
-        _ => None,
-    }
-}
-
-fn check_metric(distance: &Distance<'_>, column: &crate::model::VectorColumn) -> Result<(), Problem> {
-    let operator = match column.metric.name() {
-        "l2" => "<->",
-        "cosine" => "<=>",
-        "ip" => "<#>",
-        "l1" => "<+>",
-        "hamming" => "<~>",
-        "jaccard" => "<%>",
-        _ => "",
-    };
-    if operator == distance.operator {
-        return Ok(());
-    }
-    let detail = format!("column \"{}\" is indexed by {}, not by {}", column.name, column.metric, distance.operator);
-    let hint = match operator {
-        "" => "give the query as _query = '{...}' and ORDER BY _distance".to_owned(),
-        operator => format!("order by {operator}, or configure a collection with another metric"),
-    };
-    Err(Problem::new(problem::UNSUPPORTED, detail).hint(hint))
-}
-
 /// Positions in a filter are not those in the statement.
 fn in_statement(error: filter::FilterError) -> Problem {
     Problem { position: None, ..Problem::from(error) }
-}
-
-/// `{"a": 1, "b": [2, 3], "c": null}` as SQL.
-fn equalities(text: &str) -> Result<(String, Vec<Json>), Problem> {
-    let hint = "a filter is a condition in SQL, or an object of equalities: {\"section\": \"net\"}";
-    let object: Map<String, Json> = serde_json::from_str(text)
-        .map_err(|error| Problem::new(problem::FILTER, format!("the filter is no JSON object: {error}")).hint(hint))?;
-    let mut params = Vec::new();
-    let mut conditions = Vec::new();
-    for (name, value) in object {
-        let column = crate::model::quote_ident(&name);
-        conditions.push(match &value {
-            Json::Null => format!("{column} IS NULL"),
-            Json::Object(_) => {
-                return Err(Problem::new(problem::FILTER, format!("the value of {name:?} is an object")).hint(hint));
-            }
-            Json::Array(_) => {
-                params.push(value);
-                format!("{column} = ANY(${})", params.len())
-            }
-            _ => {
-                params.push(value);
-                format!("{column} = ${}", params.len())
-            }
-        });
-    }
-    Ok((conditions.join(" AND "), params))
-}
-
-fn missing(input: &str) -> Problem {
-    Problem::new(problem::MISSING_INPUT, format!("`{input}` is not given")).hint(format!(
-        "write {input} = (SELECT value): a scalar sub-select is always sent, a cast or a function call beside = is not; in \
-         a join put the search into a LATERAL sub-select with LIMIT or OFFSET 0"
-    ))
-}
-
-/// An input as a column shows it.
-fn echo(input: Input, known: &Known) -> Option<Value> {
-    match (input, known) {
-        (_, Known::Vector(vector)) => Some(Value::Vector(vector.clone().into())),
-        (Input::Query, Known::Text(Some(text))) => {
-            let form = if text.trim_start().starts_with('{') { ColumnType::Float4Array } else { ColumnType::Vector };
-            let vector = pgtype::parse_literal(form, text);
-            Some(vector.unwrap_or_else(|_| Value::Text(text.as_str().into())))
-        }
-        (Input::K, Known::Text(Some(text))) => text.trim().parse().ok().map(Value::Int),
-        (_, Known::Text(Some(text))) => Some(Value::Text(text.as_str().into())),
-        _ => None,
-    }
 }
 
 /// How new the answer has to be.

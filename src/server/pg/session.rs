@@ -469,7 +469,7 @@ impl Session {
                     self.complete(&tag);
                     return Ok(());
                 }
-                Started::Rows(running) => running,
+                Started::Rows(running) => *running,
             },
         };
         let most = (rows > 0).then_some(u64::from(rows));
@@ -492,7 +492,7 @@ pub(super) enum Started {
     /// It is done.
     Tag(String),
     /// It has rows.
-    Rows(Running),
+    Rows(Box<Running>),
 }
 
 pub(super) fn no_cursor(name: &str) -> Problem {
