@@ -20,6 +20,7 @@ mod npy;
 mod operate;
 pub mod private_postgres;
 mod serve;
+mod sqlpack;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -61,6 +62,9 @@ enum Command {
     Init(init::Args),
     /// Take back what the service made on the source: slots, and the publication. Prints the SQL; runs it with --yes.
     Detach(detach::Args),
+    /// What makes the service's searches part of the source's own SQL: foreign tables and functions.
+    #[command(subcommand)]
+    Sqlpack(sqlpack::Command),
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -112,6 +116,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Detach(args) => detach::run(&args),
         Command::Init(args) => done(init::run(&args)),
+        Command::Sqlpack(command) => done(sqlpack::run(&command)),
         Command::Config(ConfigCommand::Default) => {
             print!("{}", crate::config::DEFAULTS);
             Ok(ExitCode::SUCCESS)
