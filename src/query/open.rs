@@ -98,13 +98,15 @@ impl Pinned {
     /// The vector that a row has in a column which was not searched: as last committed.
     pub fn vector_of(&self, collection: &str, column: usize, key: &RowKey) -> Result<Option<Vec<f32>>, QueryError> {
         let found = self.collection(collection)?;
-        Ok(blocking(|| self.serving.engine.vector_of(found, column, key))?.flatten())
+        let vector = blocking(|| self.serving.engine.vector_of(found, column, key)).map_err(QueryError::from);
+        Ok(vector.inspect_err(|error| self.report(error))?.flatten())
     }
 
     /// The vectors of rows that a search of this vector column gave, in their order.
     pub fn vectors(&self, collection: &str, column: usize, nodes: &[u32]) -> Result<Vec<Vec<f32>>, QueryError> {
         let found = self.collection(collection)?;
-        Ok(blocking(|| self.serving.engine.vectors_at(found, column, nodes))?)
+        let vectors = blocking(|| self.serving.engine.vectors_at(found, column, nodes)).map_err(QueryError::from);
+        vectors.inspect_err(|error| self.report(error))
     }
 }
 

@@ -177,6 +177,9 @@ impl Graph {
     ) -> io::Result<Graph> {
         let Header { count, entry } = Header::read(metric, dim, params, input)?;
         let capacity = count as usize;
+        if capacity != rows.len() {
+            return Err(wrong("of another number of rows"));
+        }
         let list = 2 * params.m;
         // Mapped lazily: a false count costs address space only, and ends with the input.
         let mut base = Packed::try_new(capacity, list)?;
