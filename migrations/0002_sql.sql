@@ -5,7 +5,7 @@
 --   CREATE EXTENSION IF NOT EXISTS postgres_fdw;
 --   GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO <the role that runs this>;
 --
--- @host@, @port@, @sslmode@, @sql_user@ and @sql_password@ stand for literals: where the service listens for SQL as this server
+-- Words between two @ stand for literals: where the service listens for SQL as this server
 -- sees it, and one of its [sql.users].
 
 BEGIN;

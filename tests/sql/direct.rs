@@ -89,6 +89,13 @@ fn a_driver_gets_types_and_binary_rows() {
                 .sqrt();
             assert!((far - row.get::<_, f64>(4)).abs() < 1e-5 && row.get::<_, i32>(2) < 50, "{row:?}");
         }
+        // Drivers that number each place by itself send the vector twice.
+        let twice = "SELECT id, embedding <-> $1 AS d FROM docs ORDER BY embedding <-> $2 LIMIT 3";
+        let rows = client.query(twice, &[&TEXT, &TEXT]).await.expect("the same distance");
+        let ids: Vec<_> = rows.iter().map(|row| row.get::<_, i64>(0).to_string()).collect();
+        assert_eq!(ids, nearest);
+        let other = client.query(twice, &[&TEXT, &"[1,1,1,1]"]).await.expect_err("two distances");
+        assert_eq!(other.code(), Some(&SqlState::FEATURE_NOT_SUPPORTED));
         let vector = vec![0.3f32, 0.1, 0.7, 0.5];
         let search = "SELECT key, distance, complete FROM search WHERE collection = $1 AND query = $2 AND k = $3";
         let rows = client.query(search, &[&"docs", &vector, &3i32]).await.expect("rows");

@@ -13,6 +13,8 @@ const IMPORT: &str = "SELECT relname, attname, format_type(atttypid, atttypmod),
 const SCHEMAS: &str = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = ";
 const SIZE: &str = "SELECT pg_catalog.pg_relation_size(";
 const TUPLES: &str = "SELECT reltuples, relkind FROM pg_catalog.pg_class WHERE oid = ";
+/// psycopg 3 looks for types of extensions by their names. There are none here.
+const TYPES: &str = "SELECT typname AS name, oid, typarray AS array_oid, oid::regtype::text AS regtype,";
 const LIST: &str = "SELECT n.nspname as \"Schema\", c.relname as \"Name\", CASE c.relkind WHEN";
 
 /// A text with single blanks.
@@ -24,7 +26,7 @@ fn plain(sql: &str) -> String {
 pub fn answers(sql: &str) -> bool {
     let begin: String = sql.chars().take(200).collect();
     let begin = plain(&begin);
-    [IMPORT, SCHEMAS, SIZE, TUPLES, LIST].iter().any(|known| begin.starts_with(known))
+    [IMPORT, SCHEMAS, SIZE, TUPLES, TYPES, LIST].iter().any(|known| begin.starts_with(known))
 }
 
 /// An answer: columns and rows.
@@ -56,6 +58,10 @@ pub fn answer(sql: &str, view: Option<&Pinned>, user: &User) -> Result<Found, Pr
     }
     if sql.starts_with(IMPORT) {
         return Ok(import(&sql, view, user));
+    }
+    if sql.starts_with(TYPES) {
+        let names = ["name", "oid", "array_oid", "regtype", "delimiter"].map(|name| (name, ColumnType::Text));
+        return Ok(found(&names, vec![]));
     }
     if sql.starts_with(LIST) {
         let names = ["Schema", "Name", "Type", "Owner"].map(|name| (name, ColumnType::Text));

@@ -167,6 +167,20 @@ pub struct Distance<'e> {
     pub query: &'e Expr,
 }
 
+impl Distance<'_> {
+    /// Is it the same distance? Drivers send the same vector once for each place where it stands; as long as it is not
+    /// known it may be.
+    pub fn is_same(&self, other: &Distance<'_>, params: Params<'_>) -> bool {
+        let same_query = || match (params.constant(self.query), params.constant(other.query)) {
+            (Ok(Known::Unknown), Ok(_)) | (Ok(_), Ok(Known::Unknown)) => true,
+            (Ok(a), Ok(b)) => a == b,
+            _ => false,
+        };
+        let same = self.column == other.column && self.operator == other.operator;
+        same && (self.query == other.query || same_query())
+    }
+}
+
 /// pgvector's operators and the functions that are the same.
 const DISTANCES: [(&str, &str); 6] = [
     ("<->", "l2_distance"),

@@ -51,7 +51,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -137,8 +137,8 @@ pub struct Endpoint {
     options: Options,
     users: Users<User>,
     places: Arc<Semaphore>,
-    /// Sessions by process number: their secret, and who hears a cancellation.
-    running: Mutex<HashMap<u32, (u32, Arc<Notify>)>>,
+    /// Sessions by process number: their secret, and what cancels the message that each works on.
+    running: Mutex<HashMap<u32, (u32, CancellationToken)>>,
     next: AtomicU32,
 }
 
@@ -193,6 +193,7 @@ impl Endpoint {
         tcp.set_nodelay(true)?;
         // Read anew for each connection, so that renewed files are taken.
         let tls = self.options.tls.as_ref().map(|(certificate, key)| tls(certificate, key)).transpose();
+        let tls = tls.inspect_err(|error| tracing::warn!(%error, "no SQL connection can be made"));
         let tls = tls.map_err(std::io::Error::other)?.map(Arc::new);
         let came_in = tokio::time::timeout(GREETING, self.clone().come_in(tcp, tls, stop));
         match came_in.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?? {
@@ -271,9 +272,9 @@ impl Endpoint {
     }
 
     fn cancel(&self, process: u32, secret: u32) {
-        let heard = self.running.lock().get(&process).filter(|(own, _)| *own == secret).map(|(_, heard)| heard.clone());
-        // Only who is waiting for something right now hears it.
-        heard.inspect(|heard| heard.notify_waiters());
+        // Of a session that works on nothing it is the token of its last message, which nobody looks at any more.
+        let running = self.running.lock();
+        running.get(&process).filter(|(own, _)| *own == secret).inspect(|(_, running)| running.cancel());
         metrics::counter!(names::SQL_CANCELS).increment(1);
     }
 }
@@ -312,7 +313,6 @@ pub struct Registered {
     endpoint: Arc<Endpoint>,
     process: u32,
     secret: u32,
-    cancelled: Arc<Notify>,
 }
 
 impl Registered {
@@ -320,10 +320,16 @@ impl Registered {
         let mut secret = [0; 4];
         auth::fill(&mut secret);
         let (process, secret) = (endpoint.next.fetch_add(1, Ordering::Relaxed), u32::from_be_bytes(secret));
-        let cancelled = Arc::new(Notify::new());
-        endpoint.running.lock().insert(process, (secret, cancelled.clone()));
+        endpoint.running.lock().insert(process, (secret, CancellationToken::new()));
         metrics::gauge!(names::SQL_SESSIONS).increment(1);
-        Registered { endpoint, process, secret, cancelled }
+        Registered { endpoint, process, secret }
+    }
+
+    /// What cancels the message that begins.
+    fn message(&self) -> CancellationToken {
+        let token = CancellationToken::new();
+        self.endpoint.running.lock().insert(self.process, (self.secret, token.clone()));
+        token
     }
 }
 

@@ -116,12 +116,12 @@ impl<'a, 'q> Planner<'a, 'q> {
     fn run(mut self) -> Result<Plan, Problem> {
         let columns = self.columns.clone();
         let distance = self.find_distance();
-        let said = distance.as_ref().map(|distance| (distance.column.clone(), distance.operator, distance.query));
+        let params = self.context.params;
         let vectors = columns.clone();
         let is_vector = move |name: &str| vectors.iter().any(|c| c.name == name && matches!(c.role, Role::Vector(_)));
         let is_distance = |expr: &Expr| {
             let found = condition::distance(expr, &is_vector);
-            found.map(|d| (d.column, d.operator, d.query)) == said && said.is_some()
+            found.zip(distance.as_ref()).is_some_and(|(a, b)| a.is_same(b, params))
         };
         let list = List { columns: &columns, is_distance: &is_distance };
         let outputs = list.outputs(self.parts.projection)?;
@@ -140,6 +140,7 @@ impl<'a, 'q> Planner<'a, 'q> {
         let nulls = self.inputs.values().any(|(known, _)| *known == Known::Text(None));
         let unknown = self.inputs.values().any(|(known, _)| *known == Known::Unknown)
             || conditions.iter().any(|condition| condition.unknown);
+        let distance = distance.clone();
         let (source, residual, native) = match &self.table {
             _ if nulls => (Source::Nothing, None, true),
             Some(Table::Search | Table::Stream) => {

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -80,21 +80,23 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// What ends the work on one message.
+pub(super) struct Limits {
+    cancelled: CancellationToken,
+    deadline: Option<Instant>,
+}
+
 /// Does the work unless it is cancelled or takes too long.
-pub(super) async fn guarded<T>(
-    limits: &(Arc<Notify>, Option<Instant>),
-    work: impl Future<Output = Result<T, Problem>>,
-) -> Result<T, Problem> {
-    let (cancelled, deadline) = limits;
+pub(super) async fn guarded<T>(limits: &Limits, work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
     let late = async {
-        match deadline {
+        match &limits.deadline {
             Some(deadline) => tokio::time::sleep_until(*deadline).await,
             None => std::future::pending().await,
         }
     };
     tokio::select! {
         biased;
-        () = cancelled.notified() => Err(Problem::new(problem::CANCELLED, "canceling statement due to user request")),
+        () = limits.cancelled.cancelled() => Err(Problem::new(problem::CANCELLED, "canceling statement due to user request")),
         done = work => done,
         () = late => Err(Problem::new(problem::CANCELLED, "canceling statement due to statement timeout")
             .hint("raise statement_timeout, or sql.statement_timeout_ms")),
@@ -268,10 +270,10 @@ impl Session {
         }
     }
 
-    fn limits(&self) -> (Arc<Notify>, Option<Instant>) {
+    fn limits(&self) -> Limits {
         let limit = self.settings.statement_timeout().or(self.endpoint.options.statement_timeout);
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
-        (self.registered.cancelled.clone(), deadline)
+        Limits { cancelled: self.registered.message(), deadline }
     }
 
     fn refuse_failed(&self, statement: Option<&Statement>) -> Result<(), Problem> {
@@ -282,7 +284,7 @@ impl Session {
         Err(Problem::new(problem::TRANSACTION_FAILED, detail).hint("send ROLLBACK, or ROLLBACK TO SAVEPOINT"))
     }
 
-    async fn simple(&mut self, sql: &str, limits: &(Arc<Notify>, Option<Instant>)) -> Result<(), Failure> {
+    async fn simple(&mut self, sql: &str, limits: &Limits) -> Result<(), Failure> {
         let statements = match statement::parse(sql) {
             Err(problem) => {
                 self.refuse_failed(None)?;
@@ -319,7 +321,7 @@ impl Session {
         running: &mut Running,
         formats: &[i16],
         most: Option<u64>,
-        limits: &(Arc<Notify>, Option<Instant>),
+        limits: &Limits,
     ) -> Result<(u64, bool), Failure> {
         let kinds: Vec<_> = running.outputs.iter().map(|output| output.kind).collect();
         let mut sent = 0;
@@ -448,12 +450,7 @@ impl Session {
         }
     }
 
-    async fn execute(
-        &mut self,
-        name: String,
-        rows: u32,
-        limits: &(Arc<Notify>, Option<Instant>),
-    ) -> Result<(), Failure> {
+    async fn execute(&mut self, name: String, rows: u32, limits: &Limits) -> Result<(), Failure> {
         let portal = self.portals.get_mut(&name).ok_or_else(|| no_cursor(&name))?;
         let (prepared, formats, running) = (portal.prepared.clone(), portal.formats.clone(), portal.running.take());
         let params = portal.params.clone();

@@ -34,6 +34,9 @@ const FIXED: [(&str, &str); 8] = [
     ("extra_float_digits", "3"),
 ];
 
+/// What clients call the one encoding that is spoken; ASCII is a part of it.
+const UTF8: [&str; 5] = ["utf8", "utf-8", "unicode", "sql_ascii", "auto"];
+
 /// Settings of one session, by name in lower case.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
@@ -73,9 +76,8 @@ impl Settings {
             Err(Problem::new(problem::BAD_SETTING, detail).hint(hint))
         };
         match name.as_str() {
-            "client_encoding"
-                if !["utf8", "utf-8", "unicode", "sql_ascii", "auto"].contains(&&*value.to_lowercase()) =>
-            {
+            // asyncpg sends it in quotes.
+            "client_encoding" if !UTF8.contains(&&*value.trim_matches('\'').to_lowercase()) => {
                 return bad("only UTF8 is spoken here");
             }
             "ruvector.recheck" if recheck(value).is_none() && !value.is_empty() => {
