@@ -15,6 +15,7 @@ use ruvector::replication::copy_rows::{CopyError, CopyRows};
 use ruvector::replication::frame::Frame;
 use ruvector::replication::pgoutput;
 use ruvector::replication::spool::Spool;
+use ruvector::server::pg::{statement, wire};
 use ruvector::storage::changelog::{self, ChangeLog};
 use ruvector::storage::originals::{Element, Originals};
 use ruvector::storage::record::{get_record, put_record};
@@ -781,7 +782,7 @@ impl Target for Segments {
         let Some(file) = input.first() else { return false };
         let path = self.dir.path().join("f.graph");
         std::fs::write(&path, file).expect("write");
-        let Ok(segment) = Segment::open(&path, 9, &column(ColumnType::Vector), 3, &self.originals) else {
+        let Ok(segment) = Segment::open(&path, 9, &column(ColumnType::Vector), 3, &self.originals, ROWS) else {
             return false;
         };
         let query = segment.graph.prepare(&[3.0, 4.0, 50.0]);
@@ -797,6 +798,63 @@ impl Target for Segments {
     }
 }
 
+/// What an SQL client says: the type of a message, then its body.
+struct Frontend;
+
+impl Target for Frontend {
+    fn name(&self) -> &'static str {
+        "sql messages"
+    }
+    fn seeds(&self) -> Vec<Input> {
+        let bodies: [(u8, &[u8]); 7] = [
+            (b'Q', b"SELECT 1\0"),
+            (b'P', b"s\0SELECT $1\0\0\x02\0\0\0\x17\0\0\0\0"),
+            (b'B', b"p\0s\0\0\x01\0\x01\0\x02\xff\xff\xff\xff\0\0\0\x02ab\0\x01\0\x01"),
+            (b'D', b"Ss\0"),
+            (b'E', b"p\0\0\0\0\x05"),
+            (b'C', b"Pp\0"),
+            (b'S', b""),
+        ];
+        let one = |(tag, body): &(u8, &[u8])| [&[*tag], *body].concat();
+        vec![bodies.iter().map(one).collect(), bodies.iter().rev().map(one).collect()]
+    }
+    fn read(&mut self, input: &Input) -> bool {
+        input.iter().all(|piece| {
+            let Some((tag, body)) = piece.split_first() else { return false };
+            wire::decode(*tag, bytes::Bytes::copy_from_slice(body)).is_ok()
+        })
+    }
+}
+
+/// Statements as text.
+struct Statements;
+
+impl Target for Statements {
+    fn name(&self) -> &'static str {
+        "sql statements"
+    }
+    fn seeds(&self) -> Vec<Input> {
+        let texts = [
+            "DECLARE c1 CURSOR FOR\nSELECT id, distance FROM ruvector.search WHERE ((query = $1::real[])) AND ((k = 10))",
+            "SELECT id FROM t WHERE a IN (1, 2) ORDER BY (e OPERATOR(public.<->) '[1,2]') ASC NULLS LAST LIMIT 10::bigint",
+            "ROLLBACK TO SAVEPOINT s2; RELEASE SAVEPOINT s2",
+            "MOVE BACKWARD ALL IN c1",
+            "EXPLAIN SELECT 1 - (e <+> ARRAY[1, -2.5]) FROM \"a b\".c AS d FOR UPDATE",
+            "SET LOCAL a.b = 'x'; SHOW a.b; RESET ALL; FETCH FORWARD 3 FROM \"c\"",
+        ];
+        texts.iter().map(|text| vec![text.as_bytes().to_vec()]).collect()
+    }
+    fn read(&mut self, input: &Input) -> bool {
+        // The parser is built without optimisation here: long texts would leave no time for many.
+        let cut = |piece: &'_ Vec<u8>| piece.iter().take(1_000).copied().collect::<Vec<_>>();
+        input.iter().all(|piece| String::from_utf8(cut(piece)).is_ok_and(|text| statement::parse(&text).is_ok()))
+    }
+    /// A token is larger than its text, and so is a node of the tree.
+    fn at_least(&self) -> usize {
+        128 << 20
+    }
+}
+
 #[test]
 fn whatever_comes_is_a_value_or_an_error() {
     std::thread::spawn(watch);
@@ -804,7 +862,7 @@ fn whatever_comes_is_a_value_or_an_error() {
     let only = std::env::var("RUVECTOR_FUZZ_TARGET").ok();
     let mut totals: Vec<(&'static str, u64, u64)> = Vec::new();
     while let Some(seed) = soak.next_round() {
-        let targets: [Box<dyn Target>; 8] = [
+        let targets: [Box<dyn Target>; 10] = [
             Box::new(Frames),
             Box::new(Messages),
             Box::new(Stream { dir: scratch(), refused: String::new() }),
@@ -813,6 +871,8 @@ fn whatever_comes_is_a_value_or_an_error() {
             Box::new(Records),
             Box::new(LogFiles { dir: scratch() }),
             Box::new(Segments::new()),
+            Box::new(Frontend),
+            Box::new(Statements),
         ];
         for mut target in targets {
             let name = target.name();

@@ -181,8 +181,8 @@ impl<'a> Bench<'a> {
         let stop = CancellationToken::new();
         let (handle, token) = (self.runtime.handle().clone(), stop.clone());
         let thread = std::thread::spawn(move || {
-            handle.block_on(node::run(options, specs, token, move |address| {
-                let _ = listening.send(address);
+            handle.block_on(node::run(options, specs, token, move |at| {
+                let _ = listening.send(at.http);
             }))
         });
         let Ok(address) = address.recv() else { return Err(ended(thread)) };

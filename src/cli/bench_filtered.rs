@@ -140,7 +140,7 @@ fn build(args: &Args, base: &Matrix<f32>, filters: &[Filtered]) -> IndexView {
         }),
     );
     let ids = Arc::new(AtomicU64::new(2));
-    IndexView { column, rows, segments: vec![Arc::new(segment)], live, ids, originals: None }
+    IndexView { column, rows, segments: vec![Arc::new(segment)], live, ids, originals: None, gone: Arc::default() }
 }
 
 /// What it costs to know which rows pass: at first, and when the filter comes again.

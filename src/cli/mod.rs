@@ -10,6 +10,7 @@ macro_rules! say {
 pub mod bench_ann;
 pub mod bench_apply;
 pub mod bench_filtered;
+pub mod bench_restart;
 pub mod client;
 mod demo;
 mod detach;
@@ -19,6 +20,7 @@ mod npy;
 mod operate;
 pub mod private_postgres;
 mod serve;
+mod sqlpack;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -60,6 +62,9 @@ enum Command {
     Init(init::Args),
     /// Take back what the service made on the source: slots, and the publication. Prints the SQL; runs it with --yes.
     Detach(detach::Args),
+    /// What makes the service's searches part of the source's own SQL: foreign tables and functions.
+    #[command(subcommand)]
+    Sqlpack(sqlpack::Command),
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -82,6 +87,8 @@ enum Bench {
     Ann(bench_ann::Args),
     /// Searches with a filter on .npy files: recall and speed at every selectivity.
     Filtered(bench_filtered::Args),
+    /// A restart of a filled index: time until it answers, memory, recall and speed.
+    Restart(bench_restart::Args),
     /// The way from a COMMIT to the index, on a private PostgreSQL, beside pg_recvlogical.
     Apply(bench_apply::Args),
 }
@@ -109,6 +116,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Detach(args) => detach::run(&args),
         Command::Init(args) => done(init::run(&args)),
+        Command::Sqlpack(command) => done(sqlpack::run(&command)),
         Command::Config(ConfigCommand::Default) => {
             print!("{}", crate::config::DEFAULTS);
             Ok(ExitCode::SUCCESS)
@@ -116,6 +124,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Config(ConfigCommand::Check(file)) => done(serve::check(file.config.as_deref())),
         Command::Bench(Bench::Ann(args)) => done(bench_ann::run(&args)),
         Command::Bench(Bench::Filtered(args)) => done(bench_filtered::run(&args)),
+        Command::Bench(Bench::Restart(args)) => done(bench_restart::run(&args)),
         Command::Bench(Bench::Apply(args)) => done(bench_apply::run(&args)),
     }
 }

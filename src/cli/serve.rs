@@ -21,9 +21,12 @@ pub fn run(file: Option<&Path>) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
         stop_on_signals(stop.clone())?;
         let specs = reload_on_hangup(file.map(Path::to_owned), config, options.collections.clone())?;
-        let listening = |address| {
+        let listening = |at: node::Listening| {
+            if let Some(address) = at.sql {
+                println!("SQL on postgresql://{address}");
+            }
             // On standard output: scripts wait for this line.
-            println!("listening on http://{address}");
+            println!("listening on http://{}", at.http);
             let _ = std::io::stdout().flush();
         };
         Ok(node::run(options, specs, stop, listening).await?)
@@ -94,5 +97,9 @@ pub fn check(file: Option<&Path>) -> anyhow::Result<()> {
         println!("ok: collection {} = table {}, vectors {}", spec.name(), spec.table, vectors.join(", "));
     }
     println!("ok: data in {}, HTTP on {}", options.data_dir.display(), options.listen);
+    if let Some(sql) = &options.sql {
+        let users: Vec<_> = sql.users.iter().map(|user| user.name.as_str()).collect();
+        println!("ok: SQL on {}, users {}", sql.listen, users.join(", "));
+    }
     Ok(())
 }

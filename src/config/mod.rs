@@ -6,7 +6,7 @@ use crate::source::catalog::check_spec;
 use crate::source::connect::Dsn;
 use crate::telemetry::LogFormat;
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -34,6 +34,8 @@ pub struct Config {
     pub search: Search,
     /// `[http]`
     pub http: Http,
+    /// `[sql]`
+    pub sql: Sql,
     /// `[log]`
     pub log: Log,
     /// `[[collections]]`
@@ -160,6 +162,43 @@ pub struct Http {
     pub ready_staleness_s: u64,
 }
 
+/// `[sql]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
+pub struct Sql {
+    pub listen: String,
+    pub tls_cert: PathBuf,
+    pub tls_key: PathBuf,
+    pub require_tls: bool,
+    pub max_connections: usize,
+    pub statement_timeout_ms: u64,
+    pub idle_timeout_s: u64,
+    pub idle_in_transaction_timeout_s: u64,
+    #[serde(default)]
+    pub users: BTreeMap<String, SqlUser>,
+}
+
+/// `[sql.users.NAME]`
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
+pub struct SqlUser {
+    #[serde(default)]
+    pub password: String,
+    #[serde(default)]
+    pub password_file: String,
+    #[serde(default)]
+    pub collections: Option<BTreeSet<String>>,
+}
+
+/// Without the password.
+impl std::fmt::Debug for SqlUser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqlUser").field("collections", &self.collections).finish_non_exhaustive()
+    }
+}
+
 /// `[log]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -168,6 +207,51 @@ pub struct Log {
     pub level: String,
     #[serde(deserialize_with = "by_name")]
     pub format: LogFormat,
+}
+
+impl Sql {
+    /// Where to listen, if anywhere.
+    pub fn address(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        let listen = self.listen.trim();
+        if listen.is_empty() {
+            return Ok(None);
+        }
+        let bad = |error| ConfigError(format!("sql.listen {listen:?}: {error}; an address and a port are needed"));
+        listen.parse().map(Some).map_err(bad)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |text: &str| Err(ConfigError(text.to_owned()));
+        let (certificate, key) = (self.tls_cert.as_os_str(), self.tls_key.as_os_str());
+        match self.address()? {
+            _ if certificate.is_empty() != key.is_empty() => refuse("sql.tls_cert and sql.tls_key go together"),
+            _ if self.require_tls && certificate.is_empty() => refuse("sql.require_tls needs sql.tls_cert"),
+            Some(_) if self.max_connections == 0 => refuse("sql.max_connections is 0; at least 1"),
+            Some(_) if self.users.is_empty() => {
+                refuse("sql.listen without users: add [sql.users.NAME], postgres_fdw needs a password")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl SqlUser {
+    /// The password, or its verifier.
+    pub fn secret(&self, name: &str) -> Result<String, ConfigError> {
+        let file = &self.password_file;
+        let secret = match (self.password.is_empty(), file.is_empty()) {
+            (false, _) => self.password.clone(),
+            (true, false) => std::fs::read_to_string(file)
+                .map_err(|error| ConfigError(format!("sql.users.{name}.password_file: cannot read {file}: {error}")))?
+                .trim_end_matches(['\r', '\n'])
+                .to_owned(),
+            (true, true) => String::new(),
+        };
+        match secret.is_empty() {
+            true => Err(ConfigError(format!("sql.users.{name} has no password: set password or password_file"))),
+            false => Ok(secret),
+        }
+    }
 }
 
 impl Config {
@@ -213,6 +297,7 @@ impl Config {
         least("search.recheck_connections", self.search.recheck_connections, 1)?;
         least("search.recheck_timeout_ms", self.search.recheck_timeout_ms as usize, 1)?;
         least("http.max_concurrent", self.http.max_concurrent, 1)?;
+        self.sql.check()?;
         // Bytes in 64 bits.
         if self.source.max_retained_wal_mib > 1 << 40 {
             return Err(ConfigError("source.max_retained_wal_mib is more than there are".into()));
@@ -308,6 +393,11 @@ mod tests {
             ),
             ("[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nencoding = 'sq9'\n", "`sq8`"),
             ("[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nm = 1\n", "m is 1"),
+            ("[sql]\nlisten = 'nowhere'\n[sql.users.a]\npassword = 'x'\n", "sql.listen"),
+            ("[sql]\nlisten = '127.0.0.1:5480'\n", "without users"),
+            ("[sql]\ntls_cert = 'c.pem'\n", "go together"),
+            ("[sql]\nrequire_tls = true\n", "sql.require_tls"),
+            ("[sql.users.a]\npasswort = 'x'\n", "passwort"),
             ("not toml", "TOML"),
         ];
         for (text, expected) in cases {
@@ -329,5 +419,8 @@ mod tests {
     fn secrets_are_not_printed() {
         let config = load("[source]\ndsn = 'postgresql://u:secret@h/d'\n").expect("valid");
         assert!(!format!("{config:?}").contains("secret"));
+        let config = load("[sql.users.a]\npassword = 'secret'\n").expect("valid");
+        assert!(!format!("{config:?}").contains("secret"));
+        assert_eq!(config.sql.users["a"].secret("a").expect("there"), "secret");
     }
 }

@@ -396,7 +396,7 @@ impl Applier {
     fn seal_all(&mut self) -> Result<()> {
         let least = self.shared.options.seal_rows_on_stop;
         let large = |segment: &crate::engine::segment::Segment| segment.graph.len() as usize >= least;
-        self.collections.iter_mut().try_for_each(|collection| collection.seal(large, false))
+        self.collections.iter_mut().try_for_each(|collection| collection.seal(large))
     }
 
     /// Takes in what the background threads finished.

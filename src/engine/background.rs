@@ -65,6 +65,26 @@ fn segment_path(epoch: &Path, collection: CollectionId, index: usize, id: u64) -
     epoch.join("vectors").join(Segment::file_name(collection.0, index, id))
 }
 
+/// Gives a linked segment its file, and reads it back as it is to answer from there. `None` when its collection's files
+/// are being removed meanwhile.
+pub fn seal(
+    epoch: &Path,
+    collection: CollectionId,
+    number: usize,
+    index: &IndexView,
+    segment: &Arc<Segment>,
+) -> Result<Option<Arc<Segment>>> {
+    let path = segment_path(epoch, collection, number, segment.id);
+    let sealed = segment.save(&path).and_then(|()| segment.reopened(&path, &index.column, index.originals.as_ref()));
+    match sealed {
+        Err(error) if index.gone.load(Ordering::Acquire) => {
+            tracing::info!(collection = collection.0, %error, "a segment was not sealed: its collection is gone");
+            Ok(None)
+        }
+        sealed => sealed.map(Some),
+    }
+}
+
 /// Bytes of vectors that searches may have to scan because linking waits: a few hundredths of a second.
 const SCANNED_WHILE_BEHIND: usize = 256 << 20;
 
@@ -96,11 +116,10 @@ pub fn link(shared: &Shared, epoch: &Path, log: &LogTail, done: &Sender<Done>) -
             for segment in &index.segments {
                 linked += segment.graph.link_next(LINK_CHUNK);
                 if segment.is_full() && segment.is_linked() && !segment.is_saved() {
-                    let path = segment_path(epoch, collection, number, segment.id);
-                    segment.save(&path)?;
-                    crate::failpoint!("link.sealed");
-                    let segment = segment.reopened(&path, &index.column, index.originals.as_ref())?;
-                    let _ = done.send(Done::Sealed { collection, index: number, segment });
+                    if let Some(segment) = seal(epoch, collection, number, index, segment)? {
+                        crate::failpoint!("link.sealed");
+                        let _ = done.send(Done::Sealed { collection, index: number, segment });
+                    }
                 }
             }
         }
@@ -129,10 +148,8 @@ pub fn merge(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
             if shared.stopping() {
                 return Ok(());
             }
-            let path = segment_path(epoch, collection, number, id);
-            merged.save(&path)?;
+            let Some(merged) = seal(epoch, collection, number, index, &merged)? else { continue };
             crate::failpoint!("merge.saved");
-            let merged = merged.reopened(&path, &index.column, index.originals.as_ref())?;
             let old = chosen.iter().map(|segment| segment.id).collect();
             tracing::info!(collection = collection.0, ?old, new = id, rows = merged.graph.len(), "merged segments");
             let _ = done.send(Done::Merged { collection, index: number, old, segment: merged });
@@ -197,7 +214,7 @@ mod tests {
             }
             let live = rows.live();
             let (column, segments, ids) = (column.clone(), segments.clone(), Arc::new(AtomicU64::new(2)));
-            choose(&IndexView { column, rows, segments, live, ids, originals: None }).is_some()
+            choose(&IndexView { column, rows, segments, live, ids, originals: None, gone: Arc::default() }).is_some()
         };
         assert!(!chosen(&[true]), "three rows are not published yet");
         assert!(!chosen(&[true, true, true]), "one row is not published yet");

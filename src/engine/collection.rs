@@ -339,17 +339,16 @@ impl CollectionWriter {
         self.indexes.iter_mut().for_each(|index| index.set_segment_rows(rows));
     }
 
-    /// Gives the linked segments that are chosen their files; they grow no more. With `reopen` they answer from there.
-    pub fn seal(&mut self, choose: impl Fn(&Segment) -> bool, reopen: bool) -> Result<()> {
+    /// Gives the linked segments that are chosen their files; they grow no more.
+    pub fn seal(&mut self, choose: impl Fn(&Segment) -> bool) -> Result<()> {
         for index in &mut self.indexes {
             // In the order of their nodes: a restart links again what lies behind the last sealed one.
             for segment in index.unsealed() {
                 if !segment.is_linked() || !choose(&segment) {
                     break;
                 }
-                let path = index.segment_path(segment.id);
-                segment.save(&path)?;
-                index.sealed(if reopen { index.reopened(&segment, &path)? } else { segment });
+                segment.save(&index.segment_path(segment.id))?;
+                index.sealed(segment);
                 crate::failpoint!("apply.segment_sealed");
             }
         }

@@ -1,13 +1,15 @@
 //! Collections on their way in: rows from the copy log, links by all threads, then the changes that waited in the change
 //! log meanwhile. The others go on; when one has caught up, it takes the place of what answered under its name.
 
-use crate::engine::Shared;
 use crate::engine::collection::CollectionWriter;
 use crate::engine::index::IndexWriter;
+use crate::engine::segment::Segment;
+use crate::engine::{Shared, background};
 use crate::model::{CollectionId, CommitLsn, LogRecord, Lsn, Version};
 use crate::storage::changelog::{LogPosition, LogReader};
 use crate::storage::state::{CollectionState, State};
 use crate::storage::{Result, damaged};
+use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::{Arc, atomic::Ordering};
 use std::thread::JoinHandle;
@@ -26,8 +28,8 @@ pub struct Incoming {
 enum Stage {
     /// Rows come from the copy log.
     Loading(LogReader),
-    /// Its graphs are linked by a thread of its own.
-    Linking(JoinHandle<()>),
+    /// Its graphs are linked and sealed by a thread of its own, which leaves here what is done, by vector column.
+    Linking(JoinHandle<()>, Arc<Mutex<Vec<(usize, Arc<Segment>)>>>),
     /// Its changes come from the change log, read a second time.
     CatchingUp(LogReader),
     /// It stopped: its table changed while it was copied.
@@ -76,11 +78,14 @@ impl Incoming {
     ) -> Result<Step> {
         match &mut self.stage {
             Stage::Loading(_) => self.load(shared, state, time),
-            Stage::Linking(thread) if !thread.is_finished() => Ok(Step::Waiting),
-            Stage::Linking(_) => {
+            Stage::Linking(thread, _) if !thread.is_finished() => Ok(Step::Waiting),
+            Stage::Linking(_, sealed) => {
                 crate::failpoint!("incoming.linked");
                 // What was copied is linked once, not again after every crash.
-                self.collection.seal(|segment| !segment.graph.is_empty(), true)?;
+                for (number, segment) in sealed.lock().drain(..) {
+                    self.collection.indexes[number].sealed(segment);
+                    crate::failpoint!("apply.segment_sealed");
+                }
                 crate::failpoint!("incoming.sealed");
                 self.collection.use_segments_of(shared.options.segment_rows);
                 self.stage = Stage::CatchingUp(changes.again_from(self.collection.from()));
@@ -140,28 +145,31 @@ impl Incoming {
     /// Links what the copy brought with all threads, so that the first searches need no long scan.
     fn link(&mut self, shared: &Arc<Shared>) -> Result<()> {
         self.collection.flush()?;
-        let saved_as = |index: &IndexWriter| {
-            let segments = index.view().segments.into_iter();
-            segments.map(|segment| (index.segment_path(segment.id), segment)).collect::<Vec<_>>()
-        };
-        let segments: Vec<_> = self.collection.indexes.iter().flat_map(saved_as).collect();
-        let (shared, progress) = (shared.clone(), shared.progress(self.id()));
-        let threads = shared.options.build_threads;
+        let indexes: Vec<_> = self.collection.indexes.iter().map(IndexWriter::view).collect();
+        let (shared, progress, id) = (shared.clone(), shared.progress(self.id()), self.id());
+        let sealed = Arc::new(Mutex::new(Vec::new()));
+        let (threads, done) = (shared.options.build_threads, sealed.clone());
         let thread = shared.clone().thread("build", move || {
-            for (path, segment) in segments {
-                if shared.stopping() {
-                    break;
-                }
-                segment.graph.build(threads, &|linked| {
-                    progress.linked.fetch_add(linked as u64, Ordering::Relaxed);
-                });
-                if !segment.graph.is_empty() {
-                    segment.save(&path)?;
+            for (number, index) in indexes.iter().enumerate() {
+                // Whoever stops does not wait for this; the directory may be another's by then.
+                let unwanted = || shared.stopping() || index.gone.load(Ordering::Acquire);
+                for segment in index.segments.iter().filter(|segment| !segment.graph.is_empty()) {
+                    if unwanted() {
+                        return Ok(());
+                    }
+                    segment.graph.build(threads, &|linked| {
+                        progress.linked.fetch_add(linked as u64, Ordering::Relaxed);
+                    });
+                    if unwanted() {
+                        return Ok(());
+                    }
+                    let one = background::seal(&shared.epoch, id, number, index, segment)?;
+                    done.lock().extend(one.map(|segment| (number, segment)));
                 }
             }
             Ok(())
         })?;
-        self.stage = Stage::Linking(thread);
+        self.stage = Stage::Linking(thread, sealed);
         Ok(())
     }
 

@@ -7,11 +7,11 @@ use crate::model::{CollectionId, VectorColumn};
 use crate::storage::files;
 use crate::storage::originals::{Element, Originals};
 use crate::storage::state::{IndexRecord, SealedRecord};
-use crate::storage::{Result, StorageError, damaged};
+use crate::storage::{Result, StorageError};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Removes the files of collections that are forgotten: a crash may have come between the two.
 pub fn remove_strangers(epoch: &Path, known: &HashSet<CollectionId>) -> Result<()> {
@@ -42,6 +42,7 @@ pub struct IndexWriter {
     growing: Option<Arc<Segment>>,
     segment_rows: usize,
     ids: Arc<AtomicU64>,
+    gone: Arc<AtomicBool>,
     /// Files no longer named by the record; they go once that is durable.
     retired: Vec<PathBuf>,
 }
@@ -70,6 +71,7 @@ impl IndexWriter {
             growing: None,
             segment_rows,
             ids,
+            gone: Arc::default(),
             retired: Vec::new(),
         };
         files::create_dir(&index.dir)?;
@@ -84,12 +86,11 @@ impl IndexWriter {
         let reader = self.open_reader(dimensions)?;
         for sealed in std::mem::take(&mut self.record.sealed) {
             let path = self.dir.join(&sealed.file);
-            match Segment::open(&path, sealed.id, &self.column, dimensions, &reader) {
-                Ok(segment) if segment.last_node().is_none_or(|node| node < self.record.nodes) => {
+            match Segment::open(&path, sealed.id, &self.column, dimensions, &reader, self.record.nodes) {
+                Ok(segment) => {
                     self.sealed.push(Arc::new(segment));
                     self.record.sealed.push(sealed);
                 }
-                Ok(_) => return Err(damaged(&path, "names nodes that there are not")),
                 // Written by a version before: its nodes are linked again, which needs nobody but us.
                 Err(StorageError::Format { found, expected, .. }) if found < expected => {
                     tracing::info!(file = sealed.file, found, expected, "linking a segment of an older format again");
@@ -115,7 +116,7 @@ impl IndexWriter {
 
     /// Opens what reads the originals for searches.
     fn open_reader(&mut self, dimensions: usize) -> Result<Arc<Originals>> {
-        let reader = Originals::open_for_reading(&self.originals_file(), dimensions, self.element())?;
+        let reader = Originals::open_mapped(&self.originals_file(), dimensions, self.element())?;
         Ok(self.reader.insert(Arc::new(reader)).clone())
     }
 
@@ -196,16 +197,14 @@ impl IndexWriter {
     pub fn sealed(&mut self, sealed: Arc<Segment>) {
         let id = sealed.id;
         self.growing.take_if(|growing| growing.id == id).into_iter().for_each(|growing| self.sealed.push(growing));
-        let Some(place) = self.sealed.iter_mut().find(|segment| segment.id == id) else { return };
+        let Some(place) = self.sealed.iter_mut().find(|segment| segment.id == id) else {
+            // Of rows that are gone.
+            return self.retired.push(self.segment_path(id));
+        };
         *place = sealed;
         if !self.is_named(id) {
             self.record.sealed.push(SealedRecord { id, file: Segment::file_name(self.collection.0, self.number, id) });
         }
-    }
-
-    /// A saved segment as it is read from its file.
-    pub fn reopened(&self, segment: &Arc<Segment>, path: &Path) -> Result<Arc<Segment>> {
-        segment.reopened(path, &self.column, self.reader.as_ref())
     }
 
     /// The segments whose files no record names yet, in the order of their nodes.
@@ -245,6 +244,7 @@ impl IndexWriter {
     /// `merged`, which has its file, takes the place of the segments `old`. False when one of them is gone meanwhile.
     pub fn replace(&mut self, old: &[u64], merged: Arc<Segment>) -> bool {
         if !old.iter().all(|id| self.is_named(*id)) {
+            self.retired.push(self.segment_path(merged.id));
             return false;
         }
         self.sealed.retain(|segment| !old.contains(&segment.id));
@@ -281,19 +281,23 @@ impl IndexWriter {
         self.originals.as_mut().map_or(Ok(()), Originals::flush)
     }
 
-    /// Files of this column that no record names: left by a crash or by a merge.
+    /// Removes files of this column that no record names: left by a crash or by a merge. What the durable one still names
+    /// goes later.
     pub fn remove_orphans(&self) -> Result<()> {
         let prefix = format!("{}-{}-", self.collection.0, self.number);
         for name in files::list(&self.dir)? {
-            if name.starts_with(&prefix) && !self.record.sealed.iter().any(|sealed| sealed.file == name) {
-                files::remove(&self.dir.join(name))?;
+            let path = self.dir.join(&name);
+            let named = self.record.sealed.iter().any(|sealed| sealed.file == name) || self.retired.contains(&path);
+            if name.starts_with(&prefix) && !named {
+                files::remove(&path)?;
             }
         }
         Ok(())
     }
 
-    /// Removes all files of this column. Readers that have them open go on.
+    /// Removes all files of this column. Readers that have them open go on; who still writes some is told first.
     pub fn remove_files(&self) {
+        self.gone.store(true, Ordering::Release);
         let ours = format!("{}-{}", self.collection.0, self.number);
         for name in files::list(&self.dir).unwrap_or_default() {
             let is_ours = name.strip_prefix(&ours).is_some_and(|rest| rest.starts_with(['-', '.']));
@@ -312,6 +316,7 @@ impl IndexWriter {
             live: self.rows.live(),
             ids: self.ids.clone(),
             originals: self.reader.clone(),
+            gone: self.gone.clone(),
         }
     }
 }

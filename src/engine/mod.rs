@@ -357,11 +357,13 @@ impl Engine {
     pub fn vector_of(&self, view: &CollectionView, column: usize, key: &RowKey) -> Result<Option<Option<Vec<f32>>>> {
         let Some(row) = self.state.row(view.def.id, key)? else { return Ok(None) };
         let node = row.nodes.get(column).copied().flatten();
+        let Some(node) = node else { return Ok(Some(None)) };
+        if let Some(originals) = &view.indexes[column].originals {
+            return Ok(Some(Some(originals.read(node)?)));
+        }
+        // The column's first vector came after the view.
         let originals = self.originals(view.def.id, column)?;
-        Ok(Some(match (node, originals) {
-            (Some(node), Some(originals)) => Some(originals.read(node)?),
-            _ => None,
-        }))
+        originals.map(|originals| originals.read(node)).transpose().map(Some)
     }
 
     /// The original vectors of nodes that rows of this view have, in their order: nodes are written once.

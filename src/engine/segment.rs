@@ -1,10 +1,12 @@
 //! A segment: one graph over some nodes of a vector column. The growing one takes new nodes; sealed ones are files.
 
+use crate::engine::distance::prefetch;
 use crate::engine::hnsw::{FullRows, Graph, Params};
 use crate::model::{Encoding, VectorColumn};
 use crate::storage::originals::Originals;
 use crate::storage::{Result, StorageError, damaged, graph_file};
 use parking_lot::Mutex;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,12 +40,21 @@ impl Nodes {
 /// The full rows of a sealed segment: the originals of its nodes.
 struct Stored {
     nodes: Arc<Nodes>,
+    count: usize,
     originals: Arc<Originals>,
 }
 
 impl FullRows for Stored {
+    fn len(&self) -> usize {
+        self.count
+    }
+
     fn read(&self, slot: u32, row: &mut [f32]) -> Result<()> {
         self.originals.read_into(self.nodes.node(slot), &mut Vec::new(), row)
+    }
+
+    fn prefetch(&self, slot: u32) {
+        self.originals.mapped(self.nodes.node(slot)).into_iter().for_each(prefetch);
     }
 }
 
@@ -118,31 +129,34 @@ impl Segment {
         Ok(Segment::new(id, graph, Nodes::of(nodes), capacity, false))
     }
 
-    /// Reads a sealed segment. Its full rows stay in the originals where it has codes.
+    /// Reads a sealed segment of nodes below `known`. Its full rows stay in the originals where it has codes.
     pub fn open(
         path: &Path,
         id: u64,
         column: &VectorColumn,
         dimensions: usize,
         originals: &Arc<Originals>,
+        known: u32,
     ) -> Result<Segment> {
         let (nodes, mut reader) = graph_file::Reader::open(path)?;
         let capacity = nodes.len();
         if !nodes.is_sorted_by(|a, b| a < b) {
             return Err(damaged(path, "its nodes do not ascend"));
         }
+        // Before any row is read: nothing lies behind the last one.
+        if nodes.last().is_some_and(|&last| last >= known) {
+            return Err(damaged(path, "names nodes that there are not"));
+        }
         let nodes = Arc::new(Nodes::of(nodes));
-        let rows = Box::new(Stored { nodes: nodes.clone(), originals: originals.clone() });
+        let rows = Box::new(Stored { nodes: nodes.clone(), count: capacity, originals: originals.clone() });
         let graph = Graph::load(column.metric, dimensions, params(column, id), &mut reader, rows, false);
-        // An error that the originals gave is theirs; any other is what damage looks like.
+        // An error that the originals gave is theirs.
         let graph = graph.map_err(|error| match error.downcast::<StorageError>() {
             Ok(error) => error,
-            Err(error) => damaged(path, error.to_string()),
+            Err(error) if error.kind() == ErrorKind::InvalidData => damaged(path, error.to_string()),
+            Err(source) => StorageError::Io { action: "read", path: path.to_owned(), source },
         })?;
         reader.finish()?;
-        if graph.len() as usize != capacity {
-            return Err(damaged(path, format!("has {capacity} nodes for {} slots", graph.len())));
-        }
         Ok(Segment { id, graph, nodes, capacity, saved: AtomicBool::new(true), saving: Mutex::default() })
     }
 
@@ -169,7 +183,8 @@ impl Segment {
     ) -> Result<Arc<Segment>> {
         match originals {
             Some(originals) if self.graph.encoding() != Encoding::F32 => {
-                Ok(Arc::new(Segment::open(path, self.id, column, self.graph.dim(), originals)?))
+                let known = self.last_node().map_or(0, |last| last + 1);
+                Ok(Arc::new(Segment::open(path, self.id, column, self.graph.dim(), originals, known)?))
             }
             _ => Ok(self.clone()),
         }

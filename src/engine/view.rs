@@ -8,7 +8,7 @@ use crate::storage::originals::Originals;
 use crate::storage::state::CollectionState;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// One vector column's index at one position.
 #[derive(Clone)]
@@ -25,6 +25,8 @@ pub struct IndexView {
     pub ids: Arc<AtomicU64>,
     /// The original vectors by node; `None` while there is none.
     pub originals: Option<Arc<Originals>>,
+    /// Its files are being removed.
+    pub gone: Arc<AtomicBool>,
 }
 
 impl IndexView {

@@ -14,11 +14,13 @@ pub enum Encoding {
     Sq8,
     /// Half a byte an element.
     Sq4,
+    /// A bit an element, in sealed segments; growing ones have `Sq8`.
+    Bq,
 }
 
 impl Encoding {
     /// Every encoding, largest first.
-    pub const ALL: [Encoding; 3] = [Encoding::F32, Encoding::Sq8, Encoding::Sq4];
+    pub const ALL: [Encoding; 4] = [Encoding::F32, Encoding::Sq8, Encoding::Sq4, Encoding::Bq];
 
     /// The name used in configuration and reports.
     pub fn name(self) -> &'static str {
@@ -26,6 +28,7 @@ impl Encoding {
             Encoding::F32 => "f32",
             Encoding::Sq8 => "sq8",
             Encoding::Sq4 => "sq4",
+            Encoding::Bq => "bq",
         }
     }
 
@@ -44,6 +47,7 @@ impl Encoding {
             Encoding::F32 => want,
             Encoding::Sq8 => want + (want / 2).clamp(6, 256),
             Encoding::Sq4 => want + want.clamp(20, 512),
+            Encoding::Bq => want + (5 * want).clamp(50, 4096),
         }
     }
 }

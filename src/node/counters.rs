@@ -5,8 +5,8 @@ use crate::replication::guard::BUDGETS;
 use crate::replication::start::Cause;
 use crate::telemetry::names::{self, Kind};
 
-/// Counters whose labels are names of collections and routes begin with what they are of.
-const BY_NAME: [&str; 3] = [names::SEARCHES, names::GRAPH_WRITES, names::HTTP_REQUESTS];
+/// Counters whose labels are names of collections, routes and codes begin with what they are of.
+const BY_NAME: [&str; 4] = [names::SEARCHES, names::GRAPH_WRITES, names::HTTP_REQUESTS, names::SQL_STATEMENTS];
 
 /// Makes every counter that is known before it counts.
 pub fn begin() {

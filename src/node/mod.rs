@@ -19,6 +19,7 @@ use crate::replication::guard::Protection;
 use crate::replication::progress::{Phase, Progress};
 use crate::replication::{ReplicationError, watch_source};
 use crate::server::http::{self, App, Health};
+use crate::server::pg::{self, Endpoint};
 use crate::storage::data_dir::DataDir;
 use crate::storage::{StorageError, ownership};
 use crate::telemetry;
@@ -56,18 +57,30 @@ pub enum NodeError {
     /// A person must look before anything is done.
     #[error("{0}")]
     Stopped(String),
+    /// The SQL endpoint.
+    #[error(transparent)]
+    Sql(#[from] pg::OpenError),
     /// The engine's threads ended.
     #[error("the engine failed: {0}")]
     Engine(String),
 }
 
+/// Where a node listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Listening {
+    /// HTTP.
+    pub http: SocketAddr,
+    /// SQL, where that is configured.
+    pub sql: Option<SocketAddr>,
+}
+
 /// Runs until `stop` is cancelled or something must not go on. `specs` tells the configured collections anew when they
-/// change; `listening` is called with the bound address.
+/// change; `listening` is called with the bound addresses.
 pub async fn run(
     mut options: Options,
     specs: watch::Receiver<Vec<CollectionSpec>>,
     stop: CancellationToken,
-    listening: impl FnOnce(SocketAddr),
+    listening: impl FnOnce(Listening),
 ) -> Result<(), NodeError> {
     let metrics = telemetry::metrics();
     counters::begin();
@@ -80,16 +93,26 @@ pub async fn run(
     let progress = Arc::new(Progress::default());
     let frontier = Arc::new(Frontier::new(progress.clone(), options.wait));
     let pool = options.dsn.pool(options.recheck_connections, options.recheck_timeout);
-    let query = QueryService::new(
-        frontier.clone(),
-        SourceHeap { pool: pool.clone(), timeout: options.recheck_timeout },
-        options.query,
-    );
+    let heap = || SourceHeap { pool: pool.clone(), timeout: options.recheck_timeout };
+    let query = QueryService::new(frontier.clone(), heap(), options.query);
     let health = Health { protection: Arc::new(Protection::default()), findings: Arc::default() };
     let app = Arc::new(App::new(query, options.dsn.clone(), pool.clone(), metrics, health.clone(), options.http));
     let listen = |error| NodeError::Listen { address: options.listen, error };
     let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
-    listening(listener.local_addr().map_err(listen)?);
+    let http_address = listener.local_addr().map_err(listen)?;
+    let sql = match options.sql.clone() {
+        None => None,
+        Some(sql) => {
+            let address = sql.listen;
+            let service = Arc::new(QueryService::new(frontier.clone(), heap(), options.query));
+            let endpoint = Arc::new(Endpoint::new(service, sql)?);
+            let listen = |error| NodeError::Listen { address, error };
+            let listener = TcpListener::bind(address).await.map_err(listen)?;
+            let address = listener.local_addr().map_err(listen)?;
+            Some((address, tokio::spawn(endpoint.serve(listener, stop.clone()))))
+        }
+    };
+    listening(Listening { http: http_address, sql: sql.as_ref().map(|(address, _)| *address) });
     let server = tokio::spawn(http::serve(listener, app, stop.clone().cancelled_owned()));
     let upkeep = tokio::spawn(async move {
         // Without scrapes the registry would keep every sample.
@@ -123,6 +146,9 @@ pub async fn run(
     stop.cancel();
     if tokio::time::timeout(LAST_REQUESTS, server).await.is_err() {
         tracing::warn!("requests are still open; not waiting for them any longer");
+    }
+    if let Some((_, sql)) = sql {
+        let _ = sql.await;
     }
     upkeep.abort();
     let _ = tokio::join!(watch, guard, doctor);

@@ -1,6 +1,6 @@
 //! Everything a node needs to know, made from the configuration: every module's own options.
 
-use crate::config::{Config, ConfigError, Failover};
+use crate::config::{self, Config, ConfigError, Failover};
 use crate::engine;
 use crate::model::CollectionSpec;
 use crate::node::guard;
@@ -8,7 +8,7 @@ use crate::query;
 use crate::replication::guard::Budget;
 use crate::replication::stream::Intake;
 use crate::replication::transport::Streaming;
-use crate::server::http;
+use crate::server::{http, pg};
 use crate::source::connect::Dsn;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -57,6 +57,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The HTTP surface.
     pub http: http::Options,
+    /// The SQL endpoint, where there is one.
+    pub sql: Option<pg::Options>,
     /// What to serve.
     pub collections: Vec<CollectionSpec>,
 }
@@ -119,9 +121,30 @@ impl TryFrom<&Config> for Options {
                 max_queue: ms(config.http.max_queue_ms),
                 ready_staleness: s(config.http.ready_staleness_s),
             },
+            sql: sql(&config.sql)?,
             collections: config.collections.clone(),
         })
     }
+}
+
+fn sql(config: &config::Sql) -> Result<Option<pg::Options>, ConfigError> {
+    let Some(listen) = config.address()? else { return Ok(None) };
+    let some = |amount: u64| Some(amount).filter(|amount| *amount > 0);
+    let users = config.users.iter().map(|(name, user)| {
+        let secret = user.secret(name)?;
+        Ok(pg::Login { name: name.clone(), secret, collections: user.collections.clone() })
+    });
+    let encrypted = !config.tls_cert.as_os_str().is_empty();
+    Ok(Some(pg::Options {
+        listen,
+        tls: encrypted.then(|| (config.tls_cert.clone(), config.tls_key.clone())),
+        require_tls: config.require_tls,
+        max_connections: config.max_connections,
+        statement_timeout: some(config.statement_timeout_ms).map(Duration::from_millis),
+        idle_timeout: some(config.idle_timeout_s).map(Duration::from_secs),
+        idle_in_transaction_timeout: some(config.idle_in_transaction_timeout_s).map(Duration::from_secs),
+        users: users.collect::<Result<_, ConfigError>>()?,
+    }))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ pub mod filter;
 mod groups;
 mod listing;
 mod mmr;
+mod open;
 pub mod plan;
 mod recommend;
 mod resolve;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use error::QueryError;
+pub use open::{OpenSearch, Pinned};
 
 /// Settings of searches.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +68,11 @@ impl<V: Visibility> QueryService<V> {
     /// Line two.
     pub async fn search(&self, request: &SearchRequest) -> Result<Answer, QueryError> {
         let requests = std::slice::from_ref(request);
-        let answers = self.search_all(&request.collection, &request.consistency, requests).await;
+        Self::only(self.search_all(&request.collection, &request.consistency, requests).await)
+    }
+
+    /// The answer to a batch of one.
+    fn only(answers: Result<Vec<Answer>, QueryError>) -> Result<Answer, QueryError> {
         let mut answers = answers.map_err(|error| match error {
             QueryError::InBatch { error, .. } => *error,
             error => error,
@@ -83,9 +89,20 @@ impl<V: Visibility> QueryService<V> {
         requests: &[SearchRequest],
     ) -> Result<Vec<Answer>, QueryError> {
         let started = Instant::now();
-        let answers = self.answers(collection, consistency, requests, started).await;
-        let answers = answers.inspect_err(|error| self.report(error))?;
-        for answer in &answers {
+        let pinned = async {
+            check_batch(requests)?;
+            each(requests, check_numbers)?;
+            self.pin(consistency).await
+        };
+        let pinned = pinned.await?;
+        let answers = self.answers(&pinned, collection, consistency, requests, started).await;
+        let answers = answers.inspect_err(|error| pinned.report(error))?;
+        Self::measure(collection, &answers, started);
+        Ok(answers)
+    }
+
+    fn measure(collection: &str, answers: &[Answer], started: Instant) {
+        for answer in answers {
             let labels = [("collection", collection.to_owned()), ("plan", answer.stats.plan.to_owned())];
             metrics::histogram!(names::SEARCH_SECONDS, &labels).record(started.elapsed().as_secs_f64());
             metrics::histogram!(names::SEARCH_VISITED).record(answer.stats.visited as f64);
@@ -94,21 +111,11 @@ impl<V: Visibility> QueryService<V> {
             metrics::counter!(names::SEARCH_INCOMPLETE).increment(u64::from(!answer.complete && !as_asked));
             metrics::counter!(names::RECHECK_DROPPED).increment(answer.recheck.dropped as u64);
         }
-        Ok(answers)
-    }
-
-    /// Tells the engine what was found wrong with its files.
-    fn report(&self, error: &QueryError) {
-        let serving = self.frontier.serving();
-        match (error, serving) {
-            (QueryError::Storage(error), Some(serving)) => serving.engine.report(error),
-            (QueryError::InBatch { error, .. }, _) => self.report(error),
-            _ => {}
-        }
     }
 
     async fn answers(
         &self,
+        pinned: &Pinned,
         collection: &str,
         consistency: &Consistency,
         requests: &[SearchRequest],
@@ -116,24 +123,22 @@ impl<V: Visibility> QueryService<V> {
     ) -> Result<Vec<Answer>, QueryError> {
         check_batch(requests)?;
         each(requests, check_numbers)?;
-        // Before and after: what answers may be replaced in between.
-        let stale = self.frontier.progress.stale();
-        let (serving, view) = self.frontier.view(consistency).await?;
+        let Pinned { serving, view, stale } = pinned;
         let waited = started.elapsed();
-        let found = resolve::collection(&view, collection)?;
+        let found = resolve::collection(view, collection)?;
         let paused = check_state(found, consistency)?;
         let follows = paused.is_none();
         let default_ef = self.options.default_ef;
-        let searches = blocking(|| each(requests, |one| Resolved::new(&serving, found, one, default_ef)))?;
+        let searches = blocking(|| each(requests, |one| Resolved::new(serving, found, one, default_ef)))?;
         resolve::check_work(&searches)?;
         let prepared = started.elapsed();
         let mut legs = blocking(|| searches.iter().map(Filling::open).collect::<Result<Vec<_>, _>>())?;
         let opened = started.elapsed() - prepared;
         let Spent { search, recheck } = paging::fill(&mut legs, &self.visibility, &found.def).await?;
-        let (reranked, stale) = (Instant::now(), stale.or_else(|| self.frontier.progress.stale()).or(paused));
+        let (reranked, stale) = (Instant::now(), stale.clone().or_else(|| self.frontier.progress.stale()).or(paused));
         let mut answers = Vec::with_capacity(searches.len());
         for (resolved, leg) in searches.iter().zip(legs) {
-            let mut answer = blocking(|| leg.finish(resolved, &serving))?;
+            let mut answer = blocking(|| leg.finish(resolved, serving))?;
             answer.applied_lsn = view.applied;
             // What stands still is not as fresh as what the others apply.
             answer.staleness = self.frontier.staleness(view.applied).filter(|_| follows);

@@ -64,6 +64,26 @@ kinds! {
     NOT_LOADED = "RV1205", 503, "57P03", true, "No data is loaded yet";
     SOURCE_REFUSED = "RV1206", 502, "38000", false, "The source refused what was asked of it";
     UNFIT = "RV1207", 503, "55000", true, "The collection is configured and cannot be copied";
+    UNSUPPORTED = "RV1401", 400, "0A000", false, "This form of SQL is not taken";
+    SYNTAX = "RV1402", 400, "42601", false, "The statement is no SQL";
+    MISSING_INPUT = "RV1403", 400, "HV000", false, "An input of the table is not given";
+    BAD_PARAMETER = "RV1404", 400, "22P03", false, "A parameter is not understood";
+    NO_STATEMENT = "RV1405", 400, "26000", false, "There is no prepared statement of this name";
+    NO_CURSOR = "RV1406", 400, "34000", false, "There is no cursor of this name";
+    CURSOR_EXISTS = "RV1407", 400, "42P03", false, "There is a cursor of this name already";
+    NO_TRANSACTION = "RV1408", 400, "25P01", false, "There is no transaction";
+    TRANSACTION_FAILED = "RV1409", 400, "25P02", false, "The transaction has failed";
+    NO_SAVEPOINT = "RV1410", 400, "3B001", false, "There is no savepoint of this name";
+    CANCELLED = "RV1411", 400, "57014", false, "The statement was cancelled";
+    BAD_SETTING = "RV1412", 400, "22023", false, "The setting has no such value";
+    PROTOCOL = "RV1413", 400, "08P01", false, "The message does not belong to the protocol";
+    WRONG_PASSWORD = "RV1414", 401, "28P01", false, "The password is wrong, or there is no such user";
+    NEEDS_TLS = "RV1415", 403, "28000", false, "The connection is not encrypted";
+    STOPPING = "RV1416", 503, "57P01", true, "The service stops";
+    IDLE = "RV1417", 408, "57P05", true, "The session was idle for too long";
+    TOO_MANY_ROWS = "RV1418", 400, "54000", false, "The statement needs more memory than one may take";
+    STATEMENT_EXISTS = "RV1419", 400, "42P05", false, "There is a prepared statement of this name already";
+    DUPLICATE_TRANSACTION = "RV1420", 400, "25001", false, "There is a transaction already";
     OVERLOADED = "RV1301", 503, "53300", true, "Too many requests at once";
     INTERNAL = "RV1901", 500, "XX000", false, "Internal error";
 }

@@ -14,6 +14,7 @@ pub mod session;
 pub mod setup;
 pub mod slots;
 mod socket;
+pub mod sqlpack;
 mod tls;
 
 use crate::source::policy::Policy;

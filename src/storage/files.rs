@@ -2,6 +2,7 @@
 //! tests can put a disk beneath that fails, loses power or flips bits.
 
 use crate::storage::{IoContext, Result};
+use memmap2::Mmap;
 use parking_lot::RwLock;
 use std::fmt::Debug;
 use std::io;
@@ -32,6 +33,11 @@ pub trait File: Debug + Send + Sync {
     fn set_length(&self, length: u64) -> io::Result<()>;
     /// Makes its content survive a power cut.
     fn sync(&self) -> io::Result<()>;
+    /// Its bytes in memory, to be read at random, also those that are written later; `None` where that cannot be had.
+    /// Nothing beyond the end of the file may be touched.
+    fn map(&self, _length: usize) -> Option<Mmap> {
+        None
+    }
 }
 
 /// A handle of an open file.
@@ -78,6 +84,16 @@ impl File for std::fs::File {
     fn sync(&self) -> io::Result<()> {
         // Also flushes the length, and leaves out times only.
         self.sync_data()
+    }
+
+    fn map(&self, length: usize) -> Option<Mmap> {
+        // SAFETY: what is mapped belongs to this process alone, which holds the directory's lock, and is never cut short
+        // or written twice.
+        let map = unsafe { memmap2::MmapOptions::new().len(length).map(self) }.ok()?;
+        // Advice only: without it the system reads ahead what nobody wants.
+        #[cfg(unix)]
+        let _ = map.advise(memmap2::Advice::Random);
+        Some(map)
     }
 }
 

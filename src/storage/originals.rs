@@ -7,6 +7,7 @@ use crate::storage::header::{self, Kind};
 use crate::storage::record::floats;
 use crate::storage::{IoContext, Result, damaged};
 use half::f16;
+use memmap2::Mmap;
 use std::path::{Path, PathBuf};
 
 const KIND: Kind = Kind { magic: b"RVVEC\0\0\0", format: 3, name: "vector file" };
@@ -15,6 +16,9 @@ const BEFORE: Kind = Kind { format: 2, ..KIND };
 /// head 16, dimensions 4, element 4, zeros.
 const HEADER: u64 = 64;
 const WRITE_BUFFER: usize = 1 << 20;
+/// What is mapped of a file: more rows than one can have, but no more than this.
+const MAPPED_ROWS: u64 = 1 << 32;
+const MAPPED_BYTES: u64 = 1 << 42;
 
 /// How an element of a vector is stored: as precise as the source has it, no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +87,8 @@ pub struct Originals {
     file: Handle,
     dimensions: usize,
     element: Element,
+    /// The file in memory, of one that is only read.
+    map: Option<Mmap>,
     /// Rows handed to the operating system.
     written: u32,
     buffer: Vec<u8>,
@@ -100,11 +106,11 @@ impl Originals {
         } else {
             check_header(path, &file, dimensions, element)?;
         }
-        let originals =
-            Originals { path: path.to_owned(), file, dimensions, element, written: rows, buffer: Vec::new() };
-        let length = originals.file.length().context("stat", path)?;
+        let path = path.to_owned();
+        let originals = Originals { path, file, dimensions, element, map: None, written: rows, buffer: Vec::new() };
+        let length = originals.file.length().context("stat", &originals.path)?;
         if length < originals.offset(rows) {
-            return Err(damaged(path, format!("has fewer than the {rows} rows it should have")));
+            return Err(damaged(&originals.path, format!("has fewer than the {rows} rows it should have")));
         }
         Ok(originals)
     }
@@ -113,7 +119,18 @@ impl Originals {
     pub fn open_for_reading(path: &Path, dimensions: usize, element: Element) -> Result<Originals> {
         let file = files::open(path, Mode::Read)?;
         check_header(path, &file, dimensions, element)?;
-        Ok(Originals { path: path.to_owned(), file, dimensions, element, written: u32::MAX, buffer: Vec::new() })
+        let (path, map, written) = (path.to_owned(), None, u32::MAX);
+        Ok(Originals { path, file, dimensions, element, map, written, buffer: Vec::new() })
+    }
+
+    /// Like [`Originals::open_for_reading`], for rows at random: through memory, where the system can do that. Then an
+    /// error of the disk ends the process, instead of being told.
+    pub fn open_mapped(path: &Path, dimensions: usize, element: Element) -> Result<Originals> {
+        let mut originals = Originals::open_for_reading(path, dimensions, element)?;
+        // Address space only: pages come when they are touched, and those beyond the end of the file never are.
+        let length = HEADER.saturating_add(originals.stride() as u64 * MAPPED_ROWS).min(MAPPED_BYTES);
+        originals.map = originals.file.map(length as usize);
+        Ok(originals)
     }
 
     /// Rows are `dimensions` elements and the CRC-32 of their bytes.
@@ -186,6 +203,9 @@ impl Originals {
     /// Reads one row into `vector`; `scratch` saves an allocation when many are read.
     pub fn read_into(&self, row: u32, scratch: &mut Vec<u8>, vector: &mut [f32]) -> Result<()> {
         let stride = self.stride();
+        if let Some(bytes) = self.mapped(row) {
+            return self.checked(row, bytes, vector);
+        }
         scratch.resize(stride, 0);
         if row >= self.written {
             let start = (row - self.written) as usize * stride;
@@ -194,7 +214,17 @@ impl Originals {
         } else {
             self.file.read_at(scratch, self.offset(row)).context("read", &self.path)?;
         }
-        let (body, crc) = scratch.split_at(stride - 4);
+        self.checked(row, scratch, vector)
+    }
+
+    /// A row's bytes in memory, where rows are read through it. The row must be there.
+    pub fn mapped(&self, row: u32) -> Option<&[u8]> {
+        let start = self.offset(row) as usize;
+        self.map.as_ref()?.get(start..start + self.stride())
+    }
+
+    fn checked(&self, row: u32, bytes: &[u8], vector: &mut [f32]) -> Result<()> {
+        let (body, crc) = bytes.split_at(bytes.len() - 4);
         if crc32fast::hash(body).to_le_bytes() != crc {
             return Err(damaged(&self.path, format!("checksum of row {row} does not match")));
         }
@@ -244,11 +274,16 @@ mod tests {
         originals.sync().expect("sync");
         drop(originals);
         let mut originals = Originals::open(&path, 3, Element::F32, 2).expect("open");
+        let mapped = Originals::open_mapped(&path, 3, Element::F32).expect("open");
         assert_eq!(originals.push(&[9.0, 9.0, 9.0]).expect("push"), 2);
         originals.flush().expect("flush");
+        (0..10_000).for_each(|_| _ = originals.push(&[7.0, 7.0, 7.0]).expect("push"));
+        originals.flush().expect("flush");
+        assert_eq!(mapped.read(2).expect("written after it was mapped"), [9.0; 3]);
+        assert_eq!(mapped.read(10_002).expect("far beyond what the file was"), [7.0; 3]);
         assert_eq!(originals.read(2).expect("read"), [9.0; 3]);
         assert_eq!(originals.read(1).expect("read")[0], 1.0);
-        assert!(matches!(Originals::open(&path, 3, Element::F32, 6), Err(StorageError::Damaged { .. })));
+        assert!(matches!(Originals::open(&path, 3, Element::F32, 10_004), Err(StorageError::Damaged { .. })));
         assert!(matches!(Originals::open(&path, 4, Element::F32, 1), Err(StorageError::Damaged { .. })));
     }
 
@@ -271,7 +306,9 @@ mod tests {
             originals.sync().expect("sync");
             assert_eq!(std::fs::metadata(&path).expect("a file").len(), HEADER + 3 * (bytes + 4));
             let originals = Originals::open(&path, 19, element, 3).expect("open");
+            let mapped = Originals::open_mapped(&path, 19, element).expect("open");
             for (number, row) in (0..).zip(&rows) {
+                assert!(mapped.mapped(number).is_some() && mapped.equals(number, row).expect("a row"));
                 assert!(originals.equals(number, row).expect("a row"), "{element:?} {number}");
             }
             let other = if element == Element::Bit { Element::F16 } else { Element::Bit };

@@ -300,6 +300,7 @@ pub struct Service {
     running: Option<Running>,
     dir: TempDir,
     url: String,
+    sql: String,
     environment: Vec<(&'static str, String)>,
     /// Name of its slot and publication.
     pub slot: String,
@@ -310,8 +311,14 @@ impl Service {
     /// collections and other settings.
     pub fn configured(database: &Database, source: &str, sections: &str) -> Service {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let service =
-            Service { running: None, dir, url: String::new(), environment: Vec::new(), slot: database.name.clone() };
+        let service = Service {
+            running: None,
+            dir,
+            url: String::new(),
+            sql: String::new(),
+            environment: Vec::new(),
+            slot: database.name.clone(),
+        };
         service.configure(&database.dsn, source, sections);
         service
     }
@@ -372,7 +379,11 @@ impl Service {
         let signals = keeper.stdin.take();
         let output = BufReader::new(keeper.stdout.take().expect("stdout is piped"));
         self.running = Some(Running { keeper, signals });
-        let mut lines = output.lines().map_while(Result::ok);
+        let mut lines = output.lines().map_while(Result::ok).inspect(|line| {
+            if let Some(address) = line.strip_prefix("SQL on postgresql://") {
+                self.sql = address.to_owned();
+            }
+        });
         lines.find_map(|line| line.strip_prefix("listening on ").map(str::to_owned))
     }
 
@@ -527,6 +538,11 @@ impl Service {
     /// Its address.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Address of its SQL endpoint, as host:port.
+    pub fn sql_address(&self) -> &str {
+        &self.sql
     }
 
     /// A client of it.

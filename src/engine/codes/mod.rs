@@ -5,11 +5,13 @@
 //! | `F32` | 4 | itself |
 //! | `Sq8` | 1 | centre + step x code, code in -127..=127 |
 //! | `Sq4` | 1/2 | centre + step x level, one of 16 levels placed for a normal distribution |
+//! | `Bq` | 1/8, and 8 a row | centre + or - a factor of the row (`binary.rs`) |
 //!
 //! One step serves all elements, so the error is spread evenly over them, and products of codes are products of vectors:
-//! a row can be the query without being decoded. The centre, per element, is used by L2 only, where it cancels out. The
+//! a row can be the query without being decoded. The centre, per element, is used by L2, where it cancels out, and by binary codes. The
 //! query keeps 16 bits an element. What a walk found by codes is ordered by the full floats afterwards (`hnsw/search.rs`).
 
+mod binary;
 mod kernels;
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,7 @@ struct Line([f32; LINE]);
 pub struct Coded {
     floats: Vec<Line>,
     ints: Vec<i16>,
+    planes: binary::Planes,
     /// The inner value is `bias + scale * sum`.
     bias: f32,
     scale: f32,
@@ -70,7 +73,10 @@ impl Codec {
     /// Learns the grid from rows as the kernel prepares them: at least one, a sample of all.
     pub fn train<'r>(encoding: Encoding, kernel: Kernel, dim: usize, rows: impl Iterator<Item = &'r [f32]>) -> Codec {
         let sample: Vec<&[f32]> = rows.filter(|row| row[0].is_finite()).collect();
-        let center = if kernel.metric() == Metric::L2 { mean(dim, &sample) } else { Box::default() };
+        let center = if is_centered(encoding, kernel.metric()) { mean(dim, &sample) } else { Box::default() };
+        if encoding == Encoding::Bq {
+            return Codec::new(encoding, kernel, dim, center, 1.0);
+        }
         let keep = (TRAINED_ON / dim).clamp(1, sample.len().max(1));
         let every = sample.len().div_ceil(keep).max(1);
         let residual = |row: &&'r [f32]| {
@@ -89,6 +95,7 @@ impl Codec {
             Encoding::F32 => return out.write_all(&[0]),
             Encoding::Sq8 => 1,
             Encoding::Sq4 => 2,
+            Encoding::Bq => 3,
         };
         out.write_all(&[encoding])?;
         out.write_all(&self.step.to_le_bytes())?;
@@ -109,10 +116,11 @@ impl Codec {
             0 => return Ok(None),
             1 => Encoding::Sq8,
             2 => Encoding::Sq4,
+            3 => Encoding::Bq,
             _ => return Err(wrong("of an unknown kind")),
         };
         let step = f32::from_le_bytes(word()?);
-        let centered = kernel.metric() == Metric::L2;
+        let centered = is_centered(encoding, kernel.metric());
         if u32::from_le_bytes(word()?) as usize != if centered { dim } else { 0 } || !(1e-18..1e18).contains(&step) {
             return Err(wrong("the grid is none"));
         }
@@ -132,6 +140,7 @@ impl Codec {
             Encoding::F32 => self.padded * 4,
             Encoding::Sq8 => self.padded,
             Encoding::Sq4 => self.padded / 2,
+            Encoding::Bq => 8 * binary::words(self.dim) + binary::TAIL,
         }
     }
 
@@ -145,6 +154,7 @@ impl Codec {
         let scaled = |at: usize| (row[at] - self.offset(at)) / self.step;
         match self.encoding {
             Encoding::F32 => unreachable!("floats are written where they are kept"),
+            Encoding::Bq => binary::encode(self, row, out),
             Encoding::Sq8 => (0..self.dim).for_each(|at| out[at] = byte(scaled(at)) as u8),
             Encoding::Sq4 => {
                 for at in 0..self.padded {
@@ -179,6 +189,10 @@ impl Codec {
             }
             return;
         }
+        if self.encoding == Encoding::Bq {
+            binary::query(self, row, into);
+            return self.place(row, into);
+        }
         let reach = self.reach();
         into.ints.clear();
         if self.kernel.metric() == Metric::L2 {
@@ -191,8 +205,12 @@ impl Codec {
             into.scale = -unit * self.step;
         }
         self.finish(into);
+        self.place(row, into);
+    }
+
+    /// A query without a direction is as far from everything as floats say.
+    fn place(&self, row: &[f32], into: &mut Coded) {
         if self.kernel.is_directionless(row) {
-            // As far from everything as floats say.
             (into.bias, into.scale) = (f32::INFINITY, 0.0);
         }
     }
@@ -210,6 +228,7 @@ impl Codec {
                 }));
                 return;
             }
+            Encoding::Bq => unreachable!("graphs are not linked by binary codes"),
             Encoding::Sq8 => into.ints.extend(row.iter().map(|&code| i16::from(code as i8))),
             Encoding::Sq4 => {
                 for block in row.chunks_exact(BLOCK / 2) {
@@ -247,6 +266,10 @@ impl Codec {
             return unsafe { self.kernel.gather(query.row(), table.cast(), slots, out) };
         }
         let out = &mut out[..slots.len()];
+        if self.encoding == Encoding::Bq {
+            // SAFETY: by contract.
+            return unsafe { binary::gather(self, query, table, slots, out) };
+        }
         debug_assert_eq!(query.ints.len(), self.padded);
         let table = Table { start: table, stride: self.stride() };
         // SAFETY: `sums` was chosen for this CPU, the rows are the caller's, and an `f32` has room for an `i32`.
@@ -279,6 +302,11 @@ fn byte(scaled: f32) -> i8 {
 fn level(scaled: f32) -> u8 {
     let below = |pair: &[i8]| (f32::from(pair[0]) + f32::from(pair[1])) / 2.0 < scaled;
     LEVELS.windows(2).filter(|pair| below(pair)).count() as u8
+}
+
+/// Do these codes count from a centre?
+fn is_centered(encoding: Encoding, metric: Metric) -> bool {
+    metric == Metric::L2 || encoding == Encoding::Bq
 }
 
 fn mean(dim: usize, rows: &[&[f32]]) -> Box<[f32]> {

@@ -100,7 +100,7 @@ fn a_row_as_query_equals_its_decoded_self() {
 
 #[test]
 fn every_instruction_set_gives_the_same_bits() {
-    for (encoding, metric) in CODED.into_iter().flat_map(|e| METRICS.map(|m| (e, m))) {
+    for (encoding, metric) in CODED.into_iter().chain([Encoding::Bq]).flat_map(|e| METRICS.map(|m| (e, m))) {
         for dim in (1..200).step_by(7).chain([384, 768, 2048]) {
             let mut seen: Option<Vec<f32>> = None;
             for isa in Isa::available() {
@@ -135,6 +135,60 @@ fn no_sum_overflows_however_far_the_query_is() {
             // Nearest first: the row on the query's side.
             assert!(value(0) <= value(2) && value(2) <= value(1), "{encoding:?} {metric} {dim}");
             assert!(value(0).is_finite() && value(0) < value(1), "{encoding:?} {metric} {dim}");
+        }
+    }
+}
+
+#[test]
+fn binary_codes_put_the_nearest_among_the_first() {
+    for metric in METRICS {
+        for (dim, least) in [(17, 0.5), (100, 0.7), (384, 0.85)] {
+            let (kernel, mut rows) = rows(metric, Isa::detect(), 600, dim);
+            // Not around the origin, and each element of another width.
+            for row in &mut rows {
+                row.iter_mut().enumerate().for_each(|(at, x)| *x = 0.2 + *x * (1.0 + (at % 5) as f32));
+                kernel.prepare(row);
+            }
+            let codec = Codec::train(Encoding::Bq, kernel, dim, rows.iter().map(Vec::as_slice));
+            let table = encoded(&codec, &rows);
+            let slots: Vec<u32> = (0..600).collect();
+            let (mut found, mut error, mut query) = (0, 0.0, Coded::default());
+            for from in &rows[..30] {
+                codec.query(from, &mut query);
+                let mut values = vec![0.0; 600];
+                // SAFETY: the table has six hundred rows.
+                unsafe { codec.gather(&query, table.as_ptr(), &slots, &mut values) };
+                let exact: Vec<f32> = rows.iter().map(|row| kernel.inner(from, row)).collect();
+                let order = |values: &[f32]| {
+                    let mut order = slots.clone();
+                    order.sort_by(|&a, &b| values[a as usize].total_cmp(&values[b as usize]));
+                    order
+                };
+                let first = order(&values)[..Encoding::Bq.overfetch(10)].to_vec();
+                found += order(&exact)[..10].iter().filter(|slot| first.contains(slot)).count();
+                let spread = exact.iter().copied().fold(0.0f32, |most, x| most.max(x.abs()));
+                error +=
+                    values.iter().zip(&exact).map(|(a, b)| f64::from((a - b) / spread)).sum::<f64>() / 600.0 / 30.0;
+            }
+            assert!(f64::from(found as u32) >= least * 300.0, "{metric} {dim}: {found} of 300");
+            assert!(error.abs() < 0.02, "{metric} {dim}: estimates are off by {error} on average");
+        }
+    }
+}
+
+#[test]
+fn binary_estimates_are_numbers_however_far_the_query_is() {
+    for metric in METRICS {
+        let kernel = Kernel::new(metric);
+        let sample = [vec![1.0; 70], vec![-1.0; 70], vec![0.0; 70]];
+        let codec = Codec::train(Encoding::Bq, kernel, 70, sample.iter().map(Vec::as_slice));
+        let table = encoded(&codec, &sample);
+        let mut query = Coded::default();
+        for far in [1e30, -3e38, 1e-40, 0.0] {
+            codec.query(&[far; 70], &mut query);
+            for row in table.chunks_exact(codec.stride()) {
+                assert!(!codec.one(&query, row).is_nan(), "{metric} {far}");
+            }
         }
     }
 }

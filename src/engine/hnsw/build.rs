@@ -156,16 +156,16 @@ impl Graph {
     /// Chooses the slot's neighbours among the pool, writes its list, and notes them for the way back.
     fn choose(&self, table: &Table, slot: u32, level: u32, s: &mut Scratch) {
         select(table, s.pool.keys(), self.params.m, &mut s.other, &mut s.kept);
-        write(self.links(level, slot), s.kept.iter().map(|&key| slot_of(key)));
+        write(self.words(level, slot), s.kept.iter().map(|&key| slot_of(key)));
         s.chosen.extend(s.kept.iter().map(|&key| (level, key)));
     }
 
     /// Adds `new` to a neighbour's list; a full list is chosen anew.
     fn link_back(&self, table: &Table, slot: u32, level: u32, new: u64, s: &mut Scratch) {
         let _guard = self.stripes[slot as usize % STRIPES].lock();
-        let list = self.links(level, slot);
+        let list = self.words(level, slot);
         s.ids.clear();
-        s.ids.extend(self.read_links(level, slot));
+        s.ids.extend(self.list(level, slot).slots());
         if let Some(free) = list.get(s.ids.len()) {
             free.store(slot_of(new) + 1, Ordering::Release);
             return;

@@ -13,7 +13,7 @@
 //! level 0    count times:  u8 n (at most 2 m), n times u32 slot
 //! upper      for each slot in order that has levels, for level 1 up to its own:  u8 n (at most m), n times u32 slot
 //! repeats    u32 n, n times: u32 slot, u32 next slot with the same row
-//! encoding   u8      0 full floats: nothing follows; 1 sq8; 2 sq4
+//! encoding   u8      0 full floats: nothing follows; 1 sq8; 2 sq4; 3 bq
 //! step       f32     of the grid
 //! centre     u32 n (0 or dim), n times f32
 //! nowhere    u32     rows without a direction under cosine: their codes are all zero bytes
@@ -25,9 +25,9 @@
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::links::{Base, Packed};
 use super::table::Table;
 use super::{Full, FullRows, Graph, MAX_SLOTS, Params};
-use crate::engine::arena::Arena;
 use crate::engine::distance::Kernel;
 use crate::model::{Encoding, Metric};
 
@@ -56,8 +56,8 @@ fn read_u32(input: &mut dyn Read) -> io::Result<u32> {
     Ok(u32::from_le_bytes(bytes))
 }
 
-/// Reads one list; every slot must satisfy `valid`.
-fn read_list(input: &mut dyn Read, list: &[AtomicU32], valid: impl Fn(u32) -> bool) -> io::Result<()> {
+/// Reads one list and returns its length; every slot must satisfy `valid`.
+fn read_list(input: &mut dyn Read, list: &[AtomicU32], valid: impl Fn(u32) -> bool) -> io::Result<usize> {
     let mut count = [0];
     input.read_exact(&mut count)?;
     let mut bytes = [0; 4 * 255];
@@ -71,7 +71,7 @@ fn read_list(input: &mut dyn Read, list: &[AtomicU32], valid: impl Fn(u32) -> bo
         }
         link.store(slot + 1, Ordering::Relaxed);
     }
-    Ok(())
+    Ok(list.len())
 }
 
 /// The fields before the lists.
@@ -131,7 +131,8 @@ impl Graph {
             out.write_all(&slot.to_le_bytes())?;
             out.write_all(&next.to_le_bytes())?;
         }
-        match self.codes.get().filter(|_| self.encoding() != Encoding::F32) {
+        let sealed = self.sealed_codes(count)?;
+        match sealed.as_ref().or_else(|| self.codes.get().filter(|_| self.encoding() != Encoding::F32)) {
             Some(codes) => codes.save(count, out),
             None => out.write_all(&[0]),
         }
@@ -139,7 +140,7 @@ impl Graph {
 
     fn save_list(&self, level: u32, slot: u32, count: u32, out: &mut dyn Write) -> io::Result<()> {
         let mut bytes = vec![0];
-        for link in self.read_links(level, slot).filter(|&link| link < count) {
+        for link in self.list(level, slot).slots().filter(|&link| link < count) {
             bytes[0] += 1;
             bytes.extend_from_slice(&link.to_le_bytes());
         }
@@ -176,13 +177,18 @@ impl Graph {
     ) -> io::Result<Graph> {
         let Header { count, entry } = Header::read(metric, dim, params, input)?;
         let capacity = count as usize;
+        if capacity != rows.len() {
+            return Err(wrong("of another number of rows"));
+        }
         let list = 2 * params.m;
         // Mapped lazily: a false count costs address space only, and ends with the input.
-        let base = Arena::try_new(capacity.checked_mul(list).ok_or(io::ErrorKind::OutOfMemory)?)?;
+        let mut base = Packed::try_new(capacity, list)?;
+        let words: Vec<AtomicU32> = (0..list).map(|_| AtomicU32::new(0)).collect();
         for slot in 0..count {
-            read_list(input, &base.words()[slot as usize * list..][..list], |other| other < count && other != slot)?;
+            let links = read_list(input, &words, |other| other < count && other != slot)?;
+            base.push(words[..links].iter().map(|word| word.load(Ordering::Relaxed) - 1))?;
         }
-        let mut graph = Graph::with_base(metric, dim, capacity, params, base)?;
+        let mut graph = Graph::with_base(metric, dim, capacity, params, Base::Packed(base))?;
         graph.load_upper(count, input)?;
         graph.load_repeats(count, input)?;
         let codes = Table::load(Kernel::new(metric), dim, count, input)?;

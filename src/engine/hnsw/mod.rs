@@ -12,6 +12,7 @@
 
 mod build;
 mod file;
+mod links;
 mod search;
 mod table;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use crate::engine::distance::{Kernel, prefetch};
 use crate::model::{Encoding, Metric};
 use crate::storage::Result;
 
+use links::{Base, List};
 use search::Scratch;
 pub use search::Walk;
 use table::Table;
@@ -48,6 +50,8 @@ const PROBED_ROWS: u32 = 200_000;
 const PROBED_FOR: usize = 10;
 /// The share of them that codes must find.
 const PROBED_RECALL: f64 = 0.95;
+/// Full rows that are on their way from memory while one is compared.
+const READ_AHEAD: usize = 4;
 /// No level is above this, whatever the generator draws.
 const MAX_LEVEL: u32 = 15;
 
@@ -81,8 +85,12 @@ enum Verdict {
 
 /// Where a graph reads full rows that it does not hold.
 pub trait FullRows: Send + Sync {
+    /// How many there are.
+    fn len(&self) -> usize;
     /// Writes a slot's original vector into `row`.
     fn read(&self, slot: u32, row: &mut [f32]) -> Result<()>;
+    /// Asks for it from memory, where it is there.
+    fn prefetch(&self, _slot: u32) {}
 }
 
 /// Full rows: what is exact.
@@ -106,8 +114,8 @@ pub struct Graph {
     judged_at: AtomicU32,
     /// The codes stopped telling rows apart: floats are compared again.
     refused: AtomicBool,
-    /// Level 0: `2 m` words a slot, each a slot + 1; the first zero ends a list.
-    base: Arena<AtomicU32>,
+    /// Level 0: lists of at most `2 m` links.
+    base: Base,
     /// Levels 1 and up: blocks of `m` words, a slot's blocks one after the other.
     upper: Arena<AtomicU32>,
     /// Number of a slot's first block in `upper`.
@@ -147,18 +155,11 @@ impl Graph {
 
     /// Like [`Graph::new`]; an error when the system refuses the address space or an argument is out of range.
     pub fn try_new(metric: Metric, dim: usize, capacity: usize, params: Params) -> io::Result<Graph> {
-        let base = capacity.checked_mul(2 * params.m).ok_or(io::ErrorKind::OutOfMemory)?;
-        Graph::with_base(metric, dim, capacity, params, Arena::try_new(base)?)
+        Graph::with_base(metric, dim, capacity, params, Base::growing(capacity, 2 * params.m)?)
     }
 
     /// A graph whose level-0 links are there already: its rows are not.
-    fn with_base(
-        metric: Metric,
-        dim: usize,
-        capacity: usize,
-        params: Params,
-        base: Arena<AtomicU32>,
-    ) -> io::Result<Graph> {
+    fn with_base(metric: Metric, dim: usize, capacity: usize, params: Params, base: Base) -> io::Result<Graph> {
         if dim == 0 || capacity >= MAX_SLOTS || !(2..=100).contains(&params.m) || params.ef_construction == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "dimension, capacity or parameters out of range"));
         }
@@ -300,7 +301,9 @@ impl Graph {
             }
             Full::Elsewhere(rows) => {
                 let mut row = vec![0.0; self.dim];
-                for &slot in slots {
+                slots[..slots.len().min(READ_AHEAD)].iter().for_each(|&slot| rows.prefetch(slot));
+                for (at, &slot) in slots.iter().enumerate() {
+                    slots.get(at + READ_AHEAD).into_iter().for_each(|&next| rows.prefetch(next));
                     rows.read(slot, &mut row)?;
                     self.kernel.prepare(&mut row);
                     each(slot, self.kernel.inner(&query.row, &row));
@@ -371,11 +374,11 @@ impl Graph {
         let len = self.len() as usize;
         let upper = *self.writer.lock() as usize * self.params.m;
         let repeated = if self.repeated.load(Ordering::Relaxed) > 0 { len } else { 0 };
-        let words = len * (2 * self.params.m + 1) + upper + repeated;
+        let words = len + upper + repeated;
         let held = if let Full::Held(table) = &self.full { table.bytes_of(len) } else { 0 };
         let rows = held + self.codes.get().map_or(0, |codes| codes.bytes_of(len));
         let scratches: usize = self.scratches.lock().iter().map(|scratch| scratch.memory_bytes()).sum();
-        words * 4 + rows + STRIPES + scratches
+        self.base.bytes_of(len) + words * 4 + rows + STRIPES + scratches
     }
 
     fn level(&self, slot: u32) -> u32 {
@@ -432,21 +435,13 @@ impl Graph {
         // No row comes meanwhile: one that came without codes would never get them.
         let _alone = self.writer.lock();
         let len = self.len();
-        let every = len.div_ceil(TRAIN_SAMPLE).max(1) as usize;
         let tried: &[Encoding] = match self.params.encoding {
             Encoding::Sq4 => &[Encoding::Sq4, Encoding::Sq8],
             _ => &[Encoding::Sq8],
         };
         for &encoding in tried {
-            let sample = (0..len).step_by(every).map(|slot| &self.row(slot)[..self.dim]);
-            let codec = Codec::train(encoding, self.kernel, self.dim, sample);
             // Without memory for codes floats serve as well.
-            let Ok(codes) = Table::try_new(codec, self.capacity) else { return };
-            for slot in 0..len {
-                let row = &self.row(slot)[..self.dim];
-                // SAFETY: nobody else knows the table yet.
-                unsafe { codes.encode(slot, row, self.kernel.is_directionless(row)) };
-            }
+            let Ok(codes) = self.encoded(encoding, len, self.capacity) else { return };
             match self.judge(&codes, len) {
                 Verdict::Fit => {
                     let _ = self.codes.set(codes);
@@ -456,6 +451,33 @@ impl Graph {
                 Verdict::Refused => tracing::info!(rows = len, "{} does not tell these rows apart", encoding.name()),
             }
         }
+    }
+
+    /// The first `len` rows in another encoding, with room for more.
+    fn encoded(&self, encoding: Encoding, len: u32, capacity: usize) -> io::Result<Table> {
+        let row = |slot| &self.row(slot)[..self.dim];
+        let every = len.div_ceil(TRAIN_SAMPLE).max(1) as usize;
+        let codec = Codec::train(encoding, self.kernel, self.dim, (0..len).step_by(every).map(row));
+        let codes = Table::try_new(codec, capacity)?;
+        for slot in 0..len {
+            // SAFETY: nobody else knows the table yet.
+            unsafe { codes.encode(slot, row(slot), self.kernel.is_directionless(row(slot))) };
+        }
+        Ok(codes)
+    }
+
+    /// Binary codes of the first `len` rows, where they are wanted and serve: a graph is not linked by them, but answers
+    /// from them when it is sealed.
+    fn sealed_codes(&self, len: u32) -> io::Result<Option<Table>> {
+        if self.params.encoding != Encoding::Bq || self.encoding() == Encoding::F32 || !self.holds_rows() {
+            return Ok(None);
+        }
+        let codes = self.encoded(Encoding::Bq, len, len as usize)?;
+        let fit = self.judge(&codes, len) == Verdict::Fit;
+        if !fit {
+            tracing::info!(rows = len, "bq does not tell these rows apart; keeping {}", self.encoding().name());
+        }
+        Ok(fit.then_some(codes))
     }
 
     /// Do codes find what floats find? Judged by some of the rows as queries against all, or very many, of them: the grid is
@@ -468,8 +490,9 @@ impl Graph {
             if self.kernel.is_directionless(self.row(probe)) {
                 continue;
             }
+            let row = &self.row(probe)[..self.dim];
             // SAFETY: every slot below `len` is published, and has its code: codes are written with the row, or before.
-            let (exact, coded) = unsafe { (self.held().nearest(probe, &slots), codes.nearest(probe, &slots)) };
+            let (exact, coded) = unsafe { (self.held().nearest(row, &slots), codes.nearest(row, &slots)) };
             let farther = exact[exact.len() / 2].0;
             if !(exact[0].0 < farther && farther.is_finite()) {
                 continue;
@@ -495,12 +518,19 @@ impl Graph {
 
     /// A slot's list on a level it has.
     #[inline]
-    fn links(&self, level: u32, slot: u32) -> &[AtomicU32] {
-        let (slot, m) = (slot as usize, self.params.m);
-        if level == 0 {
-            return &self.base.words()[slot * 2 * m..][..2 * m];
-        }
-        let block = self.upper_at.words()[slot].load(Ordering::Relaxed) + level - 1;
+    fn list(&self, level: u32, slot: u32) -> List<'_> {
+        if level == 0 { self.base.list(slot) } else { List::Words(self.block(level, slot)) }
+    }
+
+    /// The words of such a list, to be written.
+    fn words(&self, level: u32, slot: u32) -> &[AtomicU32] {
+        if level == 0 { self.base.words(slot) } else { self.block(level, slot) }
+    }
+
+    /// A list of an upper level.
+    fn block(&self, level: u32, slot: u32) -> &[AtomicU32] {
+        let m = self.params.m;
+        let block = self.upper_at.words()[slot as usize].load(Ordering::Relaxed) + level - 1;
         &self.upper.words()[block as usize * m..][..m]
     }
 

@@ -6,12 +6,12 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
+use super::links::{List, unpack};
 use super::table::Table;
 use super::{Graph, Query};
 use crate::engine::codes::Coded;
-use crate::engine::distance::prefetch;
 use crate::model::Encoding;
 use crate::storage::Result;
 
@@ -155,20 +155,28 @@ impl Seen {
 
     /// Adds what a list links to; the new ones are `slots[result..]`. Without branches on what was seen: that is a coin toss.
     #[inline]
-    fn add_links(&mut self, links: &[AtomicU32]) -> usize {
+    fn add_links(&mut self, links: List<'_>) -> usize {
         let start = self.slots.len();
-        self.slots.resize(start + links.len(), 0);
+        self.slots.resize(start + links.room(), 0);
         let (bits, out) = (self.bits.as_mut_slice(), &mut self.slots[start..]);
         let mut count = 0;
-        for link in links {
-            let Some(slot) = link.load(Ordering::Relaxed).checked_sub(1) else { break };
+        let mut add = |slot: u32| {
             let (word, bit) = (&mut bits[slot as usize / 64], 1 << (slot % 64));
             out[count] = slot;
             count += usize::from(*word & bit == 0);
             *word |= bit;
+        };
+        match links {
+            List::Words(words) => {
+                for link in words {
+                    let Some(slot) = link.load(Ordering::Relaxed).checked_sub(1) else { break };
+                    add(slot);
+                }
+                // A link is stored after the row it leads to was published.
+                fence(Ordering::Acquire);
+            }
+            List::Packed(bytes, width, links) => (0..links).for_each(|at| add(unpack(bytes, width, at))),
         }
-        // A link is stored after the row it leads to was published.
-        fence(Ordering::Acquire);
         self.slots.truncate(start + count);
         start
     }
@@ -242,7 +250,7 @@ impl Graph {
         for level in (level + 1..=top).rev() {
             loop {
                 scratch.ids.clear();
-                scratch.ids.extend(self.read_links(level, slot_of(best)));
+                scratch.ids.extend(self.list(level, slot_of(best)).slots());
                 // SAFETY: links lead to published slots.
                 unsafe { table.gather(query, &scratch.ids, &mut scratch.measured) };
                 taken += scratch.ids.len();
@@ -254,12 +262,6 @@ impl Graph {
             }
         }
         Some((best, taken))
-    }
-
-    /// A list's slots at this moment.
-    pub(super) fn read_links(&self, level: u32, slot: u32) -> impl Iterator<Item = u32> {
-        // Acquire: the rows the links lead to were published before them.
-        self.links(level, slot).iter().map_while(|link| link.load(Ordering::Acquire).checked_sub(1))
     }
 
     /// The `room` nearest slots of a level that are reachable from `start`, into the scratch's pool.
@@ -279,9 +281,9 @@ impl Graph {
         pool.insert(start & !STATE);
         while let Some(key_here) = pool.peek() {
             pool.follow();
-            let fresh = seen.add_links(self.links(level, slot_of(key_here)));
+            let fresh = seen.add_links(self.list(level, slot_of(key_here)));
             if let Some(next) = pool.peek() {
-                prefetch(self.links(level, slot_of(next)));
+                self.list(level, slot_of(next)).prefetch();
             }
             let fresh = &seen.slots[fresh..];
             // SAFETY: links lead to published slots.
@@ -289,7 +291,7 @@ impl Graph {
             for (&slot, &distance) in fresh.iter().zip(values.iter()) {
                 let key = key(distance, slot);
                 if key < pool.bound() && pool.insert(key).0 == pool.next {
-                    prefetch(self.links(level, slot));
+                    self.list(level, slot).prefetch();
                 }
             }
         }
@@ -359,7 +361,9 @@ impl Walk<'_> {
             self.fetch(want, want, accept, s);
             out.extend(s.pool.taken(want).map(|key| (distance_of(key), slot_of(key))));
         } else {
-            let more = encoding.overfetch(want).saturating_sub(self.held.len());
+            // Coarse codes order little: the pool itself is what they choose.
+            let pool = if encoding == Encoding::Bq { self.ef } else { 0 };
+            let more = encoding.overfetch(want).max(pool).saturating_sub(self.held.len());
             self.fetch(want.saturating_sub(self.held.len()), more, accept, s);
             let compared = self.compare_exactly(more, s);
             if compared.is_err() {
@@ -478,9 +482,9 @@ impl Walk<'_> {
     #[inline]
     fn follow(&mut self, here: Key, s: &mut Scratch, accept: Accept<'_>) {
         let graph = self.graph;
-        let first = s.seen.add_links(graph.links(0, slot_of(here)));
+        let first = s.seen.add_links(graph.list(0, slot_of(here)));
         if let Some(next) = s.pool.peek() {
-            prefetch(graph.links(0, slot_of(next)));
+            graph.list(0, slot_of(next)).prefetch();
         }
         let count = s.seen.slots.len() - first;
         // SAFETY: links lead to published slots.
@@ -509,7 +513,7 @@ impl Walk<'_> {
             s.beyond.push(key);
         } else if slot_of(key) < self.limit && accept(slot_of(key)) {
             if insert(s, key | ACCEPTED) == s.pool.next {
-                prefetch(self.graph.links(0, slot_of(key)));
+                self.graph.list(0, slot_of(key)).prefetch();
             }
         } else {
             s.frontier.push(Reverse(key | GUIDE));

@@ -150,17 +150,15 @@ impl Table {
         out[0]
     }
 
-    /// Some slots by their distance to one of them, nearest first.
+    /// Some slots by their distance to a prepared row, nearest first.
     ///
     /// # Safety
     /// As for [`Table::row`], for every slot.
-    pub unsafe fn nearest(&self, probe: u32, slots: &[u32]) -> Vec<(f32, u32)> {
+    pub unsafe fn nearest(&self, row: &[f32], slots: &[u32]) -> Vec<(f32, u32)> {
         let (mut query, mut values) = (Coded::default(), vec![0.0; slots.len()]);
+        self.query(row, &mut query);
         // SAFETY: by contract.
-        unsafe {
-            self.row_as_query(probe, &mut query);
-            self.gather(&query, slots, &mut values);
-        }
+        unsafe { self.gather(&query, slots, &mut values) };
         let mut nearest: Vec<_> = values.into_iter().zip(slots.iter().copied()).collect();
         nearest.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
         nearest

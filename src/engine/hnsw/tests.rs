@@ -440,6 +440,10 @@ fn saved(count: usize) -> (Vec<Vec<f32>>, Graph, Vec<u8>) {
 }
 
 impl FullRows for Vec<Vec<f32>> {
+    fn len(&self) -> usize {
+        Vec::len(self)
+    }
+
     fn read(&self, slot: u32, row: &mut [f32]) -> Result<()> {
         row.copy_from_slice(&self[slot as usize % self.len()]);
         Ok(())
@@ -496,10 +500,32 @@ fn rows_read_elsewhere_are_compared_as_they_were_pushed() {
     }
 }
 
+#[test]
+fn a_graph_sealed_with_binary_codes_finds_nearly_all_in_a_fraction_of_the_memory() {
+    let rows = clustered(59, 4_000, 128);
+    let queries = clustered(59, 4_050, 128).split_off(4_000);
+    for metric in [Metric::L2, Metric::Cosine, Metric::Ip] {
+        let graph = encoded(Encoding::Bq, metric, &rows, 2);
+        assert_eq!(graph.encoding(), Encoding::Sq8, "while it grows");
+        let mut bytes = Vec::new();
+        graph.save(&mut bytes).expect("memory");
+        let sealed = load(metric, &rows, graph.params(), &bytes, false).expect("just saved");
+        assert_eq!(sealed.encoding(), Encoding::Bq);
+        let found = recall(&sealed, &queries, 10, 100);
+        assert!(found > 0.93, "{metric}: {found}");
+        let links = 4_000 * (2 * 8 + 1) * 4;
+        assert!(sealed.memory_bytes() < links + 4_000 * 128 * 4 / 8, "{}", sealed.memory_bytes());
+    }
+}
+
 /// Cannot be read from some slot on.
-struct Failing(u32);
+struct Failing(u32, usize);
 
 impl FullRows for Failing {
+    fn len(&self) -> usize {
+        self.1
+    }
+
     fn read(&self, slot: u32, row: &mut [f32]) -> Result<()> {
         if slot >= self.0 {
             return Err(crate::storage::damaged(std::path::Path::new("originals"), "a flipped bit"));
@@ -512,13 +538,14 @@ impl FullRows for Failing {
 #[test]
 fn a_row_that_cannot_be_read_fails_the_search() {
     let (rows, graph, bytes) = saved(1_200);
-    let failing = |from| Graph::load(Metric::L2, 6, graph.params(), &mut &bytes[..], Box::new(Failing(from)), false);
+    let failing =
+        |from| Graph::load(Metric::L2, 6, graph.params(), &mut &bytes[..], Box::new(Failing(from, rows.len())), false);
     let loaded = failing(0).expect("nothing is read yet");
     let query = loaded.prepare(&rows[0]);
     let mut walk = loaded.walk(&query, 30);
     assert!(walk.next_page(10, &mut |_| true, &mut Vec::new()).is_err());
     assert!(loaded.scan(&query, 0..10, &mut |_, _| ()).is_err());
-    let held = Graph::load(Metric::L2, 6, graph.params(), &mut &bytes[..], Box::new(Failing(7)), true);
+    let held = Graph::load(Metric::L2, 6, graph.params(), &mut &bytes[..], Box::new(Failing(7, rows.len())), true);
     let error = held.err().expect("a row cannot be read");
     assert!(error.downcast::<crate::storage::StorageError>().is_ok_and(|error| error.is_damage()));
 }

@@ -4,8 +4,8 @@ mod answers;
 mod collections;
 mod listing;
 mod probes;
-mod search;
-mod vector;
+pub(in crate::server) mod search;
+pub(in crate::server) mod vector;
 
 use crate::consistency::recheck::SourceHeap;
 use crate::query::QueryService;

@@ -159,7 +159,7 @@ fn parse(def: &CollectionDef, collection: &str, bytes: &[u8]) -> Result<Parsed, 
     let mut body: Body = serde_json::from_slice(bytes).map_err(malformed)?;
     let consistency = freshness(body.consistency.take())?;
     let Some(searches) = body.searches.take() else {
-        let requests = vec![one(def, collection, &consistency, body)?];
+        let requests = vec![one(def, collection, &consistency, body, None)?];
         return Ok(Parsed { consistency, requests, batch: false });
     };
     if !body.is_empty() {
@@ -170,7 +170,7 @@ fn parse(def: &CollectionDef, collection: &str, bytes: &[u8]) -> Result<Parsed, 
         let of_all = || Problem::new(problem::MALFORMED, "a search of a batch has no `consistency` and no `searches`");
         let request = match body.consistency.is_some() || body.searches.is_some() {
             true => Err(of_all().hint("all searches of a batch are answered from one view: say it beside `searches`")),
-            false => one(def, collection, &consistency, body),
+            false => one(def, collection, &consistency, body, None),
         };
         request.map_err(|problem| Problem { detail: format!("searches[{at}]: {}", problem.detail), ..problem })
     });
@@ -200,15 +200,38 @@ pub fn freshness(body: Option<Freshness>) -> Result<Consistency, Problem> {
     Ok(Consistency { at_least, timeout: timeout_ms.map(Duration::from_millis) })
 }
 
-fn one(def: &CollectionDef, collection: &str, consistency: &Consistency, body: Body) -> Result<SearchRequest, Problem> {
+/// A search as a body tells it, by a vector that came by another way.
+pub(in crate::server) fn parse_beside(
+    def: &CollectionDef,
+    body: &Json,
+    vector: Option<Vec<f32>>,
+) -> Result<SearchRequest, Problem> {
+    let mut body: Body = serde_json::from_str(&body.to_string()).map_err(malformed)?;
+    if body.searches.is_some() {
+        return Err(Problem::new(problem::MALFORMED, "`searches` is for HTTP").hint("join with LATERAL"));
+    }
+    let consistency = freshness(body.consistency.take())?;
+    one(def, &def.name, &consistency, body, vector)
+}
+
+fn one(
+    def: &CollectionDef,
+    collection: &str,
+    consistency: &Consistency,
+    body: Body,
+    beside: Option<Vec<f32>>,
+) -> Result<SearchRequest, Problem> {
     let shape = shape(&body)?;
     let hint = r#"send {"query": {"vector": [...]}}, {"query": {"id": ...}} or {"query": {"recommend": {...}}}"#;
     let query = body.query.ok_or_else(|| Problem::new(problem::MALFORMED, "`query` is missing").hint(hint))?;
     let using = query.using.as_deref();
     let by = match (query.vector, query.id, query.recommend) {
-        (Some(json), None, None) => SearchBy::Vector(vector::parse(def, using, &json)?),
-        (None, Some(id), None) => SearchBy::Row(parse_id(def, &id)?),
-        (None, None, Some(examples)) => SearchBy::Examples {
+        (None, None, None) if beside.is_some() => {
+            SearchBy::Vector(vector::checked(def, using, beside.unwrap_or_default())?)
+        }
+        (Some(json), None, None) if beside.is_none() => SearchBy::Vector(vector::parse(def, using, &json)?),
+        (None, Some(id), None) if beside.is_none() => SearchBy::Row(parse_id(def, &id)?),
+        (None, None, Some(examples)) if beside.is_none() => SearchBy::Examples {
             positive: examples.positive.iter().map(|one| example(def, using, one)).collect::<Result<_, _>>()?,
             negative: examples.negative.iter().map(|one| example(def, using, one)).collect::<Result<_, _>>()?,
         },

@@ -16,6 +16,12 @@ pub fn parse(def: &CollectionDef, using: Option<&str>, json: &RawValue) -> Resul
             Problem::new(problem::MALFORMED, format!("query.vector: {error}")).hint("send an array of numbers")
         })?,
     };
+    checked(def, using, vector)
+}
+
+/// A query vector fit to be compared by the column's metric, except that its dimensions are not checked.
+pub fn checked(def: &CollectionDef, using: Option<&str>, vector: Vec<f32>) -> Result<Vec<f32>, Problem> {
+    let column = def.vector(using).map(|(_, column)| column);
     let most = column.map_or(MAX_DIMENSIONS, |column| column.kind.max_dimensions());
     if vector.len() > most {
         let detail = format!("the query has {} dimensions; at most {most} are taken", vector.len());

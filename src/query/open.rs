@@ -1,0 +1,218 @@
+//! Searches on a view that is kept: several statements of one transaction see the same rows, and a search without an end
+//! gives as many of them as are asked for, when they are asked for.
+
+use crate::consistency::blocking;
+use crate::consistency::frontier::Serving;
+use crate::consistency::recheck::{Visibility, check};
+use crate::engine::view::{CollectionView, View};
+use crate::model::{Answer, Candidate, CollectionDef, Consistency, Filter, Hit, Recheck, RowKey, SearchRequest, Value};
+use crate::query::resolve::{self, Resolved, check_numbers, check_state};
+use crate::query::{QueryError, QueryService};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+/// A recheck asks about at least so many rows at once.
+const LEAST_PAGE: usize = 16;
+
+/// The state of all collections at one position, kept for as long as this is.
+#[derive(Clone)]
+pub struct Pinned {
+    pub(super) serving: Arc<Serving>,
+    pub(super) view: Arc<View>,
+    /// Why it was of the past already when it was taken.
+    pub(super) stale: Option<String>,
+}
+
+impl Pinned {
+    /// The definition of a collection in it.
+    pub fn definition(&self, collection: &str) -> Result<Arc<CollectionDef>, QueryError> {
+        Ok(self.collection(collection)?.def.clone())
+    }
+
+    /// All collections in it, by name.
+    pub fn collections(&self) -> impl Iterator<Item = (&str, &CollectionView)> {
+        self.view.collections.iter().map(|(name, found)| (name.as_str(), &**found))
+    }
+
+    /// The position it is exact for.
+    pub fn applied(&self) -> crate::model::Lsn {
+        self.view.applied
+    }
+
+    /// Tells the engine what was found wrong with its files.
+    pub(super) fn report(&self, error: &QueryError) {
+        match error {
+            QueryError::Storage(error) => self.serving.engine.report(error),
+            QueryError::InBatch { error, .. } => self.report(error),
+            _ => {}
+        }
+    }
+
+    fn collection(&self, name: &str) -> Result<&CollectionView, QueryError> {
+        resolve::collection(&self.view, name)
+    }
+
+    /// Rows of a collection whose vector in this column can be found, and how many of them pass.
+    pub fn count(
+        &self,
+        collection: &str,
+        column: usize,
+        filter: Option<&Filter>,
+    ) -> Result<(usize, usize), QueryError> {
+        let index = &self.collection(collection)?.indexes[column];
+        Ok((index.live, blocking(|| index.rows.passing(filter).count())))
+    }
+
+    /// Rows whose vector in this column can be found and that pass, in no order that means anything: at most `want`, from
+    /// place `from` on, and the place behind them; `None` when there are no more. Their distance is NaN.
+    pub fn every(
+        &self,
+        collection: &str,
+        column: usize,
+        filter: Option<&Filter>,
+        from: u32,
+        want: usize,
+    ) -> Result<(Vec<Hit>, Option<u32>), QueryError> {
+        let found = self.collection(collection)?;
+        check_state(found, &Consistency::default())?;
+        let index = &found.indexes[column];
+        blocking(|| {
+            let passing = index.rows.passing(filter);
+            let end = u32::try_from(index.rows.len()).unwrap_or(u32::MAX);
+            let row = |node| {
+                let row = index.row(node)?;
+                Some(Candidate { key: row.key(), distance: f64::NAN, version: row.version(), node }.hit(None))
+            };
+            let hits: Vec<_> = passing.ones(from, end).filter_map(row).take(want).collect();
+            let next = hits.last().filter(|_| hits.len() == want).map(|last| last.node + 1);
+            Ok((hits, next))
+        })
+    }
+
+    /// The value of a filter column of a row that a search of this vector column gave; `None` is NULL.
+    pub fn cell(&self, collection: &str, column: usize, node: u32, filter: usize) -> Option<Value> {
+        self.collection(collection).ok()?.indexes.get(column)?.row(node)?.cell(filter)
+    }
+
+    /// The vector that a row has in a column which was not searched: as last committed.
+    pub fn vector_of(&self, collection: &str, column: usize, key: &RowKey) -> Result<Option<Vec<f32>>, QueryError> {
+        let found = self.collection(collection)?;
+        let vector = blocking(|| self.serving.engine.vector_of(found, column, key)).map_err(QueryError::from);
+        Ok(vector.inspect_err(|error| self.report(error))?.flatten())
+    }
+
+    /// The vectors of rows that a search of this vector column gave, in their order.
+    pub fn vectors(&self, collection: &str, column: usize, nodes: &[u32]) -> Result<Vec<Vec<f32>>, QueryError> {
+        let found = self.collection(collection)?;
+        let vectors = blocking(|| self.serving.engine.vectors_at(found, column, nodes)).map_err(QueryError::from);
+        vectors.inspect_err(|error| self.report(error))
+    }
+}
+
+impl<V: Visibility> QueryService<V> {
+    /// A view to keep, as new as asked for.
+    pub async fn pin(&self, consistency: &Consistency) -> Result<Pinned, QueryError> {
+        // Before the view, and again after the answer: what answers may be replaced in between.
+        let stale = self.frontier.progress.stale();
+        let (serving, view) = self.frontier.view(consistency).await?;
+        Ok(Pinned { serving, view, stale })
+    }
+
+    /// [`QueryService::search`] on a view that is kept. What the request says of consistency does not count.
+    pub async fn search_on(&self, pinned: &Pinned, request: &SearchRequest) -> Result<Answer, QueryError> {
+        let (started, requests) = (Instant::now(), std::slice::from_ref(request));
+        check_numbers(request)?;
+        let answers = self.answers(pinned, &request.collection, &request.consistency, requests, started).await;
+        let answers = answers.inspect_err(|error| pinned.report(error));
+        if let Ok(answers) = &answers {
+            Self::measure(&request.collection, answers, started);
+        }
+        Self::only(answers)
+    }
+}
+
+impl<V: Visibility + 'static> QueryService<V> {
+    /// Opens a search whose end is not known: `limit` of the request is only what is probably wanted. Nothing is done
+    /// before the first rows are asked for. It ends when the answer is dropped.
+    pub fn open(self: &Arc<Self>, pinned: Pinned, request: SearchRequest) -> OpenSearch {
+        let (ask, asks) = mpsc::channel(1);
+        let (answer, pages) = mpsc::channel(1);
+        let service = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = service.serve_open(&pinned, &request, asks, &answer).await {
+                pinned.report(&error);
+                // Nobody waits for it any more where that fails.
+                let _ = answer.send(Err(error)).await;
+            }
+        });
+        OpenSearch { ask, pages }
+    }
+
+    async fn serve_open(
+        &self,
+        pinned: &Pinned,
+        request: &SearchRequest,
+        mut asks: mpsc::Receiver<usize>,
+        answer: &mpsc::Sender<Result<Vec<Hit>, QueryError>>,
+    ) -> Result<(), QueryError> {
+        let Some(mut want) = asks.recv().await else { return Ok(()) };
+        check_numbers(request)?;
+        let found = pinned.collection(&request.collection)?;
+        check_state(found, &request.consistency)?;
+        let resolved = blocking(|| Resolved::new(&pinned.serving, found, request, self.options.default_ef))?;
+        let mut stream = blocking(|| resolved.open());
+        loop {
+            let mut hits = Vec::new();
+            while let Some(open) = &mut stream
+                && hits.len() < want
+            {
+                let missing = want - hits.len();
+                let ask = if request.recheck == Recheck::None { missing } else { missing.max(LEAST_PAGE) };
+                let page = blocking(|| open.next(ask))?;
+                let dry = page.len() < ask;
+                hits.extend(self.shown(&resolved, page).await?);
+                if dry {
+                    stream = None;
+                }
+            }
+            if answer.send(Ok(hits)).await.is_err() {
+                return Ok(());
+            }
+            want = match asks.recv().await {
+                Some(want) => want,
+                None => return Ok(()),
+            };
+        }
+    }
+
+    async fn shown(&self, resolved: &Resolved<'_>, page: Vec<Candidate>) -> Result<Vec<Hit>, QueryError> {
+        if resolved.request.recheck == Recheck::None {
+            return Ok(page.into_iter().map(|candidate| resolved.as_indexed(candidate)).collect());
+        }
+        if page.is_empty() {
+            return Ok(Vec::new());
+        }
+        let started = Instant::now();
+        let shown = check(&self.visibility, &resolved.found.def, vec![(resolved.checking(), page)]).await?;
+        tracing::trace!(took = ?started.elapsed(), "rechecked a page of an open search");
+        Ok(shown.into_iter().flatten().collect())
+    }
+}
+
+/// A search that is continued as rows are wanted.
+pub struct OpenSearch {
+    ask: mpsc::Sender<usize>,
+    pages: mpsc::Receiver<Result<Vec<Hit>, QueryError>>,
+}
+
+impl OpenSearch {
+    /// The next rows, nearest first, about `want` of them: fewer only when there are no more. A recheck gives what it has
+    /// asked about, which may be more.
+    pub async fn next(&mut self, want: usize) -> Result<Vec<Hit>, QueryError> {
+        if self.ask.send(want).await.is_err() {
+            return Ok(Vec::new());
+        }
+        self.pages.recv().await.unwrap_or(Ok(Vec::new()))
+    }
+}

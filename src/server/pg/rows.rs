@@ -1,0 +1,366 @@
+//! The rows of a plan, made when they are asked for: where they come from, what they have to pass, order, limit.
+
+use crate::model::{Answer, Cell, CollectionDef, Filter, Hit, Lsn, RowKey, Value, pgtype};
+use crate::query::{OpenSearch, Pinned, QueryError};
+use crate::server::pg::plan::{Plan, Source};
+use crate::server::pg::select::What;
+use crate::server::pg::tables::{AboutAnswer, Role, Table};
+use crate::server::pg::{Service, User, fixed};
+use crate::server::problem::{self, Problem};
+use crate::storage::state::CollectionState;
+use std::cmp::Ordering;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// A row of an answer.
+pub type Row = Vec<Option<Value>>;
+
+/// Rows taken from the index at once where something is filtered or sorted behind it.
+const CHUNK: usize = 256;
+/// The same, at most.
+const MOST_PULLED: usize = 4096;
+/// Rows that one statement may hold.
+const MOST_HELD: usize = 1_000_000;
+
+/// Where rows come from, opened.
+enum Feed {
+    Hits(VecDeque<Hit>, About),
+    Open(OpenSearch),
+    Every(Option<u32>),
+    Rows(VecDeque<Row>),
+    Dry,
+}
+
+/// What all rows of one answer say of it.
+#[derive(Default)]
+struct About {
+    complete: bool,
+    applied: Lsn,
+    staleness_ms: Option<f64>,
+    stale: Option<String>,
+    plan: &'static str,
+}
+
+/// The rows of one statement.
+pub struct Rows {
+    service: Arc<Service>,
+    view: Option<Pinned>,
+    user: Arc<User>,
+    plan: Plan,
+    /// Of the collection that is searched, and its vector column.
+    def: Option<(Arc<CollectionDef>, usize)>,
+    feed: Option<Feed>,
+    /// Columns of the table that are looked at.
+    needed: Vec<bool>,
+    /// Rows of the table that passed and were not given yet.
+    ahead: VecDeque<Row>,
+    skip: u64,
+    left: Option<u64>,
+}
+
+impl Rows {
+    /// The rows of a plan on a view. Nothing is searched before they are asked for.
+    pub fn new(service: Arc<Service>, view: Option<Pinned>, user: Arc<User>, plan: Plan) -> Rows {
+        let (skip, left, needed) = (plan.offset, plan.limit, needed(&plan));
+        Rows { service, view, user, plan, def: None, feed: None, needed, ahead: VecDeque::new(), skip, left }
+    }
+
+    /// At most `want` further rows; fewer only when there are no more.
+    pub async fn next(&mut self, want: usize) -> Result<Vec<Row>, Problem> {
+        let aggregate = self.plan.outputs.iter().any(|output| output.is_aggregate());
+        let first = self.feed.is_none();
+        if first {
+            self.feed = Some(self.open().await?);
+        }
+        if first && aggregate {
+            let row = self.aggregate().await?;
+            return Ok(if self.left == Some(0) || self.skip > 0 { Vec::new() } else { vec![row] });
+        }
+        if first && !self.plan.order.is_empty() {
+            while self.pull(MOST_PULLED).await? {
+                self.check_held()?;
+            }
+            self.sort();
+        }
+        let want = self.left.map_or(want, |left| want.min(usize::try_from(left).unwrap_or(usize::MAX)));
+        while self.ahead.len() < usize::try_from(self.skip).unwrap_or(usize::MAX).saturating_add(want) {
+            let missing = want.saturating_sub(self.ahead.len());
+            if !self.pull(missing).await? {
+                break;
+            }
+            self.drop_skipped();
+            self.check_held()?;
+        }
+        self.drop_skipped();
+        let rows: Vec<_> = self.ahead.drain(..want.min(self.ahead.len())).collect();
+        self.left = self.left.map(|left| left - rows.len() as u64);
+        Ok(rows.iter().map(|row| self.shown(row)).collect())
+    }
+
+    fn drop_skipped(&mut self) {
+        let skip = usize::try_from(self.skip).unwrap_or(usize::MAX).min(self.ahead.len());
+        self.ahead.drain(..skip);
+        self.skip -= skip as u64;
+    }
+
+    async fn open(&mut self) -> Result<Feed, Problem> {
+        let view = || self.view.clone().ok_or_else(|| Problem::from(crate::consistency::frontier::NoView::NotLoaded));
+        Ok(match &self.plan.source {
+            Source::Nothing | Source::Unknown => Feed::Dry,
+            Source::Impossible(problem) => return Err(problem.clone()),
+            Source::One => Feed::Rows(VecDeque::from([Vec::new()])),
+            Source::Fixed => {
+                let rows = match &self.plan.table {
+                    Some(Table::Collections) => fixed::collections(self.view.as_ref(), &self.user),
+                    _ => vec![fixed::status(&self.service.frontier)],
+                };
+                Feed::Rows(rows.into())
+            }
+            Source::Nearest(request) => {
+                let view = view()?;
+                let answer = self.service.search_on(&view, request).await?;
+                self.def = Some(searched(&view, &request.collection, request.using.as_deref())?);
+                let about = About::of(&answer);
+                Feed::Hits(answer.hits.into(), about)
+            }
+            Source::Open(request) => {
+                let view = view()?;
+                self.def = Some(searched(&view, &request.collection, request.using.as_deref())?);
+                Feed::Open(self.service.open(view, (**request).clone()))
+            }
+            Source::Every(collection, column, _) => {
+                self.def = Some((view()?.definition(collection)?, *column));
+                Feed::Every(Some(0))
+            }
+        })
+    }
+
+    /// Takes more rows from the source; false when there are none.
+    async fn pull(&mut self, missing: usize) -> Result<bool, Problem> {
+        let least = if self.plan.residual.is_some() || self.skip > 0 { CHUNK } else { 1 };
+        let want = missing.clamp(least, MOST_PULLED);
+        let (mut about, mut end) = (None, false);
+        let hits = match self.feed.get_or_insert(Feed::Dry) {
+            Feed::Dry => return Ok(false),
+            Feed::Rows(rows) => {
+                let rows = std::mem::take(rows);
+                self.feed = Some(Feed::Dry);
+                let pass = |row: &Row| self.plan.residual.as_ref().is_none_or(|filter| passes(filter, row));
+                self.ahead.extend(rows.into_iter().filter(pass));
+                return Ok(true);
+            }
+            Feed::Hits(hits, of_answer) => {
+                let page: Vec<_> = hits.drain(..want.min(hits.len())).collect();
+                end = hits.is_empty();
+                about = Some(std::mem::take(of_answer));
+                page
+            }
+            Feed::Open(open) => {
+                let page = open.next(want).await.map_err(Problem::from)?;
+                end = page.len() < want;
+                page
+            }
+            Feed::Every(from) => match (*from, &self.plan.source, &self.view) {
+                (Some(place), Source::Every(collection, column, filter), Some(view)) => {
+                    let (page, next) = view.every(collection, *column, filter.as_ref(), place, want)?;
+                    *from = next;
+                    page
+                }
+                _ => return Ok(false),
+            },
+        };
+        let rows = self.rows(hits, about.as_ref())?;
+        self.ahead.extend(rows);
+        match (&mut self.feed, about) {
+            (Some(Feed::Hits(_, of_answer)), Some(about)) if !end => *of_answer = about,
+            _ if end => self.feed = Some(Feed::Dry),
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    fn check_held(&self) -> Result<(), Problem> {
+        if self.ahead.len() <= MOST_HELD {
+            return Ok(());
+        }
+        let detail = format!("more than {MOST_HELD} rows would have to be held here");
+        let hint = "order by the distance with a LIMIT, add conditions, or fetch fewer rows at once";
+        Err(Problem::new(problem::TOO_MANY_ROWS, detail).hint(hint))
+    }
+
+    /// The rows of the table that these hits are, as far as they pass.
+    fn rows(&self, hits: Vec<Hit>, about: Option<&About>) -> Result<Vec<Row>, QueryError> {
+        let (Some(view), Some((def, searched))) = (&self.view, &self.def) else { return Ok(Vec::new()) };
+        let wants_vector = |at: usize| {
+            let is = |column: &crate::server::pg::tables::Column| column.role == Role::Vector(at);
+            self.plan.columns.iter().zip(&self.needed).any(|(column, needed)| *needed && is(column))
+        };
+        let mut vectors = match wants_vector(*searched) {
+            false => Vec::new(),
+            true => {
+                let nodes: Vec<_> = hits.iter().map(|hit| hit.node).collect();
+                view.vectors(&def.name, *searched, &nodes)?
+            }
+        };
+        let mut rows = Vec::with_capacity(hits.len());
+        for (number, hit) in hits.iter().enumerate() {
+            let key = hit.key.decode().unwrap_or_default();
+            let mut row = Vec::with_capacity(self.plan.columns.len());
+            for (column, needed) in self.plan.columns.iter().zip(&self.needed) {
+                row.push(match column.role {
+                    _ if !needed => None,
+                    Role::Input(input) => self.plan.inputs.get(&input).cloned().flatten(),
+                    Role::KeyText => Some(Value::Text(key_text(def, &hit.key, &key).into())),
+                    Role::Key(at) => key.get(at).cloned(),
+                    Role::Filter(at) => view.cell(&def.name, *searched, hit.node, at),
+                    Role::Vector(at) if at == *searched => {
+                        vectors.get_mut(number).map(|vector| Value::Vector(std::mem::take(vector).into()))
+                    }
+                    Role::Vector(at) => {
+                        view.vector_of(&def.name, at, &hit.key)?.map(|vector| Value::Vector(vector.into()))
+                    }
+                    Role::Distance => Some(Value::Float(hit.distance)),
+                    Role::Shown => hit.columns.as_ref().map(|json| Value::Text(json.get().into())),
+                    Role::Answer(what) => about.and_then(|about| about.value(what)),
+                    Role::Fixed(_) => None,
+                });
+            }
+            if self.plan.residual.as_ref().is_none_or(|filter| passes(filter, &row)) {
+                rows.push(row);
+            }
+        }
+        Ok(rows)
+    }
+
+    fn shown(&self, row: &Row) -> Row {
+        let value = |what: &What| match what {
+            What::Column(at) => row.get(*at).cloned().flatten(),
+            What::Linear { at, factor, sum } => match row.get(*at) {
+                Some(Some(Value::Float(distance))) => Some(Value::Float(factor * distance + sum)),
+                _ => None,
+            },
+            What::Constant(value) => value.clone(),
+            What::Count | What::CountOf(_) | What::Extreme(..) => None,
+        };
+        self.plan.outputs.iter().map(|output| value(&output.what)).collect()
+    }
+
+    /// The one row that all rows make together.
+    async fn aggregate(&mut self) -> Result<Row, Problem> {
+        if let (Source::Every(collection, column, filter), None, Some(view)) =
+            (&self.plan.source, &self.plan.residual, &self.view)
+            && self.plan.outputs.iter().all(|output| output.what == What::Count)
+        {
+            let (_, passing) = view.count(collection, *column, filter.as_ref())?;
+            return Ok(vec![Some(Value::Int(passing as i64)); self.plan.outputs.len()]);
+        }
+        let mut sums: Row = self.plan.outputs.iter().map(|output| output.none()).collect();
+        while self.pull(MOST_PULLED).await? {
+            for row in self.ahead.drain(..) {
+                for (sum, output) in sums.iter_mut().zip(&self.plan.outputs) {
+                    output.add(sum, &row);
+                }
+            }
+        }
+        Ok(sums)
+    }
+
+    fn sort(&mut self) {
+        let order = std::mem::take(&mut self.plan.order);
+        self.ahead.make_contiguous().sort_by(|a, b| {
+            let by = |(at, descending, nulls_first): &(usize, bool, bool)| match (&a[*at], &b[*at]) {
+                (None, None) => Ordering::Equal,
+                (None, Some(_)) if *nulls_first => Ordering::Less,
+                (Some(_), None) if *nulls_first => Ordering::Greater,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(_), None) => Ordering::Less,
+                (Some(a), Some(b)) => {
+                    let order = a.compare(b).unwrap_or(Ordering::Equal);
+                    if *descending { order.reverse() } else { order }
+                }
+            };
+            order.iter().map(by).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
+        });
+    }
+}
+
+impl About {
+    fn of(answer: &Answer) -> About {
+        About {
+            complete: answer.complete,
+            applied: answer.applied_lsn,
+            staleness_ms: answer.staleness.map(|age| age.as_secs_f64() * 1000.0),
+            stale: answer.stale.clone(),
+            plan: answer.stats.plan,
+        }
+    }
+
+    fn value(&self, what: AboutAnswer) -> Option<Value> {
+        let text = |text: &str| Value::Text(text.into());
+        match what {
+            AboutAnswer::Complete => Some(Value::Bool(self.complete)),
+            AboutAnswer::AppliedLsn => Some(text(&self.applied.to_string())),
+            AboutAnswer::StalenessMs => self.staleness_ms.map(Value::Float),
+            AboutAnswer::Stale => self.stale.as_deref().map(text),
+            AboutAnswer::Plan => Some(text(self.plan)),
+        }
+    }
+}
+
+fn searched(view: &Pinned, collection: &str, using: Option<&str>) -> Result<(Arc<CollectionDef>, usize), QueryError> {
+    let def = view.definition(collection)?;
+    let column = def.vector(using).map_or(0, |(column, _)| column);
+    Ok((def, column))
+}
+
+fn passes(filter: &Filter, row: &Row) -> bool {
+    let cells: Vec<_> = row.iter().map(|value| value.clone().map_or(Cell::Null, Cell::Value)).collect();
+    filter.passes(&cells)
+}
+
+/// A key of one column as that, of several as a JSON object.
+fn key_text(def: &CollectionDef, key: &RowKey, values: &[Value]) -> String {
+    match (&def.key[..], values) {
+        ([column], [value]) => pgtype::to_text_as(column.kind, value),
+        (columns, values) if columns.len() == values.len() => {
+            let json = |(column, value): (&crate::model::KeyColumn, &Value)| {
+                (column.name.clone(), pgtype::to_json_as(column.kind, value))
+            };
+            let fields = columns.iter().zip(values).map(json);
+            serde_json::Value::Object(fields.collect()).to_string()
+        }
+        _ => key.to_string(),
+    }
+}
+
+/// Columns of the table that the plan looks at.
+fn needed(plan: &Plan) -> Vec<bool> {
+    let mut needed = vec![false; plan.columns.len()];
+    let mut mark = |at: usize| needed.iter_mut().skip(at).take(1).for_each(|needed| *needed = true);
+    for output in &plan.outputs {
+        match output.what {
+            What::Column(at) | What::Linear { at, .. } | What::CountOf(at) | What::Extreme(at, _) => mark(at),
+            What::Constant(_) | What::Count => {}
+        }
+    }
+    plan.order.iter().for_each(|(at, ..)| mark(*at));
+    plan.residual.iter().for_each(|filter| columns_of(filter, &mut mark));
+    needed
+}
+
+fn columns_of(filter: &Filter, mark: &mut impl FnMut(usize)) {
+    match filter {
+        Filter::And(parts) | Filter::Or(parts) => parts.iter().for_each(|part| columns_of(part, mark)),
+        Filter::Not(part) => columns_of(part, mark),
+        Filter::Compare { column, .. } | Filter::In { column, .. } | Filter::IsNull { column } => mark(*column),
+    }
+}
+
+/// A collection's state as a word.
+pub fn state(state: &CollectionState) -> String {
+    match state {
+        CollectionState::Live => "live".into(),
+        CollectionState::Copying => "copying".into(),
+        CollectionState::Paused { reason } => format!("paused: {reason}"),
+    }
+}
