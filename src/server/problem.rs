@@ -6,6 +6,7 @@ use crate::model::Lsn;
 use crate::query::QueryError;
 use crate::query::filter::FilterError;
 use crate::source::SourceError;
+use crate::source::policy::Policy;
 use serde::Serialize;
 use serde::ser::SerializeMap;
 
@@ -82,6 +83,7 @@ kinds! {
     TOO_MANY_ROWS = "RV1418", 400, "54000", false, "The statement needs more memory than one may take";
     STATEMENT_EXISTS = "RV1419", 400, "42P05", false, "There is a prepared statement of this name already";
     DUPLICATE_TRANSACTION = "RV1420", 400, "25001", false, "There is a transaction already";
+    UNFIT = "RV1207", 503, "55000", true, "The collection is configured and cannot be copied";
     OVERLOADED = "RV1301", 503, "53300", true, "Too many requests at once";
     INTERNAL = "RV1901", 500, "XX000", false, "Internal error";
 }
@@ -163,9 +165,15 @@ impl From<SourceError> for Problem {
                 Problem::new(UNKNOWN_COLUMN, detail).hint("check `columns`; names are taken literally")
             }
             SourceError::Refused { problem, remedy } => Problem::new(SOURCE_REFUSED, problem).hint(remedy),
-            SourceError::Sql { .. } | SourceError::Unavailable(_) => {
-                Problem::new(SOURCE_REFUSED, detail).hint("see the source's log")
+            SourceError::Sql { ref code, ref message } => {
+                let detail = format!("the source answered: {message} (SQLSTATE {code})");
+                let hint = match error.policy() {
+                    Policy::Refuse { remedy } => remedy,
+                    Policy::Retry | Policy::AskAgain => "see the source's log",
+                };
+                Problem::new(SOURCE_REFUSED, detail).hint(hint)
             }
+            SourceError::Unavailable(_) => Problem::new(SOURCE_REFUSED, detail).hint("see the source's log"),
         }
     }
 }
@@ -193,6 +201,8 @@ impl From<QueryError> for Problem {
             QueryError::UnknownCollection { .. } => {
                 Problem::new(UNKNOWN_COLLECTION, detail).hint("GET /v1/collections lists them")
             }
+            QueryError::Refused { .. } => Problem::new(UNFIT, detail)
+                .hint("its table is looked at again every few seconds: once it fits, the copy begins by itself"),
             QueryError::UnknownVector { .. } => Problem::new(UNKNOWN_COLUMN, detail).hint("correct query.using"),
             QueryError::Dimensions { .. } => {
                 Problem::new(DIMENSIONS, detail).hint("embed the query with the model that made the column")
@@ -228,7 +238,7 @@ impl From<QueryError> for Problem {
             QueryError::Replaced(_) => Problem::new(COPYING, detail).hint("ask again: the new copy answers"),
             QueryError::Copying(_) => Problem::new(COPYING, detail).hint("GET /v1/collections shows its progress"),
             QueryError::Paused { .. } => Problem::new(PAUSED, detail)
-                .hint("correct the table or the collection's configuration and start the service again: it copies everything anew"),
+                .hint("correct the table, or the collection in the file and send SIGHUP: it is looked at every few seconds, and this collection alone is copied again"),
             QueryError::NoView(error) => error.into(),
             QueryError::Source(error) => error.into(),
             QueryError::Storage(error) => Problem::new(INTERNAL, error.to_string()),
