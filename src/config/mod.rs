@@ -389,7 +389,7 @@ mod tests {
             (&format!("{COLLECTION}{COLLECTION}"), "named twice"),
             (
                 "[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nmetric = 'far'\n",
-                "unknown variant `far`, expected one of `cosine`",
+                "unknown variant `far`, expected one of `l2`, `cosine`",
             ),
             ("[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nencoding = 'sq9'\n", "`sq8`"),
             ("[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nm = 1\n", "m is 1"),
