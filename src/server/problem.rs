@@ -63,7 +63,6 @@ kinds! {
     SOURCE_UNAVAILABLE = "RV1204", 503, "08006", true, "The source cannot be asked";
     NOT_LOADED = "RV1205", 503, "57P03", true, "No data is loaded yet";
     SOURCE_REFUSED = "RV1206", 502, "38000", false, "The source refused what was asked of it";
-    UNFIT = "RV1207", 503, "55000", true, "The collection is configured and cannot be copied";
     UNSUPPORTED = "RV1401", 400, "0A000", false, "This form of SQL is not taken";
     SYNTAX = "RV1402", 400, "42601", false, "The statement is no SQL";
     MISSING_INPUT = "RV1403", 400, "HV000", false, "An input of the table is not given";
@@ -84,6 +83,7 @@ kinds! {
     TOO_MANY_ROWS = "RV1418", 400, "54000", false, "The statement needs more memory than one may take";
     STATEMENT_EXISTS = "RV1419", 400, "42P05", false, "There is a prepared statement of this name already";
     DUPLICATE_TRANSACTION = "RV1420", 400, "25001", false, "There is a transaction already";
+    UNFIT = "RV1207", 503, "55000", true, "The collection is configured and cannot be copied";
     OVERLOADED = "RV1301", 503, "53300", true, "Too many requests at once";
     INTERNAL = "RV1901", 500, "XX000", false, "Internal error";
 }

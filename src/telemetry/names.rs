@@ -101,14 +101,14 @@ metric_names! {
     LSN_WAIT_SECONDS = Histogram "ruvector_lsn_wait_seconds";
     /// Waits for a position that timed out.
     LSN_WAIT_TIMEOUTS = Counter "ruvector_lsn_wait_timeouts_total";
-    /// 1 while a configured collection follows its table, 0 while it is paused or cannot be copied (label collection).
-    COLLECTION_FOLLOWS = Gauge "ruvector_collection_follows";
     /// SQL statements, by code ("ok" where there was an answer).
     SQL_STATEMENTS = Counter "ruvector_sql_statements_total";
     /// SQL sessions.
     SQL_SESSIONS = Gauge "ruvector_sql_sessions";
     /// Cancellations asked for over SQL.
     SQL_CANCELS = Counter "ruvector_sql_cancel_requests_total";
+    /// 1 while a configured collection follows its table, 0 while it is paused or cannot be copied (label collection).
+    COLLECTION_FOLLOWS = Gauge "ruvector_collection_follows";
     /// Rows of a collection.
     COLLECTION_ROWS = Gauge "ruvector_collection_rows";
     /// Vectors that can be found.
