@@ -250,8 +250,11 @@ impl Session {
         }
         let (mut plan, view) = self.plan(query, Params(Some(&[]))).await?;
         plan.limit = Some(SAMPLE);
-        if matches!(plan.table, Some(Table::Search | Table::Stream)) {
-            plan.source = plan::Source::Nothing;
+        match &plan.table {
+            Some(Table::Search | Table::Stream) => plan.source = plan::Source::Nothing,
+            // All columns are asked for, also those that only a search has.
+            Some(Table::Collection(def)) => plan.source = plan::Source::Every(plan::Scan::of(def)),
+            _ => {}
         }
         Ok(Some(self.running(plan, view)))
     }

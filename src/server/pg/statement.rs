@@ -12,6 +12,9 @@ use sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
 /// Longest text of statements, in bytes.
 pub const MAX_TEXT: usize = 4 << 20;
+/// Most words and signs of one statement. The parser makes a tree as deep as a chain of operators is long, and what walks
+/// through it, or drops it, takes a piece of the stack for each level.
+const MAX_WORDS: usize = 2_000;
 /// Most statements of one text.
 const MAX_STATEMENTS: usize = 100;
 
@@ -85,12 +88,49 @@ pub fn parse(sql: &str) -> Result<Vec<Statement>, Problem> {
     };
     let tokens = Tokenizer::new(&dialect, sql).tokenize_with_location();
     let tokens = joined(tokens.map_err(|error| syntax(error.to_string()))?);
+    check_words(&tokens)?;
     let parsed = Parser::new(&dialect).with_tokens_with_locations(tokens).parse_statements();
     let parsed = parsed.map_err(|error| syntax(error.to_string()))?;
     if parsed.len() > MAX_STATEMENTS {
         return Err(unsupported(format!("more than {MAX_STATEMENTS} statements at once")));
     }
     parsed.into_iter().map(statement).collect()
+}
+
+/// Refuses statements that would be a deep tree. Lists of values are long and flat: their values, commas and signs do not
+/// count.
+fn check_words(tokens: &[TokenWithSpan]) -> Result<(), Problem> {
+    let mut words = 0;
+    let mut last = &Token::EOF;
+    for TokenWithSpan { token, .. } in tokens {
+        let starts = matches!(last, Token::Comma | Token::LBracket | Token::LParen);
+        match token {
+            Token::Whitespace(_) => continue,
+            Token::SemiColon => words = 0,
+            Token::Comma | Token::Number(..) | Token::Placeholder(_) => {}
+            token if is_text(token) => {}
+            Token::Minus if starts => {}
+            _ => words += 1,
+        }
+        if words > MAX_WORDS {
+            let detail = format!("a statement of more than {MAX_WORDS} words and signs");
+            let hint = "write `column IN (...)` or `= ANY ($1)` instead of a chain of OR; send vectors as parameters";
+            return Err(Problem::new(problem::TOO_COMPLEX, detail).hint(hint));
+        }
+        last = token;
+    }
+    Ok(())
+}
+
+fn is_text(token: &Token) -> bool {
+    matches!(
+        token,
+        Token::SingleQuotedString(_)
+            | Token::EscapedStringLiteral(_)
+            | Token::UnicodeStringLiteral(_)
+            | Token::NationalStringLiteral(_)
+            | Token::DollarQuotedString(_)
+    )
 }
 
 /// What the parser does not know, and what the catalog answers by its text.
