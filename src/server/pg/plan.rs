@@ -2,8 +2,8 @@
 
 use crate::consistency::frontier::NoView;
 use crate::model::{
-    CollectionDef, ColumnType, Comparison, Consistency, Filter, FilterColumn, MAX_LIMIT, Recheck, SearchBy, SearchRequest, Shape,
-    Value,
+    CollectionDef, ColumnType, Comparison, Consistency, Filter, FilterColumn, MAX_LIMIT, Recheck, SearchBy,
+    SearchRequest, Shape, Value,
 };
 use crate::query::{Pinned, filter};
 use crate::server::http::{search as body, vector};
@@ -11,8 +11,8 @@ use crate::server::pg::condition::{
     self, Distance, Known, Params, Writer, Written, column_name, conjuncts, short, unsupported,
 };
 use crate::server::pg::inputs::{
-    all_of, check_metric, check_open, check_scan, check_shown, echo, equalities, filter_and_consistency, first_distance,
-    missing,
+    all_of, check_metric, check_open, check_scan, check_shown, echo, equalities, filter_and_consistency,
+    first_distance, missing,
 };
 use crate::server::pg::select::{List, Output, Parts, parts};
 use crate::server::pg::settings::Settings;
