@@ -81,6 +81,12 @@ fn a_column_that_comes_back_heals_its_collection() {
     database.sql.run("ALTER TABLE docs RENAME embedding TO gone; UPDATE docs SET body = 'x' WHERE id = 1");
     service.wait_for("it is paused", |service| service.collection("docs")["state"] == "paused");
     assert_eq!(service.search("docs", &near(3, 4, 1))["complete"], false);
+    let command = Command::new(env!("CARGO_BIN_EXE_ruvector"))
+        .args(["search", "docs", "--vector", "[1,2,3,4]", "--url", service.url()])
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&command.stdout).into_owned();
+    assert!(said.contains("MAY BE SHORT: the collection is paused: "), "{said}");
     database.sql.run("DELETE FROM docs WHERE id = 3; ALTER TABLE docs RENAME gone TO embedding");
     wait_copied(&mut service, &database.sql, "docs", &docs);
     assert_eq!(service.search("docs", &near(3, 4, 50))["hits"].as_array().map(Vec::len), Some(49));
@@ -94,11 +100,89 @@ fn a_table_dropped_and_made_again_is_copied_again() {
     let docs = service.collection("docs")["copied_at"].clone();
     database.sql.run("DROP TABLE docs");
     service.wait_for("it is paused", |service| service.collection("docs")["state"] == "paused");
-    assert!(!service.is_ready());
+    assert!(service.is_ready(), "the other answers");
     assert_eq!(service.verify_clean("other"), 10);
     database.docs(70);
     wait_copied(&mut service, &database.sql, "docs", &docs);
     assert_eq!(service.verify_clean("docs"), 70);
+    service.terminate();
+}
+
+#[test]
+fn a_collection_that_cannot_be_copied_is_told_of_everywhere_until_it_can() {
+    let database = Database::shared();
+    database.docs(20);
+    let name = database.name.clone();
+    database.sql.run(&format!(
+        "CREATE TABLE other (LIKE docs INCLUDING ALL); INSERT INTO other SELECT * FROM docs LIMIT 10;
+         CREATE PUBLICATION \"{name}\" FOR TABLE docs WITH (publish_via_partition_root = true)"
+    ));
+    let source = format!("{OFTEN}create_publication = false\n");
+    let mut service = Service::configured(&database, &source, DOCS);
+    service.start();
+    service.wait_ready();
+    let hang_up = |service: &mut Service, sections: &str| {
+        service.configure(&database.dsn, &source, sections);
+        service.hang_up();
+    };
+    let finds = |service: &Service, code: &str| {
+        let doctor = service.status()["doctor"].clone();
+        doctor["findings"].as_array().is_some_and(|all| all.iter().any(|one| one["code"] == code))
+    };
+    let state = |service: &Service, name: &str| {
+        let status = service.status();
+        let found = status["collections"].as_array().expect("a list").iter().find(|one| one["name"] == name).cloned();
+        found.map(|found| found["state"].clone()).unwrap_or_default()
+    };
+    service.wait_for("the doctor was there", |service| finds(service, "D13"));
+    let no_table = DOCS.replace("public.docs", "public.no_table").replace("\"docs\"", "\"typo\"");
+    hang_up(&mut service, &format!("{DOCS}{}{no_table}", over("other")));
+    for (collection, reason) in [
+        ("other", format!("ALTER PUBLICATION \"{name}\" ADD TABLE ONLY \"public\".\"other\";")),
+        ("typo", "\"public\".\"no_table\" does not exist".to_owned()),
+    ] {
+        service.wait_for("it is refused", |service| state(service, collection)["state"] == "refused");
+        assert!(state(&service, collection)["reason"].as_str().is_some_and(|why| why.contains(&reason)), "{reason}");
+        let error = format!("{:#}", service.try_search(collection, &near(1, 4, 1)).expect_err("refused"));
+        assert!(error.starts_with("RV1207") && error.contains(&reason), "{error}");
+        assert_eq!(
+            service
+                .logged(&format!("cannot be copied; looking at its table again and again collection=\"{collection}\"")),
+            1
+        );
+        let metrics = service.client().text("/metrics").expect("metrics");
+        assert!(
+            metrics.contains(&format!("ruvector_collection_follows{{collection=\"{collection}\"}} 0")),
+            "{metrics}"
+        );
+    }
+    assert!(service.is_ready());
+    let ready = service.client().get("/readyz").expect("ready");
+    assert!(ready["not_following"]["other"].is_string() && ready["not_following"]["typo"].is_string(), "{ready}");
+    service.wait_for("the doctor finds both", |service| finds(service, "D07") && finds(service, "D09"));
+    // The typo is corrected, and the publication has the table.
+    database.sql.run(&format!("ALTER PUBLICATION \"{name}\" ADD TABLE other"));
+    hang_up(&mut service, &format!("{DOCS}{}", over("other")));
+    service.wait_for("the doctor finds nothing of it", |service| !finds(service, "D07") && !finds(service, "D09"));
+    service.wait_for("it is live", |service| state(service, "other")["state"] == "live");
+    assert_eq!(service.verify_clean("other"), 10);
+    let metrics = service.client().text("/metrics").expect("metrics");
+    assert!(metrics.contains("ruvector_collection_follows{collection=\"other\"} 1"), "{metrics}");
+    assert!(metrics.contains("ruvector_collection_follows{collection=\"typo\"} NaN"), "{metrics}");
+    // What would only pause a collection that follows is not taken over, and what needs a start is named.
+    let unfit = DOCS.replace("\"l2\"", "\"hamming\"");
+    hang_up(&mut service, &format!("[search]\nwait_ms = 5\n{unfit}{}", over("other")));
+    service.wait_for("it is not taken over", |service| service.logged("collections are not taken over") == 1);
+    assert_eq!(
+        service.logged("they hold from the next start on settings=\"search.wait_ms\""),
+        1,
+        "{}",
+        service.log_tail()
+    );
+    hang_up(&mut service, DOCS);
+    service.wait_for("it is forgotten", |service| state(service, "other").is_null());
+    assert_eq!(service.logged("it stays in the publication table=\"public.other\""), 1, "{}", service.log_tail());
+    assert_eq!((state(&service, "docs")["state"].as_str(), service.verify_clean("docs")), (Some("live"), 20));
     service.terminate();
 }
 

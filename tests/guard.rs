@@ -3,7 +3,7 @@
 
 mod support;
 
-use ruvector::cli::private_postgres::Settings;
+use ruvector::cli::private_postgres::{Settings, Stop};
 use ruvector::storage::ownership;
 use serde_json::Value as Json;
 use std::io::{Read, Write};
@@ -56,6 +56,54 @@ fn text(bytes: &[u8]) -> String {
 
 // The budget.
 
+/// What the slot costs and what is left is shown while the first copy is under way, and the slot keeps nothing for it.
+#[test]
+fn the_budget_and_the_servers_limit_are_shown_during_the_copy_and_a_near_limit_is_warned_of() {
+    let postgres = cluster(Settings::default().with("max_slot_wal_keep_size", "48MB"));
+    let database = Database::of(&postgres);
+    database.sql.run(
+        "CREATE TABLE docs (id int PRIMARY KEY, section text, body text, embedding real[]);
+         ALTER TABLE docs ALTER body SET STORAGE PLAIN;
+         INSERT INTO docs SELECT i, 's', repeat('x', 7000), vec(i, 4) FROM generate_series(1, 9000) i",
+    );
+    let mut service = Service::configured(&database, "copy_connections = 1\n", DOCS);
+    service.start();
+    let copying = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'COPY %docs%' AND pid <> pg_backend_pid()";
+    service.wait_for("it copies", |_| database.sql.text(copying).is_some());
+    let pid = database.sql.one(copying);
+    let signal = |name: &str| {
+        let sent = Command::new("sh").args(["-c", &format!("kill -s {name} {pid}")]).status();
+        assert!(sent.expect("sh runs").success(), "{name}");
+    };
+    signal("STOP");
+    service.wait_for("what the slot costs is shown", |service| {
+        let shown = protection(service);
+        shown["budget_left_bytes"].is_u64() && shown["slots"][0]["safe_wal_bytes"].is_i64()
+    });
+    let ruvector = Command::new(env!("CARGO_BIN_EXE_ruvector")).args(["status", "--url", service.url()]).output();
+    let said = text(&ruvector.expect("it runs").stdout);
+    assert!(
+        said.contains("WAL budget   ") && said.contains("MiB left of 10240.0 MiB") && said.contains("% read"),
+        "{said}"
+    );
+    signal("CONT");
+    service.wait_ready();
+    // A transaction that stays open keeps the slot where it is, until the server has had enough.
+    database.sql.run("CREATE TABLE pinned (x int)");
+    let pin = database.connect();
+    pin.run("BEGIN; INSERT INTO pinned VALUES (1)");
+    let mut written = 0;
+    service.wait_for("the limit is near", |service| {
+        if written < 60 {
+            write_wal(&database.sql, 4);
+            written += 4;
+        }
+        std::thread::sleep(Duration::from_millis(800));
+        protection(service)["warning"].as_str().is_some_and(|why| why.contains("before the server gives slot"))
+    });
+    assert!(service.logged("the server may give our slot up soon") > 0, "{}", service.log_tail());
+}
+
 #[test]
 fn a_spent_budget_drops_the_slot_and_the_service_heals_when_its_cause_is_gone() {
     let postgres = cluster(Settings::default());
@@ -81,6 +129,7 @@ fn a_spent_budget_drops_the_slot_and_the_service_heals_when_its_cause_is_gone() 
     // Reads go on, marked stale.
     assert_eq!(ids(&service.search("docs", &near(7, 4, 1))), [7]);
     assert!(!service.is_ready());
+    assert!(protection(&service)["warning"].is_null(), "the slot is gone: {}", protection(&service));
     assert_eq!(service.status()["stale"], reason.as_str());
     let metrics = service.client().text("/metrics").expect("metrics");
     assert!(metrics.contains("ruvector_source_slot_given_up_total{budget=\"bytes\"} 1"), "{metrics}");
@@ -524,6 +573,140 @@ fn detach_takes_back_what_is_ours_and_nothing_else() {
     let theirs = ruvector(&["detach", "--publication", "--yes"], &config);
     assert!(text(&theirs.stdout).contains("was not made by ruvector and stays"), "{}", text(&theirs.stdout));
     assert_eq!(database.sql.one("SELECT count(*) FROM pg_publication"), "2");
+}
+
+#[test]
+fn a_lost_data_directory_is_told_by_the_doctor_and_by_detach() {
+    let postgres = cluster(Settings::default());
+    let database = Database::of(&postgres);
+    database.docs(10);
+    let mut service = Service::ready(&database, DOCS);
+    let slot = service.slot.clone();
+    service.terminate();
+    let config = service.config_file();
+    let d25 = |said: &str| said.lines().find(|line| line.contains(" D25 ")).unwrap_or_default().to_owned();
+    let known = ruvector(&["doctor"], &config);
+    assert!(d25(&text(&known.stdout)).starts_with("ok"), "{}", text(&known.stdout));
+    assert_eq!(known.status.code(), Some(1), "no limit for kept WAL is a warning: {}", text(&known.stdout));
+    std::fs::remove_dir_all(service.data_dir()).expect("removed");
+    let lost = ruvector(&["doctor"], &config);
+    let said = text(&lost.stdout);
+    assert!(d25(&said).starts_with("ERROR") && d25(&said).contains("does not know it"), "{said}");
+    assert!(said.contains(&format!("SELECT pg_drop_replication_slot('{slot}');")), "{said}");
+    assert_eq!(lost.status.code(), Some(2));
+    let left = ruvector(&["detach", "--yes"], &config);
+    let said = text(&left.stdout);
+    assert!(said.contains("NOT DONE") && said.contains("--all") && !said.contains("-- done"), "{said}");
+    assert_eq!((left.status.code(), slots(&database.sql)), (Some(1), vec![slot.clone()]));
+    let gone = ruvector(&["detach", "--all", "--yes"], &config);
+    assert!(gone.status.success() && slots(&database.sql).is_empty(), "{}", text(&gone.stdout));
+    // All is well only where nothing is left to say.
+    database.sql.run("ALTER SYSTEM SET max_slot_wal_keep_size = '10GB'");
+    database.sql.run("SELECT pg_reload_conf(); ANALYZE docs");
+    let well = ruvector(&["doctor", "--json"], &config);
+    let findings: Json = serde_json::from_slice(&well.stdout).expect("JSON");
+    let bad: Vec<_> = findings.as_array().expect("a list").iter().filter(|one| one["severity"] != "ok").collect();
+    assert!(bad.is_empty() && well.status.code() == Some(0), "{bad:?}");
+}
+
+/// What a finding of this code says, and what to do.
+fn finding(findings: &Json, code: &str) -> (String, String) {
+    let found = findings.as_array().expect("a list").iter().find(|one| one["code"] == code && one["severity"] != "ok");
+    let field = |name: &str| found.and_then(|found| found[name].as_str()).unwrap_or_default().to_owned();
+    (field("severity"), format!("{} {}", field("observed"), field("fix")))
+}
+
+#[test]
+fn the_doctor_finds_what_is_wrong_with_tables_rights_and_publication() {
+    let database = Database::shared();
+    let name = database.name.clone();
+    database.docs(10);
+    database.sql.run(&format!(
+        "CREATE ROLE \"{name}\" LOGIN REPLICATION; CREATE PUBLICATION \"{name}\" FOR TABLE docs
+           WITH (publish_via_partition_root = true)"
+    ));
+    let (dsn, sections) = (database.dsn.replace("postgres@", &format!("{name}@")), DOCS.to_owned());
+    let service = Service::configured(&database, "", &sections);
+    let ask = |sections: &str| -> Json {
+        service.configure(&dsn, "create_publication = false\n", sections);
+        serde_json::from_slice(&ruvector(&["doctor", "--json"], &service.config_file()).stdout).expect("JSON")
+    };
+    let grant = format!("GRANT SELECT ON \"public\".\"docs\" TO \"{name}\";");
+    let no_right = ask(DOCS);
+    assert_eq!(finding(&no_right, "D10"), ("error".into(), format!("our role may not read it {grant}")));
+    assert!(finding(&no_right, "D07").1.ends_with(&grant), "{no_right:#}");
+    assert_eq!(database.sql.try_run(&grant).map_err(|error| error.to_string()), Ok(()), "it can be pasted");
+    let never = ask(DOCS);
+    assert!(never.to_string().contains("not analysed yet") && finding(&never, "D10").0.is_empty(), "{never:#}");
+    database.sql.run("ALTER TABLE docs ENABLE ROW LEVEL SECURITY");
+    let (severity, said) = finding(&ask(DOCS), "D11");
+    assert_eq!(
+        (severity.as_str(), said.ends_with(&format!("ALTER ROLE \"{name}\" BYPASSRLS;"))),
+        ("error", true),
+        "{said}"
+    );
+    database.sql.run("ALTER TABLE docs DISABLE ROW LEVEL SECURITY; ALTER TABLE docs REPLICA IDENTITY FULL");
+    assert_eq!(finding(&ask(DOCS), "D08").0, "warning");
+    database.sql.run("ALTER TABLE docs REPLICA IDENTITY DEFAULT");
+    assert!(finding(&ask(&DOCS.replace("\"embedding\"", "\"body\"")), "D07").1.contains("column \"body\""));
+    database.sql.run(&format!("ALTER PUBLICATION \"{name}\" DROP TABLE docs"));
+    let (severity, said) = finding(&ask(DOCS), "D09");
+    assert_eq!((severity.as_str(), said.contains("ADD TABLE ONLY \"public\".\"docs\"")), ("error", true), "{said}");
+    // A name with an IPv4 address is well.
+    service.configure(&dsn.replace("127.0.0.1", "localhost"), "", DOCS);
+    let by_name = text(&ruvector(&["doctor"], &service.config_file()).stdout);
+    assert!(by_name.lines().any(|line| line.starts_with("ok") && line.contains(" D23 ")), "{by_name}");
+    // Each says what it is, not where pg_hba.conf is.
+    let server = dsn.rsplit_once('/').expect("a database").0;
+    service.configure(&format!("{server}/nowhere"), "", DOCS);
+    let nowhere = ruvector(&["doctor"], &service.config_file());
+    let said = text(&nowhere.stdout);
+    assert!(said.contains("correct the database in source.dsn") && !said.contains("listen_addresses"), "{said}");
+    assert_eq!(nowhere.status.code(), Some(2));
+    database.sql.run(&format!("DROP OWNED BY \"{name}\"; DROP ROLE \"{name}\""));
+}
+
+#[test]
+fn a_rebuild_that_cannot_go_on_says_why_and_the_doctor_looks_again_when_the_source_is_back() {
+    let mut postgres = cluster(Settings::default().with("max_replication_slots", "1"));
+    let database = Database::of(&postgres);
+    database.docs(10);
+    let mut service = Service::configured(&database, "", &format!("[doctor]\ninterval_s = 3600\n{DOCS}"));
+    service.start();
+    service.wait_ready();
+    let finds = |service: &Service, code: &str| {
+        let doctor = service.status()["doctor"].clone();
+        doctor["findings"].as_array().is_some_and(|all| all.iter().any(|one| one["code"] == code))
+    };
+    service.wait_for("there is no slot for a copy", |service| finds(service, "D03") && finds(service, "D13"));
+    let before = service.collection("docs")["copied_at"].clone();
+    let rebuild = |service: &Service| {
+        let ruvector = env!("CARGO_BIN_EXE_ruvector");
+        let arguments = ["rebuild", "docs", "--patience", "3", "--url", service.url()];
+        let output = Command::new(ruvector).args(arguments).output().expect("it runs");
+        (output.status.code(), format!("{}{}", text(&output.stdout), text(&output.stderr)))
+    };
+    let (code, said) = rebuild(&service);
+    assert!(code == Some(2) && said.contains("53400") && said.contains("nothing has moved for 3 s"), "{said}");
+    assert!(service.is_ready(), "what was there answers");
+    postgres.stop(Stop::Fast).expect("it stops");
+    let (code, said) = rebuild(&service);
+    assert!(code == Some(2) && said.contains("not reachable"), "{said}");
+    service.wait_for("what is known of the source ages", |service| {
+        let age = |name: &str| service.metric(name);
+        age("ruvector_replication_heard_age_seconds") > 3.0 && age("ruvector_source_slot_measured_age_seconds") > 3.0
+    });
+    postgres.set("max_slot_wal_keep_size", "10GB").expect("written");
+    postgres.set("max_replication_slots", "4").expect("written");
+    postgres.start_again().expect("it starts");
+    service.wait_for("the doctor was there again", |service| !finds(service, "D03") && !finds(service, "D13"));
+    // What was asked for meanwhile is done now.
+    service.wait_for("a new copy answers", |service| service.collection("docs")["copied_at"] != before);
+    service.wait_ready();
+    service.catch_up(&database.connect());
+    let docs = service.collection("docs");
+    assert!(docs.get("trouble").is_none() && docs.get("copy").is_none(), "{docs}");
+    assert_eq!(service.verify_clean("docs"), 10);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
-use support::{DOCS, Database, Service, cache_dir, ids, near, wait_until};
+use support::{DOCS, Database, Service, Sql, cache_dir, ids, near, wait_until};
 
 /// Beside [`DOCS`]: a partitioned table and one that is emptied.
 const OTHERS: &str = "[[collections]]
@@ -93,6 +93,91 @@ fn binaries(major: u32) -> PathBuf {
     bin_dir
 }
 
+/// A standby of this primary, which keeps its slots in step.
+fn standby_of(primary: &mut PrivatePostgres, database: &str, bin_dir: PathBuf) -> PrivatePostgres {
+    let mut standby = support::cluster(Settings { bin_dir: Some(bin_dir), ..Settings::default() });
+    standby.stop(Stop::Fast).expect("it stops");
+    primary.stop(Stop::Fast).expect("it stops");
+    let (from, to) = (primary.data_dir(), standby.data_dir());
+    let copy = format!("rm -rf {1} && cp -a {0} {1} && touch {1}/standby.signal", from.display(), to.display());
+    assert!(Command::new("sh").args(["-c", &copy]).status().expect("sh runs").success());
+    primary.start_again().expect("it starts again");
+    let sockets = standby.root_dir().to_string_lossy().into_owned();
+    let conninfo = format!("host=127.0.0.1 port={} user=postgres dbname={database}", primary.port());
+    for (name, value) in [
+        ("unix_socket_directories", sockets.as_str()),
+        ("primary_conninfo", &conninfo),
+        ("primary_slot_name", "standby"),
+        ("sync_replication_slots", "on"),
+        ("hot_standby_feedback", "on"),
+        ("synchronized_standby_slots", ""),
+    ] {
+        standby.set(name, value).expect("writable");
+    }
+    standby.start_again().expect("the standby starts");
+    standby
+}
+
+#[test]
+fn a_slot_kept_in_step_on_a_standby_of_17_survives_its_promotion_without_a_copy() {
+    if !is_wanted(17) {
+        println!("PostgreSQL 17 is not in RUVECTOR_TEST_MAJORS");
+        return;
+    }
+    let bin_dir = binaries(17);
+    let settings = Settings { bin_dir: Some(bin_dir.clone()), ..Settings::default() };
+    let mut primary = support::cluster(settings);
+    let mut database = Database::of(&primary);
+    database.docs(50);
+    database.sql.run("SELECT pg_create_physical_replication_slot('standby', true)");
+    let standby = standby_of(&mut primary, &database.name, bin_dir);
+    // Nothing is sent to us that the standby does not have.
+    primary.set("synchronized_standby_slots", "standby").and_then(|()| primary.reload()).expect("it runs");
+    database.sql = database.connect();
+    let hosts = format!(
+        "postgresql://postgres@127.0.0.1:{},127.0.0.1:{}/{}?target_session_attrs=read-write&connect_timeout=2",
+        primary.port(),
+        standby.port(),
+        database.name
+    );
+    let mut service = Service::configured(&database, "", "");
+    service.configure(&hosts, "", DOCS);
+    service.start();
+    service.wait_ready();
+    let slot = service.slot.clone();
+    let there = Sql::connect(&standby.dsn_of(&database.name));
+    let synced = format!(
+        "SELECT synced AND failover AND NOT temporary AND invalidation_reason IS NULL FROM pg_replication_slots WHERE slot_name = '{slot}'"
+    );
+    wait_until("the standby has the slot", || {
+        // It waits for the source to move on; an idle one does not.
+        database.sql.run("UPDATE docs SET section = 'x' WHERE id = 1; SELECT pg_log_standby_snapshot()");
+        std::thread::sleep(Duration::from_millis(200));
+        there.try_text(&synced).as_deref() == Some("t")
+    });
+    database.sql.run("DELETE FROM docs WHERE id = 2; INSERT INTO docs VALUES (100, 's', 'b', vec(100, 4))");
+    service.catch_up(&database.sql);
+    let mut doctor = Command::new(env!("CARGO_BIN_EXE_ruvector"));
+    let doctor = doctor.args(["doctor", "--config"]).arg(service.config_file()).output().expect("it runs");
+    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    let d14 = said.lines().find(|line| line.contains(" D14 ")).unwrap_or_default();
+    assert!(d14.starts_with("ok") && d14.contains("kept in step"), "{said}");
+    primary.stop(Stop::Killed).expect("it stops");
+    assert_eq!(there.one("SELECT pg_promote(true)"), "t");
+    database.sql = Sql::connect(&standby.dsn_of(&database.name));
+    database.sql.run("DELETE FROM docs WHERE id = 3; INSERT INTO docs VALUES (101, 's', 'b', vec(101, 4))");
+    service.catch_up(&database.sql);
+    service.wait_ready();
+    assert_eq!(service.verify_clean("docs"), 50);
+    assert_eq!(service.status()["slot"], slot.as_str());
+    assert_eq!(
+        (service.logged("the copy is whole"), service.logged("copying everything again")),
+        (1, 0),
+        "{}",
+        service.log()
+    );
+}
+
 struct Story {
     major: u32,
     // Dropped first: it streams from what follows.
@@ -134,6 +219,7 @@ fn story(major: u32) {
     story.a_slot_without_its_wal();
     if major >= 18 {
         story.an_idle_slot_that_was_invalidated();
+        story.a_slot_that_somebody_gave_two_phases();
     }
     assert_eq!(story.service.logged(" ERROR "), 0, "{}", story.service.log());
     story.service.terminate();
@@ -270,6 +356,23 @@ impl Story {
         self.copied_again(&old, [20, 200, 6001]);
         self.postgres.set("max_slot_wal_keep_size", "-1").expect("the file is there");
         self.postgres.reload().expect("it runs");
+    }
+
+    /// What it sends at PREPARE TRANSACTION nobody here could keep: it is left for one of our own.
+    fn a_slot_that_somebody_gave_two_phases(&mut self) {
+        let old = self.slot();
+        self.service.terminate();
+        let alter = format!("ALTER_REPLICATION_SLOT {old} (TWO_PHASE true)");
+        let dsn = format!("{}?replication=database", self.database.dsn);
+        let psql = Command::new("psql").args(["-X", "-d", &dsn, "-c", &alter]).output().expect("psql runs");
+        assert!(psql.status.success(), "{}", String::from_utf8_lossy(&psql.stderr));
+        self.run("DELETE FROM docs WHERE id = 500; BEGIN; DELETE FROM docs WHERE id = 501; PREPARE TRANSACTION 'two'");
+        let before = self.service.logged("making a replication slot");
+        self.service.start();
+        // A new slot waits for open transactions; prepared ones are among them.
+        self.service.wait_for("another slot is made", |service| service.logged("making a replication slot") > before);
+        self.run("COMMIT PREPARED 'two'");
+        self.copied_again(&old, [8, 200, 6001]);
     }
 
     fn an_idle_slot_that_was_invalidated(&mut self) {

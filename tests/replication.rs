@@ -483,6 +483,36 @@ fn pgvectors_own_type_is_copied_and_streamed() {
     assert_eq!(found.join(","), database.sql.one(by_pgvector));
 }
 
+#[test]
+fn an_extension_dropped_and_made_again_gives_its_type_another_number_and_the_collection_heals() {
+    let Some(bin_dir) = support::pgvector() else { return };
+    let postgres = cluster(Settings { bin_dir: Some(bin_dir), own_identity: true, ..Settings::default() });
+    let database = Database::of(&postgres);
+    database.sql.run(
+        "CREATE EXTENSION vector; CREATE TABLE docs (id bigint PRIMARY KEY, section text, embedding vector(4));
+         INSERT INTO docs SELECT i, 's', vec(i, 4)::vector FROM generate_series(1, 50) i;
+         CREATE TABLE other (id bigint PRIMARY KEY, section text, embedding real[])",
+    );
+    let mut service = Service::configured(&database, "reconcile_s = 1", &format!("{DOCS}{}", over("other")));
+    service.start();
+    service.wait_ready();
+    let number = "SELECT 'vector'::regtype::oid";
+    let before = database.sql.one(number);
+    database.sql.run("DROP EXTENSION vector CASCADE; UPDATE docs SET section = 't'");
+    service.wait_for("it is paused", |service| service.collection("docs")["state"] == "paused");
+    database.sql.run(
+        "CREATE EXTENSION vector; ALTER TABLE docs ADD COLUMN embedding vector(4);
+         UPDATE docs SET embedding = vec(id + 100, 4)::vector; INSERT INTO other VALUES (1, 's', '{1,2,3,4}')",
+    );
+    assert_ne!(database.sql.one(number), before);
+    service.wait_for("it follows again", |service| service.collection("docs")["state"] == "live");
+    service.catch_up(&database.sql);
+    database.sql.run("UPDATE docs SET embedding = vec(7, 4)::vector WHERE id = 9");
+    service.catch_up(&database.sql);
+    assert_eq!((service.verify_clean("docs"), service.verify_clean("other")), (50, 1));
+    assert_eq!(ids(&service.search("docs", &near(7, 4, 1))), [9]);
+}
+
 // Feedback.
 
 #[test]
@@ -518,6 +548,7 @@ fn a_crash_of_the_server_heals_by_itself() {
     let database = Database::of(&postgres);
     database.docs(50);
     let mut service = Service::ready(&database, DOCS);
+    let written = service.graph_writes("docs");
     for (round, how) in [Stop::Immediate, Stop::Killed, Stop::Fast].into_iter().enumerate() {
         Sql::connect(&database.dsn).run(&format!("INSERT INTO docs VALUES ({}, 's', 'b', vec(7, 4))", 100 + round));
         postgres.stop(how).expect("it stops");
@@ -532,6 +563,8 @@ fn a_crash_of_the_server_heals_by_itself() {
         sql.run(&format!("UPDATE docs SET embedding = vec({round}, 4) WHERE id = 1"));
         service.catch_up(&sql);
         assert_eq!(service.verify_clean("docs"), 51 + round as u64);
+        // What was confirmed and comes again costs nothing a second time.
+        assert_eq!(service.graph_writes("docs"), written + 2 * (round as u64 + 1));
     }
     assert_eq!(service.logged("the copy is whole"), 1, "{}", service.log());
 }
@@ -605,6 +638,21 @@ fn a_slot_dropped_while_the_service_runs_means_a_new_copy_too() {
         database.sql.one(&gone) == "0"
     });
     database.sql.run("DELETE FROM docs WHERE id <= 100");
+    // Who waits for that deletion gets it from the new copy: the old one never has it.
+    let mut query = json!({ "query": { "vector": support::vec_of(1, 4) }, "limit": 1, "recheck": "none" });
+    query["consistency"] = json!({ "at_least": database.sql.lsn().to_string(), "timeout_ms": 30_000 });
+    let asked = std::time::Instant::now();
+    database.sql.run("SELECT pg_logical_emit_message(true, 'test', '')");
+    let url = service.url().to_owned();
+    let verifying = std::thread::spawn(move || {
+        let client = ruvector::cli::client::Client::new(&url);
+        client.post("/v1/admin/collections/docs/verify", &json!({}))
+    });
+    let answer = service.search("docs", &query);
+    assert!(ids(&answer)[0].as_i64() > Some(100), "{answer}");
+    let report = verifying.join().expect("no panic").expect("a report");
+    assert_eq!((&report["mismatch_count"], &report["index_rows"]), (&json!(0), &json!(400)));
+    assert!(asked.elapsed() < Duration::from_secs(25), "{:?}", asked.elapsed());
     service.wait_for("a new slot", |service| service.is_ready() && service.status()["slot"] != json!(old));
     service.catch_up(&database.sql);
     assert_eq!(service.verify_clean("docs"), 400);
@@ -781,7 +829,11 @@ fn a_table_that_no_longer_fits_pauses_its_collection_and_no_other() {
         let said = search_error(&service, "docs", &fresh);
         assert!(said.starts_with("RV1202") && said.contains(reason), "{change}: {said}");
         assert_eq!(service.collection("docs")["state"], "paused", "{change}");
-        assert!(!service.is_ready());
+        // It is as old as it is, however fresh the others are, and it takes them away from nobody.
+        assert!(old["staleness_ms"].is_null() && service.collection("docs")["staleness_ms"].is_null(), "{old}");
+        assert!(service.is_ready());
+        let ready = service.client().get("/readyz").expect("ready");
+        assert!(ready["not_following"]["docs"].as_str().is_some_and(|why| why.contains(reason)), "{ready}");
         assert_eq!(ids(&service.search("other", &near(50, 4, 1))), [50], "{change}");
         // Columns that nobody asked for may come and go.
         database.sql.run("ALTER TABLE other DROP COLUMN body, ADD COLUMN more int DEFAULT 5; INSERT INTO other VALUES (51, 's', vec(51, 4), 1)");
@@ -963,6 +1015,42 @@ fn partitions_are_one_collection() {
     );
     service.catch_up(&database.sql);
     assert_eq!(service.verify_clean("docs"), 200);
+}
+
+#[test]
+fn while_the_publication_is_missing_answers_stay_stale_and_one_copy_is_counted() {
+    let database = Database::shared();
+    database.docs(100);
+    let name = database.name.clone();
+    let create = format!("CREATE PUBLICATION \"{name}\" FOR TABLE docs WITH (publish_via_partition_root = true)");
+    database.sql.run(&create);
+    let mut service = Service::configured(&database, "create_publication = false", DOCS);
+    service.start();
+    service.wait_ready();
+    database.sql.run(&format!("DROP PUBLICATION \"{name}\"; UPDATE docs SET section = 'lost' WHERE id = 1"));
+    service.wait_for("it is stale", |service| service.status()["stale"].is_string());
+    let indexed = json!({ "query": { "vector": [0, 0, 0, 0] }, "limit": 1, "recheck": "none" });
+    // It connects again and again, and the server takes the order each time.
+    let stays_stale = |service: &mut Service, connections: usize| {
+        let before = service.logged("trying again");
+        service.wait_for("some connections", |service| {
+            let answer = service.search("docs", &indexed);
+            assert!(answer["stale"].is_string() && answer["complete"] == false, "{answer}\n{}", service.log_tail());
+            assert!(!service.is_ready());
+            service.logged("trying again") >= before + connections
+        });
+    };
+    stays_stale(&mut service, 4);
+    service.terminate();
+    service.start();
+    service.wait_for("it answers", |service| service.try_search("docs", &indexed).is_ok());
+    stays_stale(&mut service, 4);
+    assert_eq!(service.metric("ruvector_replication_resyncs_total"), 0.0, "no copy could begin");
+    database.sql.run(&create);
+    service.wait_ready();
+    service.catch_up(&database.sql);
+    assert_eq!(service.verify_clean("docs"), 100);
+    assert_eq!(service.metric("ruvector_replication_resyncs_total"), 1.0);
 }
 
 /// Stops the service, changes the publication around a change of the table, and expects a whole new copy.

@@ -78,6 +78,21 @@ fn names_that_lead_nowhere_are_found() {
     assert_eq!(files_of(document, "Line one"), ["a.rs", "b/c.rs"]);
 }
 
+/// Is it a test, or run by one: a fault of the table in tests/soak_faults, a step of the story in tests/majors.rs?
+fn is_run(source: &str, name: &str) -> bool {
+    let Some(at) = source.find(&format!("fn {name}(")) else { return false };
+    let attribute = source[..at].trim_end_matches("async ").trim_end().lines().next_back().unwrap_or_default().trim();
+    let is_test = attribute.starts_with("#[test]") || attribute.starts_with("#[tokio::test");
+    is_test || source.contains(&format!("(\"{name}\", Kind::")) || source.contains(&format!("story.{name}("))
+}
+
+#[test]
+fn what_is_only_a_function_is_not_taken_for_a_test() {
+    let source = "#[test]\nfn a() {}\n\nfn b() {}\n\n    #[tokio::test]\n    async fn c() {}\nfn d() {}\nconst F: X = [(\"d\", Kind::Usual, d)];\nfn e(&self) {}\nstory.e();";
+    let run: Vec<_> = ["a", "b", "c", "d", "e", "f"].into_iter().filter(|name| is_run(source, name)).collect();
+    assert_eq!(run, ["a", "c", "d", "e"]);
+}
+
 #[test]
 fn every_hard_case_is_told_and_its_tests_exist() {
     let document = std::fs::read_to_string(root().join("docs/hard-cases.md")).expect("docs/hard-cases.md");
@@ -89,7 +104,7 @@ fn every_hard_case_is_told_and_its_tests_exist() {
     let missing: Vec<_> = named
         .filter(|(file, test)| {
             let source = std::fs::read_to_string(root().join(file)).unwrap_or_default();
-            !source.contains(&format!("fn {test}("))
+            !is_run(&source, test)
         })
         .collect();
     assert!(missing.is_empty(), "there is no {missing:?}");

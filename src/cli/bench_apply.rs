@@ -6,6 +6,7 @@ use crate::cli::private_postgres::{PrivatePostgres, Settings};
 use crate::config::Config;
 use crate::model::Lsn;
 use crate::node;
+use crate::storage::state;
 use anyhow::{Context, anyhow, bail};
 use serde_json::{Value as Json, json};
 use std::collections::VecDeque;
@@ -299,6 +300,9 @@ impl<'a> Bench<'a> {
         let searchable = service.reach("applied", end, started)?;
         let peak = peak_rss()?;
         self.end(service)?;
+        let beyond = peak.peak_mib.saturating_sub(peak.now_mib.max(before.now_mib));
+        // Frames that wait for the log, and the state's cache.
+        let budget = Config::load(None)?.source.queue_mib as u64 + (state::CACHE_BYTES >> 20) as u64;
         let ratio = |ours: Duration| (theirs.as_secs_f64() / ours.as_secs_f64() * 1000.0).round() / 1000.0;
         let theirs_line = json!({
             "phase": "backlog",
@@ -320,7 +324,14 @@ impl<'a> Bench<'a> {
             "rss_mib_before": before.now_mib,
             "rss_mib_peak": peak.peak_mib,
             "rss_mib_after": peak.now_mib,
+            "rss_mib_beyond_what_stays": beyond,
+            "rss_mib_budget": budget,
         });
+        if beyond > budget {
+            bail!(
+                "{beyond} MiB were used beyond what stays, more than the {budget} MiB of queue and caches: {ours_line}"
+            );
+        }
         Ok((theirs_line, ours_line))
     }
 }

@@ -122,10 +122,15 @@ async fn detach(args: &Args, config: &Config, dir: &Path) -> anyhow::Result<bool
     if doomed.is_empty() && drop_publication.is_none() {
         say!("-- nothing to drop on {dsn}");
     }
+    // Nothing is proven to be ours, and something looks like it: a slot of a lost data directory keeps WAL for ever.
+    let left = doomed.is_empty() && !found.by_name.is_empty();
+    if left {
+        say!("-- NOT DONE: slots with names of ours stay, and keep WAL; --all drops them");
+    }
     if !args.yes {
         return Ok(true);
     }
-    let mut clean = true;
+    let mut clean = !left;
     let instance = if dir.exists() { Some(ownership::instance(dir)?) } else { None };
     for slot in doomed {
         let holder = slots::freed(&client, &slot.name, instance.as_deref(), FREE).await?;

@@ -32,13 +32,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // Later copies have slots with numbers; the data directory, if it is here, says which one is ours now.
     let followed = ownership::slot_followed(&config.storage.dir).ok().flatten().filter(|_| args.dsn.is_none());
     let known = match args.dsn {
-        None => ownership::slots(&config.storage.dir).unwrap_or_default(),
-        Some(_) => Vec::new(),
+        None => Some(ownership::slots(&config.storage.dir).unwrap_or_default()),
+        Some(_) => None,
     };
     let subject = Subject {
         dsn: &dsn,
         base: &source.slot,
-        known: &known,
+        known: known.as_deref(),
         slot: followed.as_deref().unwrap_or(&source.slot),
         publication: &source.publication,
         create: source.create_publication,

@@ -1,10 +1,11 @@
 //! `ruvector init`: the SQL that prepares a source for the configured tables; printed first, run when asked to.
 
 use crate::config::Config;
+use crate::source::SourceError;
 use crate::source::catalog;
 use crate::source::connect::Dsn;
-use crate::source::setup::{Setup, statements};
-use anyhow::{Context, bail};
+use crate::source::setup::{Password, Setup, statements};
+use anyhow::{Context, anyhow, bail};
 use std::path::PathBuf;
 
 /// Arguments of `init`.
@@ -29,6 +30,9 @@ pub struct Args {
     run: bool,
 }
 
+/// The variable of psql that stands for the password in what is printed.
+const VARIABLE: &str = "ruvector_password";
+
 /// Prints, and runs when asked to.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(args.config.as_deref())?;
@@ -52,16 +56,25 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let row_security = row_security(&client, &tables).await?;
         let rds = client.query_opt("SELECT FROM pg_roles WHERE rolname = 'rds_replication'", &[]).await?.is_some();
         let publication = &config.source.publication;
-        let setup =
-            Setup { role: &args.role, password: password.as_deref(), publication, tables: &tables, row_security, rds };
-        let shown = Setup { password: password.as_ref().map(|_| "..."), ..setup.clone() };
+        let literal = password.as_deref().map(Password::Literal);
+        let setup = Setup { role: &args.role, password: literal, publication, tables: &tables, row_security, rds };
+        let shown = Setup { password: literal.map(|_| Password::Variable(VARIABLE)), ..setup.clone() };
+        if let Some(name) = &args.password_env {
+            println!("-- in psql, set the password first: \\set {VARIABLE} `printenv {name}`");
+        }
         statements(&shown).iter().for_each(|statement| println!("{statement};"));
         if !args.run {
             println!("-- nothing was run; add --run to run it in one transaction");
             return Ok(());
         }
         let sql = format!("BEGIN; SET LOCAL lock_timeout = '10s'; {}; COMMIT", statements(&setup).join("; "));
-        client.batch_execute(&sql).await.map_err(crate::source::SourceError::from)?;
+        client.batch_execute(&sql).await.map_err(|error| match SourceError::from(error) {
+            SourceError::Sql { code, message } if code == "42501" => anyhow!(
+                "{message} (SQLSTATE {code}); nothing was changed. The role in this DSN runs the SQL: connect as a superuser, or \
+                 as one that may create roles (CREATEROLE, REPLICATION), owns the tables and may CREATE in the database"
+            ),
+            other => other.into(),
+        })?;
         println!("-- done; now set source.create_publication = false and connect as {}", args.role);
         Ok(())
     })

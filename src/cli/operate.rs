@@ -4,7 +4,7 @@ use crate::cli::client::{Client, Target, segment};
 use anyhow::{Context, anyhow, bail};
 use serde_json::{Value as Json, json};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two looks at a rebuild.
 const REBUILD_LOOK: Duration = Duration::from_millis(200);
@@ -99,6 +99,9 @@ pub struct Rebuild {
     /// All of them, one after the other.
     #[arg(long)]
     all: bool,
+    /// Give up waiting when nothing has moved for so many seconds. The service goes on trying.
+    #[arg(long, default_value_t = 60)]
+    patience: u64,
 }
 
 /// Shows what the service is doing; exit code 1 when it is not ready.
@@ -111,20 +114,26 @@ pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
         return Ok(code);
     }
     let text = |json: &Json| json.as_str().map_or_else(|| json.to_string(), str::to_owned);
-    say!("source       {}  slot {}", text(&status["source"]), text(&status["slot"]));
+    let slot = status["slot"].as_str().unwrap_or("none yet");
+    say!("source       {}  slot {slot}", text(&status["source"]));
     say!("replication  {}", describe(&status["replication"]));
     if let Some(reason) = status["not_ready"].as_str() {
         say!("not ready    {reason}");
     }
     let positions = &status["positions"];
     for name in ["source", "received", "durable", "confirmed", "applied"] {
-        say!("{name:<12} {}", text(&positions[name]));
+        // A position that nobody has told us of is no position.
+        let position = positions[name].as_str().filter(|lsn| *lsn != "0/0");
+        say!("{name:<12} {}", position.unwrap_or("unknown"));
     }
     match positions["staleness_ms"].as_f64() {
         Some(ms) => say!("staleness    at most {ms:.0} ms"),
         None => say!("staleness    unknown"),
     }
     source_slots(&status);
+    if let Some(trouble) = status["copy_trouble"].as_str() {
+        say!("copy         does not go on: {trouble}");
+    }
     for collection in client.get("/v1/collections")?["collections"].as_array().into_iter().flatten() {
         say!(
             "collection   {}: {}, {} rows, {} dead letters{}",
@@ -134,6 +143,9 @@ pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
             collection["dead_letters"],
             copy_progress(collection).unwrap_or_default()
         );
+        if let Some(reason) = collection["reason"].as_str() {
+            say!("  does not follow its table: {reason}");
+        }
         for vector in collection["vectors"].as_array().into_iter().flatten() {
             say!(
                 "  {} {} {}: {} vectors, {} of {} nodes linked, {} segments, {} MB",
@@ -162,7 +174,7 @@ fn source_slots(status: &Json) {
     }
     if !protection["budget_left_bytes"].is_null() {
         let spent_in = protection["budget_spent_in_s"].as_f64();
-        let spent_in = spent_in.map(|seconds| format!(", spent in {seconds:.0} s at this rate")).unwrap_or_default();
+        let spent_in = spent_in.map(|seconds| format!(", spent in {} at this rate", span(seconds))).unwrap_or_default();
         let (left, all) = (mib(&protection["budget_left_bytes"]), mib(&protection["budget_bytes"]));
         say!("WAL budget   {left} left of {all}{spent_in}");
     }
@@ -172,6 +184,17 @@ fn source_slots(status: &Json) {
     for finding in status["doctor"]["findings"].as_array().into_iter().flatten() {
         let field = |name: &str| finding[name].as_str().unwrap_or_default().to_owned();
         say!("doctor       {} {} {}: {}", field("severity"), field("code"), field("check"), field("observed"));
+    }
+}
+
+/// A time for people.
+fn span(seconds: f64) -> String {
+    match seconds {
+        s if s < 600.0 => format!("{s:.0} s"),
+        s if s < 6.0 * 3600.0 => format!("{:.0} min", s / 60.0),
+        s if s < 2.0 * 86_400.0 => format!("{:.0} h", s / 3600.0),
+        s if s < 730.0 * 86_400.0 => format!("{:.0} days", s / 86_400.0),
+        _ => "years".into(),
     }
 }
 
@@ -257,7 +280,11 @@ pub fn search(args: &Search) -> anyhow::Result<()> {
         say!("{}", group["value"]);
         say_hits(group);
     }
-    let complete = if answer["complete"] == true { "complete" } else { "MAY BE SHORT" };
+    let complete = match (answer["complete"] == true, answer["stale"].as_str()) {
+        (true, _) => "complete".to_owned(),
+        (false, Some(stale)) => format!("MAY BE SHORT: {stale}"),
+        (false, None) => format!("MAY BE SHORT: ended by {}", answer["stats"]["ended"].as_str().unwrap_or("a limit")),
+    };
     let stats = &answer["stats"];
     say!(
         "-- {complete}; as of {}; {} us, plan {} ({})",
@@ -288,22 +315,41 @@ pub fn rebuild(args: &Rebuild) -> anyhow::Result<()> {
         let path = format!("/v1/collections/{}", segment(&name));
         let before = client.get(&path)?["copied_at"].clone();
         client.post(&format!("/v1/admin/collections/{}/rebuild", segment(&name)), &json!({}))?;
-        let mut said = String::new();
-        let rows = loop {
-            std::thread::sleep(REBUILD_LOOK);
-            let now = client.get(&path)?;
-            if now["copied_at"] != before {
-                break now["rows"].clone();
-            }
-            let progress = copy_progress(&now).unwrap_or_else(|| ", waiting".into());
-            if progress != said {
-                println!("{name}{progress}");
-                said = progress;
-            }
-        };
+        let rows = copied(&client, (&name, &path), &before, Duration::from_secs(args.patience))?;
         println!("{name}: copied again, {rows} rows");
     }
     Ok(())
+}
+
+/// Waits until a new copy answers, and says how far it is and what is in its way. Its rows.
+fn copied(client: &Client, (name, path): (&str, &str), before: &Json, patience: Duration) -> anyhow::Result<Json> {
+    let (mut said, mut moved) = ((String::new(), None), Instant::now());
+    loop {
+        std::thread::sleep(REBUILD_LOOK);
+        let now = client.get(path)?;
+        if now["copied_at"] != *before {
+            return Ok(now["rows"].clone());
+        }
+        let progress = copy_progress(&now).unwrap_or_else(|| ", waiting".into());
+        let trouble = now["trouble"].as_str().map(str::to_owned);
+        if progress != said.0 {
+            moved = Instant::now();
+        }
+        let now = (progress, trouble);
+        if now != said {
+            let trouble = now.1.as_deref().map(|why| format!("; does not go on: {why}")).unwrap_or_default();
+            println!("{name}{}{trouble}", now.0);
+            said = now;
+        }
+        if moved.elapsed() > patience {
+            let why = said.1.unwrap_or_else(|| "`ruvector status` shows what the service does".into());
+            bail!(
+                "{name}: nothing has moved for {} s: {why}. What was there goes on answering, and the service goes on trying \
+                 until it is stopped",
+                patience.as_secs()
+            );
+        }
+    }
 }
 
 /// Verifies and prints; exit code 1 when anything differs.

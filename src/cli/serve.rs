@@ -21,7 +21,7 @@ pub fn run(file: Option<&Path>) -> anyhow::Result<()> {
     runtime.block_on(async {
         let stop = CancellationToken::new();
         stop_on_signals(stop.clone())?;
-        let specs = reload_on_hangup(file.map(Path::to_owned), options.collections.clone())?;
+        let specs = reload_on_hangup(file.map(Path::to_owned), config, options.collections.clone())?;
         let listening = |at: node::Listening| {
             if let Some(address) = at.sql {
                 println!("SQL on postgresql://{address}");
@@ -57,14 +57,24 @@ fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
 /// SIGHUP reads the configuration's collections again; everything else in it needs a new start.
 fn reload_on_hangup(
     file: Option<PathBuf>,
+    started: Config,
     specs: Vec<CollectionSpec>,
 ) -> anyhow::Result<watch::Receiver<Vec<CollectionSpec>>> {
     let (changed, now) = watch::channel(specs);
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            match Config::load(file.as_deref()).and_then(|config| node::Options::try_from(&config)) {
-                Ok(options) => {
+            let loaded = Config::load(file.as_deref());
+            match loaded.and_then(|config| Ok((node::Options::try_from(&config)?, config))) {
+                Ok((options, config)) => {
+                    let settings = config.changed_since(&started);
+                    if !settings.is_empty() {
+                        let settings = settings.join(", ");
+                        tracing::warn!(
+                            settings,
+                            "these settings changed since the start; they hold from the next start on"
+                        );
+                    }
                     tracing::info!(
                         collections = options.collections.len(),
                         "the configuration's collections were read again"

@@ -1,6 +1,6 @@
 //! One file and the environment -> one checked value; `node` makes every module's own options of it. The default file is compiled in and is the documentation.
 
-use crate::model::CollectionSpec;
+use crate::model::{CollectionSpec, by_name};
 use crate::replication::transport::Streaming;
 use crate::source::catalog::check_spec;
 use crate::source::connect::Dsn;
@@ -41,6 +41,30 @@ pub struct Config {
     /// `[[collections]]`
     #[serde(default)]
     pub collections: Vec<CollectionSpec>,
+    #[serde(skip)]
+    written: Written,
+}
+
+/// Every setting as written, by its name.
+#[derive(Clone, Default)]
+struct Written(BTreeMap<String, String>);
+
+/// Some of them are secrets.
+impl std::fmt::Debug for Written {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} settings", self.0.len())
+    }
+}
+
+impl Written {
+    fn of(sections: config::Map<String, config::Value>) -> Written {
+        let settings =
+            sections.into_iter().filter(|(section, _)| section != "collections").flat_map(|(section, keys)| {
+                let keys = keys.into_table().unwrap_or_default().into_iter();
+                keys.map(move |(key, value)| (format!("{section}.{key}"), value.to_string()))
+            });
+        Written(settings.collect())
+    }
 }
 
 /// `[source]`; the meaning of each key is in the default file.
@@ -60,11 +84,13 @@ pub struct Source {
     pub status_interval_ms: u64,
     pub silence_limit_s: u64,
     pub queue_mib: usize,
+    #[serde(deserialize_with = "by_name")]
     pub streaming: Streaming,
     pub spool_mib: usize,
     pub max_retained_wal_mib: u64,
     pub max_retained_s: u64,
     pub heartbeat_s: u64,
+    #[serde(deserialize_with = "by_name")]
     pub failover: Failover,
 }
 
@@ -179,6 +205,7 @@ impl std::fmt::Debug for SqlUser {
 #[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
 pub struct Log {
     pub level: String,
+    #[serde(deserialize_with = "by_name")]
     pub format: LogFormat,
 }
 
@@ -239,10 +266,19 @@ impl Config {
         }
         let environment =
             config::Environment::with_prefix("RUVECTOR").prefix_separator("__").separator("__").try_parsing(true);
-        let loaded = layers.add_source(environment).build().and_then(config::Config::try_deserialize::<Config>);
+        let loaded = layers.add_source(environment).build().and_then(|built| {
+            let written = Written::of(config::Source::collect(&built)?);
+            Ok(Config { written, ..built.try_deserialize::<Config>()? })
+        });
         let loaded = loaded.map_err(|error| ConfigError(error.to_string()))?;
         loaded.check()?;
         Ok(loaded)
+    }
+
+    /// The settings beside the collections that are others than in `before`, by name.
+    pub fn changed_since(&self, before: &Config) -> Vec<String> {
+        let (now, before) = (&self.written.0, &before.written.0);
+        now.iter().filter(|(name, value)| before.get(*name) != Some(value)).map(|(name, _)| name.clone()).collect()
     }
 
     /// What can be said without the source.
@@ -265,6 +301,9 @@ impl Config {
         // Bytes in 64 bits.
         if self.source.max_retained_wal_mib > 1 << 40 {
             return Err(ConfigError("source.max_retained_wal_mib is more than there are".into()));
+        }
+        if self.storage.dir.as_os_str().is_empty() {
+            return Err(ConfigError("storage.dir is empty; name the data directory".into()));
         }
         check_slot(&self.source.slot)?;
         if self.source.publication.is_empty() || self.source.publication.len() > 63 {
@@ -339,14 +378,20 @@ mod tests {
             ("[source]\nslott = 'x'\n", "slott"),
             ("[sauce]\n", "sauce"),
             ("[source]\nslot = 'Bad-Name'\n", "source.slot"),
-            ("[source]\nstreaming = 'parallel'\n", "parallel"),
+            ("[source]\nstreaming = 'parallel'\n", "unknown variant `parallel`, expected `off` or `on`"),
+            ("[storage]\ndir = ''\n", "storage.dir"),
             ("[engine]\nsegment_rows = 1\n", "engine.segment_rows"),
-            ("[source]\nfailover = 'always'\n", "always"),
+            ("[source]\nfailover = 'always'\n", "unknown variant `always`, expected `auto` or `off`"),
+            ("[log]\nformat = 'xml'\n", "expected `text` or `json`"),
             ("[source]\nmax_retained_wal_mib = 10000000000000\n", "source.max_retained_wal_mib"),
             ("[http]\nlisten = 'nowhere'\n", "listen"),
             ("[[collections]]\ntable = 'docs'\nvectors = []\n", "no vector column"),
             (&format!("{COLLECTION}{COLLECTION}"), "named twice"),
-            ("[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nmetric = 'far'\n", "far"),
+            (
+                "[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nmetric = 'far'\n",
+                "unknown variant `far`, expected one of `l2`, `cosine`",
+            ),
+            ("[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nencoding = 'sq9'\n", "`sq8`"),
             ("[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nm = 1\n", "m is 1"),
             ("[sql]\nlisten = 'nowhere'\n[sql.users.a]\npassword = 'x'\n", "sql.listen"),
             ("[sql]\nlisten = '127.0.0.1:5480'\n", "without users"),
@@ -359,6 +404,15 @@ mod tests {
             let error = load(text).expect_err(text).to_string();
             assert!(error.contains(expected), "{text:?} gave {error:?}");
         }
+    }
+
+    #[test]
+    fn what_changed_beside_the_collections_is_named() {
+        let before = load("[source]\ndsn = 'postgresql://u:a@h/d'\n").expect("valid");
+        let after = format!("[source]\ndsn = 'postgresql://u:b@h/d'\n[search]\nwait_ms = 5\n{COLLECTION}");
+        let after = load(&after).expect("valid");
+        assert_eq!(after.changed_since(&before), ["search.wait_ms", "source.dsn"]);
+        assert!(before.changed_since(&before).is_empty() && !format!("{before:?}").contains("u:a@"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use arc_swap::ArcSwapOption;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// The engine that answers and the log it drains.
 pub struct Serving {
@@ -27,7 +28,7 @@ pub struct Serving {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoView {
     /// The service has no data yet.
-    #[error("no data is loaded yet")]
+    #[error("nothing was copied from the source so far")]
     NotLoaded,
     /// The position asked for was not reached in time.
     #[error("applied {applied}, asked {asked}, waited {waited:?}")]
@@ -44,6 +45,8 @@ pub enum NoView {
 /// Received, durable, applied: shared by everybody who asks "as of when".
 pub struct Frontier {
     serving: ArcSwapOption<Serving>,
+    /// Counts what has answered so far: who waits for a position goes on with what answers next.
+    replaced: watch::Sender<u64>,
     /// How far the replication is.
     pub progress: Arc<Progress>,
     default_timeout: Duration,
@@ -69,12 +72,14 @@ pub struct Positions {
 impl Frontier {
     /// A frontier without data; waits last `default_timeout` where the request does not say.
     pub fn new(progress: Arc<Progress>, default_timeout: Duration) -> Frontier {
-        Frontier { serving: ArcSwapOption::empty(), progress, default_timeout }
+        let replaced = watch::Sender::new(0);
+        Frontier { serving: ArcSwapOption::empty(), replaced, progress, default_timeout }
     }
 
     /// From now on this engine answers.
     pub fn serve(&self, serving: Option<Arc<Serving>>) {
         self.serving.store(serving);
+        self.replaced.send_modify(|count| *count += 1);
     }
 
     /// The engine that answers.
@@ -84,32 +89,49 @@ impl Frontier {
 
     /// A view that reflects at least what was asked for, and the engine it is of.
     pub async fn view(&self, consistency: &Consistency) -> Result<(Arc<Serving>, Arc<View>), NoView> {
-        let serving = self.serving().ok_or(NoView::NotLoaded)?;
+        let mut serving = self.serving().ok_or(NoView::NotLoaded)?;
         if let Some(asked) = consistency.at_least {
-            self.wait(&serving, asked, consistency.timeout.unwrap_or(self.default_timeout)).await?;
+            serving = self.wait(serving, asked, consistency.timeout.unwrap_or(self.default_timeout)).await?;
         }
         let view = serving.engine.view();
         Ok((serving, view))
     }
 
-    async fn wait(&self, serving: &Serving, asked: Lsn, limit: Duration) -> Result<(), NoView> {
-        let mut applied = serving.engine.applied();
-        if *applied.borrow() >= asked {
-            return Ok(());
+    /// What has reached the position: the engine that answered at first, or one that replaced it meanwhile.
+    async fn wait(&self, serving: Arc<Serving>, asked: Lsn, limit: Duration) -> Result<Arc<Serving>, NoView> {
+        if *serving.engine.applied().borrow() >= asked {
+            return Ok(serving);
         }
         let started = Instant::now();
         self.progress.nudge();
-        let reached = {
-            let reached = tokio::time::timeout(limit, applied.wait_for(|applied| *applied >= asked)).await;
-            matches!(reached, Ok(Ok(_)))
-        };
+        let reached = tokio::time::timeout(limit, self.reached(asked)).await;
         metrics::histogram!(names::LSN_WAIT_SECONDS).record(started.elapsed().as_secs_f64());
-        match reached {
-            true => Ok(()),
-            false => {
-                metrics::counter!(names::LSN_WAIT_TIMEOUTS).increment(1);
-                Err(NoView::TimedOut { applied: *applied.borrow(), asked, waited: started.elapsed() })
+        reached.map_err(|_| {
+            metrics::counter!(names::LSN_WAIT_TIMEOUTS).increment(1);
+            let applied = self.serving().map_or(Lsn::ZERO, |serving| *serving.engine.applied().borrow());
+            NoView::TimedOut { applied, asked, waited: started.elapsed() }
+        })
+    }
+
+    /// Ends when something that answers has applied this. Cancel-safe.
+    async fn reached(&self, asked: Lsn) -> Arc<Serving> {
+        let mut replaced = self.replaced.subscribe();
+        loop {
+            // Seen before the look: a replacement after it wakes us.
+            replaced.borrow_and_update();
+            if let Some(serving) = self.serving() {
+                let mut applied = serving.engine.applied();
+                tokio::select! {
+                    reached = applied.wait_for(|applied| *applied >= asked) => {
+                        if reached.is_ok() {
+                            return serving;
+                        }
+                    }
+                    _ = replaced.changed() => continue,
+                }
             }
+            // The sender is ours: it outlives this.
+            let _ = replaced.changed().await;
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::consistency::blocking;
 use crate::consistency::frontier::{Frontier, NoView, Serving};
+use crate::engine::apply::Command;
 use crate::engine::view::CollectionView;
 use crate::model::{Cell, CollectionDef, Consistency, Lsn, RowKey, Value, Version};
 use crate::source::SourceError;
@@ -136,6 +137,9 @@ pub async fn compare(
         suspects = still;
         tokio::time::sleep(PAUSE * same).await;
     }
+    // What was read again from the source is committed a moment before answers show it. Whoever hears that all is well may
+    // ask at once.
+    serving.engine.order(Command::Settle).await?;
     mismatches.sort();
     metrics::counter!(names::VERIFY_MISMATCHES).increment(mismatches.len() as u64);
     let report = report(collection, found, &source, &index, &mismatches, at);

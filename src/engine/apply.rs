@@ -40,6 +40,8 @@ pub enum Command {
     Mark(CollectionId, Vec<RowKey>),
     /// What the source showed of rows with missing values, at a position that ended at or before this one.
     Fill(CollectionId, Vec<(RowKey, Found)>, Lsn),
+    /// Nothing: carried out when views show all that was committed before.
+    Settle,
 }
 
 /// A command, and who waits for it to be durable.
@@ -354,6 +356,8 @@ impl Applier {
                 }
                 self.checkpoint()?;
             }
+            // What was committed before is published by now.
+            Command::Settle => return Ok(()),
             Command::Fill(collection, rows, at) => {
                 self.fills.push(Fill { collection, rows, at });
                 return Ok(());

@@ -115,11 +115,10 @@ pub fn link(shared: &Shared, epoch: &Path, log: &LogTail, done: &Sender<Done>) -
             }
             for segment in &index.segments {
                 linked += segment.graph.link_next(LINK_CHUNK);
-                if segment.is_full() && segment.is_linked() && !segment.is_saved() {
-                    if let Some(segment) = seal(epoch, collection, number, index, segment)? {
-                        crate::failpoint!("link.sealed");
-                        let _ = done.send(Done::Sealed { collection, index: number, segment });
-                    }
+                let is_done = segment.is_full() && segment.is_linked() && !segment.is_saved();
+                if is_done && let Some(segment) = seal(epoch, collection, number, index, segment)? {
+                    crate::failpoint!("link.sealed");
+                    let _ = done.send(Done::Sealed { collection, index: number, segment });
                 }
             }
         }

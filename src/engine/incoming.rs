@@ -25,11 +25,14 @@ pub struct Incoming {
     attempts: u32,
 }
 
+/// Segments that have their files, by vector column.
+type Sealed = Arc<Mutex<Vec<(usize, Arc<Segment>)>>>;
+
 enum Stage {
     /// Rows come from the copy log.
     Loading(LogReader),
     /// Its graphs are linked and sealed by a thread of its own, which leaves here what is done, by vector column.
-    Linking(JoinHandle<()>, Arc<Mutex<Vec<(usize, Arc<Segment>)>>>),
+    Linking(JoinHandle<()>, Sealed),
     /// Its changes come from the change log, read a second time.
     CatchingUp(LogReader),
     /// It stopped: its table changed while it was copied.
@@ -147,7 +150,7 @@ impl Incoming {
         self.collection.flush()?;
         let indexes: Vec<_> = self.collection.indexes.iter().map(IndexWriter::view).collect();
         let (shared, progress, id) = (shared.clone(), shared.progress(self.id()), self.id());
-        let sealed = Arc::new(Mutex::new(Vec::new()));
+        let sealed = Sealed::default();
         let (threads, done) = (shared.options.build_threads, sealed.clone());
         let thread = shared.clone().thread("build", move || {
             for (number, index) in indexes.iter().enumerate() {

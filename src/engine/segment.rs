@@ -45,7 +45,7 @@ struct Stored {
 }
 
 impl FullRows for Stored {
-    fn len(&self) -> usize {
+    fn count(&self) -> usize {
         self.count
     }
 

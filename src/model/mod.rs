@@ -29,5 +29,5 @@ pub use search::{
     MAX_BATCH_ROWS, MAX_EF, MAX_EXAMPLES, MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Mmr, Recheck, RecheckReport,
     SearchBy, SearchRequest, SearchStats, Shape, Timings,
 };
-pub use spec::{CollectionSpec, VectorSpec};
+pub use spec::{CollectionSpec, VectorSpec, by_name};
 pub use value::{Cell, ColumnType, MAX_BITS, MAX_DIMENSIONS, Value};

@@ -2,7 +2,8 @@
 
 use crate::model::encoding::Encoding;
 use crate::model::metric::Metric;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, IntoDeserializer, value};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A vector column as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,7 +12,7 @@ pub struct VectorSpec {
     /// Column name.
     pub column: String,
     /// How vectors are compared.
-    #[serde(default = "default_metric")]
+    #[serde(default = "default_metric", deserialize_with = "by_name")]
     pub metric: Metric,
     /// Length of the vectors; learned from the source when absent.
     #[serde(default)]
@@ -23,8 +24,15 @@ pub struct VectorSpec {
     #[serde(default = "default_ef_construction")]
     pub ef_construction: usize,
     /// What walks compare.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "by_name")]
     pub encoding: Encoding,
+}
+
+/// A value that has a name, such as a variant of an enum: a name that is none is answered with those there are, which not
+/// every format does by itself.
+pub fn by_name<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    T::deserialize(name.into_deserializer()).map_err(|error: value::Error| D::Error::custom(error))
 }
 
 fn default_metric() -> Metric {

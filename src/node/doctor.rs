@@ -1,6 +1,9 @@
-//! The doctor's checks while the service runs: at start and from time to time. Changes are logged, the last findings shown.
+//! The doctor's checks while the service runs: at start, from time to time, when the configured collections change and
+//! when the source is back. Changes are logged, the last findings shown.
 
+use crate::model::CollectionSpec;
 use crate::node::Options;
+use crate::replication::progress::Progress;
 use crate::source::preflight::{self, Depth, Finding, Latest, Severity, Subject};
 use crate::storage::ownership;
 use crate::telemetry::names;
@@ -8,34 +11,55 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// The start itself comes first.
 const AFTER_START: Duration = Duration::from_secs(1);
+/// Reasons to look again are waited for so long after the first.
+const TOGETHER: Duration = Duration::from_millis(200);
 /// Checks that take longer are given up: the source has other things to do.
 const LONGEST: Duration = Duration::from_secs(120);
 /// A source that was away at the first time is looked at again after this.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// Checks until stopped.
-pub async fn run(options: Options, root: PathBuf, latest: Arc<Latest>, stop: CancellationToken) {
+/// Checks until stopped. `specs` are the configured collections as they are now.
+pub async fn run(
+    options: Options,
+    mut specs: watch::Receiver<Vec<CollectionSpec>>,
+    progress: Arc<Progress>,
+    root: PathBuf,
+    latest: Arc<Latest>,
+    stop: CancellationToken,
+) {
     let mut content: Option<Vec<Finding>> = None;
-    let mut pause = AFTER_START;
+    let mut streams = progress.streams();
+    let mut pause = Some(AFTER_START);
     loop {
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+        let changed = tokio::select! {
+            () = sleep(pause) => false,
+            Ok(()) = specs.changed() => true,
+            Ok(()) = streams.changed() => false,
             () = stop.cancelled() => return,
+        };
+        if changed {
+            // Other tables have other contents.
+            content = None;
         }
+        // What comes at once with it is seen together with it.
+        tokio::time::sleep(TOGETHER).await;
+        streams.borrow_and_update();
+        let collections = specs.borrow_and_update().clone();
         let known = ownership::slots(&root).unwrap_or_default();
         let slot = ownership::slot_followed(&root).ok().flatten().unwrap_or_else(|| options.slot.clone());
         let subject = Subject {
             dsn: &options.dsn,
             slot: &slot,
             base: &options.slot,
-            known: &known,
+            known: Some(&known),
             publication: &options.publication,
             create: options.create_publication,
-            collections: &options.collections,
+            collections: &collections,
         };
         let depth = if content.is_none() { Depth::Start } else { Depth::Again };
         let mut findings = tokio::select! {
@@ -63,11 +87,19 @@ pub async fn run(options: Options, root: PathBuf, latest: Arc<Latest>, stop: Can
         tell(&latest.findings(), &findings);
         latest.set(findings);
         pause = match options.doctor_interval {
-            Some(interval) if reached => interval,
-            Some(interval) => interval.min(AGAIN),
-            None if reached => return,
-            None => AGAIN,
+            Some(interval) if reached => Some(interval),
+            Some(interval) => Some(interval.min(AGAIN)),
+            None if reached => None,
+            None => Some(AGAIN),
         };
+    }
+}
+
+/// For so long, or without end.
+async fn sleep(pause: Option<Duration>) {
+    match pause {
+        Some(pause) => tokio::time::sleep(pause).await,
+        None => std::future::pending().await,
     }
 }
 

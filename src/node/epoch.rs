@@ -176,12 +176,12 @@ impl Epoch {
     }
 
     /// Copies what is not copied yet, unless that is under way.
-    pub fn copy(&mut self, dsn: &Dsn, options: &copy::Options, first: Option<Exported>) {
+    pub fn copy(&mut self, dsn: &Dsn, options: &copy::Options, first: Option<Exported>, progress: &Arc<Progress>) {
         let left: Vec<_> = self.copies.values().filter(|target| !target.is_whole()).cloned().collect();
         if self.copier.is_none() && !left.is_empty() {
             let names: Vec<_> = left.iter().map(|target| target.def.name.as_str()).collect();
             tracing::info!(collections = names.join(", "), "copying");
-            self.copier = Some(tokio::spawn(copy::run(dsn.clone(), options.clone(), left, first)));
+            self.copier = Some(tokio::spawn(copy::run(dsn.clone(), options.clone(), left, first, progress.clone())));
         }
     }
 

@@ -2,7 +2,7 @@
 //! writes a heartbeat where keepalives do not suffice, and drops the slot before the source's disk is full.
 
 use crate::replication::guard::{
-    Budget, Cause, Holding, Level, Pauses, Protection, Stuck, Trend, Verdict, heartbeat_due, judge,
+    Budget, Cause, Holding, Level, Pauses, Protection, Stuck, Trend, Verdict, heartbeat_due, judge, server_limit_near,
 };
 use crate::source::connect::Dsn;
 use crate::source::policy::Backoff;
@@ -82,6 +82,8 @@ struct State {
     /// Why the slot was given up, while there is a pause for it.
     paused: Option<Cause>,
     warned: bool,
+    /// Told that the server may give a slot up.
+    warned_of_server: bool,
     beaten: Option<Instant>,
 }
 
@@ -108,6 +110,7 @@ impl Guard {
             pauses: Pauses::new(FIRST_PAUSE),
             paused: None,
             warned: false,
+            warned_of_server: false,
             beaten: None,
         };
         let (wake_too, cluster_too) = (wake.clone(), cluster.clone());
@@ -223,7 +226,12 @@ impl Guard {
             tracing::info!("less than half of the budget for kept WAL is spent again");
         }
         self.state.warned = half.is_some();
-        self.protection.change(|shown| shown.warning = half);
+        let near = found.iter().find_map(server_limit_near);
+        if let Some(what) = near.as_ref().filter(|_| !self.state.warned_of_server) {
+            tracing::warn!(what, "the server may give our slot up soon; then everything is copied anew");
+        }
+        self.state.warned_of_server = near.is_some();
+        self.protection.change(|shown| shown.warning = half.or(near));
         Ok(())
     }
 
@@ -275,7 +283,9 @@ impl Guard {
         metrics::counter!(names::SLOTS_GIVEN_UP, "budget" => which).increment(1);
         self.state.pauses.give_up(Instant::now());
         self.state.paused = Some(cause);
+        self.state.warned = false;
         self.protection.change(|shown| {
+            shown.warning = None;
             shown.given_up += 1;
             shown.given_up_reason = Some(reason.clone());
         });
@@ -347,8 +357,15 @@ pub async fn reap(client: &Client, root: &Path) {
     let reaped = async {
         let in_use = ownership::slots_in_use(root).map_err(unreadable)?;
         for name in ownership::slots(root).map_err(unreadable)? {
-            if !in_use.contains(&name) && slots::drop_idle(client, &name).await? {
-                tracing::info!(slot = name, "a slot of ours that nothing uses any more is gone");
+            if in_use.contains(&name) {
+                continue;
+            }
+            // One that was written down and could never be made is only forgotten.
+            let was_there = !slots::measure(client, std::slice::from_ref(&name)).await?.is_empty();
+            if slots::drop_idle(client, &name).await? {
+                if was_there {
+                    tracing::info!(slot = name, "dropped a slot of ours that nothing uses any more");
+                }
                 ownership::forget_slot(root, &name).map_err(unreadable)?;
             }
         }

@@ -1,6 +1,7 @@
 //! Opens every part, joins them, shuts down in order.
 
 mod collections;
+mod counters;
 mod doctor;
 mod epoch;
 pub mod guard;
@@ -82,6 +83,7 @@ pub async fn run(
     listening: impl FnOnce(Listening),
 ) -> Result<(), NodeError> {
     let metrics = telemetry::metrics();
+    counters::begin();
     let data = DataDir::open(&options.data_dir)?;
     let instance = ownership::instance(data.root()).unwrap_or_else(|error| {
         tracing::warn!(%error, "sessions of an earlier run cannot be told from others'");
@@ -130,7 +132,9 @@ pub async fn run(
     let (guard, guarded) =
         Guard::new(options.dsn.clone(), data.root(), &options.slot, &instance, options.guard, health.protection);
     let guard = tokio::spawn(guard.run(stop.clone()));
-    let doctor = tokio::spawn(doctor::run(options.clone(), data.root().to_owned(), health.findings, stop.clone()));
+    let (root, findings) = (data.root().to_owned(), health.findings);
+    let checks = doctor::run(options.clone(), specs.clone(), progress.clone(), root, findings, stop.clone());
+    let doctor = tokio::spawn(checks);
     let watched = (guarded, instance);
     let mut supervisor = Supervisor::new(options, data, frontier.clone(), pool, specs, watched, stop.clone());
     let result = supervisor.run().await;

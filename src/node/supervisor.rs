@@ -2,7 +2,7 @@
 
 use crate::consistency::frontier::Frontier;
 use crate::engine::apply::Command;
-use crate::model::{CollectionDef, CollectionId, CollectionSpec};
+use crate::model::{CollectionDef, CollectionId, CollectionSpec, Metric};
 use crate::node::collections::{Answering, Arriving, Step, Wanted, plan};
 use crate::node::epoch::{Epoch, NewTable};
 use crate::node::guard::{self, Watch};
@@ -22,7 +22,7 @@ use crate::storage::data_dir::{DataDir, EpochId, Pending};
 use crate::storage::ownership;
 use crate::storage::state::{CollectionState, Identity};
 use crate::telemetry::names;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -71,6 +71,8 @@ pub struct Supervisor {
     unreadable: Option<String>,
     /// Collections whose table did not fit when it was last looked at: between two statements of a migration it may not.
     unfit: BTreeSet<String>,
+    /// Streaming began then, and it is not proven yet that what is here is what the source had.
+    unproven: Option<Instant>,
     /// Collections that could not be copied when last looked at.
     impossible: BTreeSet<String>,
     /// Collections that somebody wants copied again.
@@ -114,6 +116,7 @@ impl Supervisor {
             making: None,
             unreadable: None,
             unfit: BTreeSet::new(),
+            unproven: None,
             impossible: BTreeSet::new(),
             rebuild: BTreeSet::new(),
             reconciled: now,
@@ -308,12 +311,10 @@ impl Supervisor {
         }
         // Before anything is made there: this needs a restart of the server, so waiting does not help.
         catalog::check_wal_level(&client).await.map_err(ReplicationError::from)?;
-        if matches!(decision, Decision::Stream { .. })
-            && let Some(reason) = self.unreadable.take()
-        {
-            decision = Decision::Resync { cause: Cause::Publication, reason };
+        if let (Decision::Stream { .. }, Some(reason)) = (&decision, &self.unreadable) {
+            decision = Decision::Resync { cause: Cause::Publication, reason: reason.clone() };
         }
-        let reason = match decision {
+        let again = match decision {
             Decision::Stop { reason } => return Err(NodeError::Stopped(reason)),
             Decision::Stream { from } => {
                 tracing::info!(%from, "going on from our checkpoint");
@@ -322,12 +323,16 @@ impl Supervisor {
             Decision::Fresh => None,
             Decision::Resync { cause, reason } => {
                 tracing::warn!(reason, "copying everything again; what is here goes on answering, marked stale");
-                metrics::counter!(names::RESYNCS, "reason" => cause.label()).increment(1);
-                self.progress.set_stale(Some(reason.clone()));
-                Some(reason)
+                self.progress.set_stale(Some(reason));
+                Some(cause)
             }
         };
-        self.make_epoch(&client, wal, &system, reason).await?;
+        self.make_epoch(&client, wal, &system, again.is_some()).await?;
+        // Only now: until a copy has begun, the next connection needs the reason as well.
+        self.unreadable = None;
+        if let Some(cause) = again {
+            metrics::counter!(names::RESYNCS, "reason" => cause.label()).increment(1);
+        }
         // That connection holds the exported snapshot; streaming starts on a fresh one.
         Ok((PgWalSource::connect(&self.options.dsn).await?, system))
     }
@@ -470,15 +475,15 @@ impl Supervisor {
         Ok(looked)
     }
 
-    /// Makes a slot and an epoch on it, and starts the copies.
+    /// Makes a slot and an epoch on it, and starts the copies. `again`: beside what there is, or was.
     async fn make_epoch(
         &mut self,
         client: &Client,
         mut wal: PgWalSource,
         system: &SystemFacts,
-        reason: Option<String>,
+        again: bool,
     ) -> Result<(), NodeError> {
-        let mut tables = Vec::new();
+        let (mut tables, mut refusals) = (Vec::new(), BTreeMap::new());
         for Looked { wanted, table, refused } in self.look(client).await.map_err(ReplicationError::from)? {
             let id = CollectionId(tables.len() as u32);
             let stored = || {
@@ -491,20 +496,24 @@ impl Supervisor {
                     (def, Ok(table))
                 }
                 // At the first start somebody is there who can do something about it.
-                (_, _, Some(error)) if reason.is_none() => return Err(ReplicationError::from(error).into()),
+                (_, _, Some(error)) if !again => return Err(ReplicationError::from(error).into()),
                 (def, ..) => match stored() {
                     Some(stored) => (stored, Err(def.err().unwrap_or_default())),
-                    None => continue,
+                    None => {
+                        refusals.insert(wanted.name, def.err().unwrap_or_default());
+                        continue;
+                    }
                 },
             };
             def.id = id;
             tables.push(NewTable { def, table, fingerprint: wanted.fingerprint });
         }
+        refuse_collections(&self.progress, refusals);
         let before = self.data.current()?;
         let id = before.as_ref().map_or(EpochId(1), |current| current.epoch.next());
-        let slot = match reason {
-            None => self.options.slot.clone(),
-            Some(_) => self.free_slot(client, id).await?,
+        let slot = match again {
+            false => self.options.slot.clone(),
+            true => self.free_slot(client, id).await?,
         };
         let old_slot = before.map(|current| current.slot);
         crate::failpoint!("node.copy_decided");
@@ -534,7 +543,8 @@ impl Supervisor {
             // Nothing else answers: let this one say how far it is.
             self.frontier.serve(Some(epoch.serving.clone()));
         }
-        epoch.copy(&self.options.dsn, &self.copy_options(), Some(Exported { held_by: wal, slot: new }));
+        let exported = Exported { held_by: wal, slot: new };
+        epoch.copy(&self.options.dsn, &self.copy_options(), Some(exported), &self.progress);
         self.making = Some(epoch);
         crate::failpoint!("node.copy_started");
         Ok(())
@@ -568,9 +578,8 @@ impl Supervisor {
             None => return Err(NodeError::Stopped("the change log is in use".into())),
         };
         self.progress.set_phase(Phase::Streaming);
-        if self.making.is_none() {
-            self.progress.set_stale(None);
-        }
+        // That the server takes the order proves nothing: it may fail at the next change.
+        self.unproven = Some(Instant::now());
         tracing::info!(%from, "streaming");
         // What happened to the tables while nobody looked has no event in the stream.
         self.reconcile_now = true;
@@ -623,10 +632,11 @@ impl Supervisor {
         if self.making_is_whole() {
             self.promote().await?;
         }
+        self.no_longer_stale();
         self.rebuild.extend(self.progress.take_rebuilds());
         if self.specs.has_changed().unwrap_or(false) {
-            self.options.collections = self.specs.borrow_and_update().clone();
-            self.reconcile_now = true;
+            let specs = self.specs.borrow_and_update().clone();
+            self.take_over(specs);
         }
         let troubled = self.newest().is_some_and(is_troubled);
         let every = if self.troubled || !self.unfit.is_empty() { LOOK_AGAIN } else { self.options.reconcile_every };
@@ -639,6 +649,7 @@ impl Supervisor {
             match reconciled {
                 Err(NodeError::Replication(error @ (ReplicationError::Source(_) | ReplicationError::Transport(_)))) => {
                     tracing::warn!(%error, "cannot compare the collections with the source's tables; trying again");
+                    self.progress.set_copy_trouble(Some(error.to_string()));
                     // Soon, but not at once.
                     self.troubled = true;
                 }
@@ -646,6 +657,34 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+
+    /// What answers is known to be what the source had at some moment since streaming began: no reason to doubt it is left.
+    fn no_longer_stale(&mut self) {
+        let (Some(since), Some(current), None) = (self.unproven, &self.current, &self.making) else { return };
+        if self.progress.fresh_as_of(current.view().applied).is_some_and(|at| at >= since) {
+            self.unproven = None;
+            self.progress.set_stale(None);
+        }
+    }
+
+    /// The configured collections were read again. What can be seen to be wrong at once is not taken over: it would stop a
+    /// collection that follows.
+    fn take_over(&mut self, specs: Vec<CollectionSpec>) {
+        let unfit = self.newest().and_then(|epoch| {
+            let view = epoch.view();
+            specs.iter().find_map(|spec| unfit_metric(spec, &view.collections.get(spec.name())?.def))
+        });
+        if let Some(reason) = unfit {
+            tracing::error!(reason, "the configuration's collections are not taken over; those of before go on");
+            return;
+        }
+        for gone in self.options.collections.iter().filter(|old| specs.iter().all(|new| new.table != old.table)) {
+            let (publication, table) = (&self.options.publication, &gone.table);
+            tracing::info!(table, publication, "no collection has this table any more; it stays in the publication");
+        }
+        self.options.collections = specs;
+        self.reconcile_now = true;
     }
 
     /// Has the new epoch all that answers now, as far as it can be had?
@@ -676,11 +715,15 @@ impl Supervisor {
         let Some(epoch) = self.making.as_mut().or(self.current.as_mut()) else { return Ok(()) };
         epoch.tidy();
         match epoch.copy_ended().await {
-            Some(Ok(())) => self.copy_backoff.reset(),
+            Some(Ok(())) => {
+                self.copy_backoff.reset();
+                self.progress.set_copy_trouble(None);
+            }
             // Whatever is wrong with one table, the others follow theirs.
             Some(Err(NodeError::Replication(error))) if !matches!(error, ReplicationError::Storage(_)) => {
                 let pause = self.copy_backoff.next(error.policy());
                 tracing::warn!(%error, ?pause, "a copy ended; looking at its table again");
+                self.progress.set_copy_trouble(Some(error.to_string()));
                 self.copy_from = Instant::now() + pause;
                 self.reconcile_now = true;
                 return Ok(());
@@ -689,7 +732,7 @@ impl Supervisor {
             None => {}
         }
         if Instant::now() >= self.copy_from && !self.reconcile_now {
-            epoch.copy(&dsn, &options, None);
+            epoch.copy(&dsn, &options, None, &self.progress);
         }
         Ok(())
     }
@@ -719,11 +762,20 @@ impl Supervisor {
             if let (Err(_), Some(follows)) = (&wanted.def, follows) {
                 self.unfit.insert(wanted.name.clone());
                 if !before.contains(&wanted.name) {
+                    let (collection, reason) = (&wanted.name, wanted.def.as_ref().err());
+                    tracing::warn!(
+                        collection,
+                        reason,
+                        "a collection does not fit its table; if it stays so, it is paused"
+                    );
                     (wanted.def, wanted.fingerprint) = (Ok(follows.def.clone()), follows.fingerprint.clone());
                 }
             }
         }
         let (wanted, tables): (Vec<_>, Vec<_>) = looked.into_iter().map(|looked| (looked.wanted, looked.table)).unzip();
+        let refused = wanted.iter().filter(|want| answering.iter().all(|have| have.def.name != want.name));
+        let refused = refused.filter_map(|want| Some((want.name.clone(), want.def.as_ref().err()?.clone())));
+        refuse_collections(&self.progress, refused.collect());
         self.impossible = wanted.iter().filter(|want| want.def.is_err()).map(|want| want.name.clone()).collect();
         for step in plan(&wanted, &answering, &arriving) {
             match step {
@@ -767,6 +819,9 @@ impl Supervisor {
             }
         }
         // What nobody can copy is not asked for for ever, and what is being copied not again.
+        if view.incoming.is_empty() && self.rebuild.is_empty() {
+            self.progress.set_copy_trouble(None);
+        }
         let possible = |name: &String| wanted.iter().any(|want| want.name == *name && want.def.is_ok());
         let under_way = |name: &String| arriving.iter().any(|have| have.def.name == *name);
         self.rebuild.retain(|name| possible(name) && !under_way(name));
@@ -795,6 +850,7 @@ impl Supervisor {
         epoch.tidy();
         self.progress.forget();
         crate::failpoint!("node.promoted");
+        self.unproven = None;
         self.progress.set_stale(None);
         tracing::info!(epoch = epoch.id.0, slot = epoch.identity.slot, "the copy is whole and answers");
         self.current = Some(epoch);
@@ -850,6 +906,28 @@ impl Supervisor {
             epoch.stop();
         }
     }
+}
+
+/// Shows and logs which configured collections nothing answers for.
+fn refuse_collections(progress: &Progress, refusals: BTreeMap<String, String>) {
+    let before = progress.refused();
+    for (collection, reason) in refusals.iter().filter(|(name, reason)| before.get(*name) != Some(reason)) {
+        tracing::warn!(collection, reason, "a collection cannot be copied; looking at its table again and again");
+    }
+    progress.set_refused(refusals);
+}
+
+/// What is wrong with a configured metric, where the type of the column is known.
+fn unfit_metric(spec: &CollectionSpec, def: &CollectionDef) -> Option<String> {
+    spec.vectors.iter().find_map(|wanted| {
+        let column = def.vectors.iter().find(|column| column.name == wanted.column)?;
+        let fitting = Metric::of_type(column.kind);
+        let names = || fitting.iter().map(|metric| metric.name()).collect::<Vec<_>>().join(", ");
+        (!fitting.contains(&wanted.metric)).then(|| {
+            let (name, kind) = (&def.name, column.kind);
+            format!("collection {name}: {} does not compare {kind}; set metric to one of {}", wanted.metric, names())
+        })
+    })
 }
 
 /// Does a collection of it not follow its table?

@@ -17,6 +17,14 @@ pub enum QueryError {
         /// Those there are.
         known: String,
     },
+    /// It is configured, and nothing answers for it.
+    #[error("collection {name:?} cannot be copied: {reason}")]
+    Refused {
+        /// The collection.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// No such vector column.
     #[error("collection {collection:?} has no vector column {column:?}; it has {known}")]
     UnknownVector {

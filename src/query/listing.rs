@@ -12,10 +12,11 @@ use crate::model::{
 use crate::query::resolve::{check_columns, check_state, collection, replicated};
 use crate::query::{QueryError, QueryService, filter};
 use crate::source::rows::Ask;
-use crate::storage::state::StoredRow;
+use crate::storage::state::{CollectionState, StoredRow};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Round trips to the source one page may cost.
 const MAX_ROUNDS: usize = 16;
@@ -47,7 +48,7 @@ impl<V: Visibility> QueryService<V> {
             })
         })?;
         as_of.applied_lsn = read.ok_or_else(|| QueryError::Replaced(request.collection.clone()))?;
-        as_of.staleness = self.frontier.staleness(as_of.applied_lsn);
+        as_of.staleness = self.staleness(found, as_of.applied_lsn);
         Ok((count, as_of))
     }
 
@@ -82,9 +83,14 @@ impl<V: Visibility> QueryService<V> {
         }
         // A page that came short without the end being reached says by its `next` that there is more.
         page.next = page.next.filter(|_| !dry);
-        as_of.staleness = self.frontier.staleness(as_of.applied_lsn);
+        as_of.staleness = self.staleness(found, as_of.applied_lsn);
         page.as_of = as_of;
         Ok(page)
+    }
+
+    /// What stands still is not as fresh as what the others apply.
+    fn staleness(&self, found: &CollectionView, applied: Lsn) -> Option<Duration> {
+        self.frontier.staleness(applied).filter(|_| found.state == CollectionState::Live)
     }
 
     fn as_of(

@@ -58,7 +58,11 @@ impl<V: Visibility> QueryService<V> {
     pub fn definition(&self, collection: &str) -> Result<Arc<CollectionDef>, QueryError> {
         let serving = self.frontier.serving().ok_or(NoView::NotLoaded)?;
         let view = serving.engine.view();
-        Ok(resolve::collection(&view, collection)?.def.clone())
+        let found = resolve::collection(&view, collection).map(|found| found.def.clone());
+        found.map_err(|error| match self.frontier.progress.refused().remove(collection) {
+            Some(reason) => QueryError::Refused { name: collection.to_owned(), reason },
+            None => error,
+        })
     }
 
     /// Line two.
@@ -123,6 +127,7 @@ impl<V: Visibility> QueryService<V> {
         let waited = started.elapsed();
         let found = resolve::collection(view, collection)?;
         let paused = check_state(found, consistency)?;
+        let follows = paused.is_none();
         let default_ef = self.options.default_ef;
         let searches = blocking(|| each(requests, |one| Resolved::new(serving, found, one, default_ef)))?;
         resolve::check_work(&searches)?;
@@ -135,7 +140,8 @@ impl<V: Visibility> QueryService<V> {
         for (resolved, leg) in searches.iter().zip(legs) {
             let mut answer = blocking(|| leg.finish(resolved, serving))?;
             answer.applied_lsn = view.applied;
-            answer.staleness = self.frontier.staleness(view.applied);
+            // What stands still is not as fresh as what the others apply.
+            answer.staleness = self.frontier.staleness(view.applied).filter(|_| follows);
             answer.stale.clone_from(&stale);
             // What the index cannot follow may be missing from any answer.
             answer.complete &= stale.is_none();

@@ -220,17 +220,18 @@ impl Exported {
 }
 
 /// Copies what is left of the targets into their logs; tries again whatever may pass. `first` is a snapshot that exists
-/// already. An error is for somebody else to judge: tables may have changed.
+/// already. An error is for somebody else to judge: tables may have changed. `progress` is told why it does not go on.
 pub async fn run(
     dsn: Dsn,
     options: Options,
     targets: Vec<Arc<CopyTarget>>,
     mut first: Option<Exported>,
+    progress: Arc<Progress>,
 ) -> Result<(), ReplicationError> {
     let mut backoff = Backoff::default();
     let mut done = 0;
     loop {
-        let error = match attempt(&dsn, &options, &targets, first.take()).await {
+        let error = match attempt(&dsn, &options, &targets, first.take(), &progress).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
@@ -243,6 +244,7 @@ pub async fn run(
             backoff.reset();
         }
         let pause = backoff.next(error.policy());
+        progress.set_copy_trouble(Some(error.to_string()));
         tracing::warn!(%error, ?pause, "the copy was interrupted; it goes on with what is left");
         tokio::time::sleep(pause).await;
     }
@@ -253,6 +255,7 @@ async fn attempt(
     options: &Options,
     targets: &[Arc<CopyTarget>],
     first: Option<Exported>,
+    progress: &Progress,
 ) -> Result<(), ReplicationError> {
     let targets: Vec<_> = targets.iter().filter(|target| !target.is_whole()).cloned().collect();
     if targets.is_empty() {
@@ -265,6 +268,7 @@ async fn attempt(
     let (sessions, sizes) = open_sessions(dsn, &exported.slot.snapshot, &targets, options.connections).await?;
     // Every session has its snapshot: the slot of this one may go.
     drop(exported.held_by);
+    progress.set_copy_trouble(None);
     let mut ranges = VecDeque::new();
     for (target, size) in targets.iter().zip(sizes) {
         target.begin(exported.slot.consistent_point, size.filenode)?;

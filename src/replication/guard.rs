@@ -16,6 +16,9 @@ pub struct Budget {
     pub time: Option<Duration>,
 }
 
+/// The budgets as metrics call them.
+pub const BUDGETS: [&str; 2] = ["bytes", "time"];
+
 /// What a budget says of one slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Level {
@@ -54,6 +57,15 @@ pub fn judge(budget: &Budget, slot: &str, retained: u64, stuck: Duration) -> Lev
         Some((_, share, what)) if share >= 0.5 => Level::Half { what },
         _ => Level::Well,
     }
+}
+
+/// Little is left before the server gives the slot up by itself (`max_slot_wal_keep_size`), if so: what is left of what.
+pub fn server_limit_near(slot: &Measured) -> Option<String> {
+    let (safe, kept) = (slot.safe_wal_bytes?.max(0), slot.retained_wal_bytes?.max(0));
+    (safe < kept / 4).then(|| {
+        let (safe, kept, name) = (safe as f64 / MIB, kept as f64 / MIB, &slot.name);
+        format!("{safe:.1} MiB of WAL may be written before the server gives slot {name} up; it keeps {kept:.1} MiB")
+    })
 }
 
 /// Why a slot keeps WAL, as far as it can be told.
@@ -360,6 +372,14 @@ mod tests {
         for (budget, retained, stuck, expected) in cases {
             assert_eq!(name(judge(&budget, "s", retained, stuck)), expected, "{budget:?} {retained} {stuck:?}");
         }
+    }
+
+    #[test]
+    fn the_servers_own_limit_is_near_where_less_than_a_fifth_is_left() {
+        let near = |safe, kept| server_limit_near(&Measured { safe_wal_bytes: safe, ..slot(kept, 0, 1) });
+        assert!(near(None, 1 << 40).is_none(), "without a limit");
+        assert!(near(Some(100), 400).is_none() && near(Some(0), 0).is_none());
+        assert!(near(Some(99), 400).is_some() && near(Some(-5), 400).is_some());
     }
 
     #[test]

@@ -75,6 +75,20 @@ impl ReplicationError {
         self.policy().is_transient()
     }
 
+    /// All that [`ReplicationError::label`] says.
+    pub const LABELS: [&str; 10] = [
+        "transport",
+        "protocol",
+        "storage",
+        "stopped",
+        "unavailable",
+        "refused",
+        "source_full",
+        "source_stopping",
+        "slot",
+        "other",
+    ];
+
     /// One word for metrics.
     pub fn label(&self) -> &'static str {
         match self {
@@ -300,6 +314,19 @@ fn count(message: &Message<'_>) {
 mod tests {
     use super::*;
     use bytes::Bytes;
+
+    #[test]
+    fn every_label_is_among_those_that_are_known_before() {
+        let sql = |code: &str| SourceError::Sql { code: code.into(), message: String::new() };
+        let codes = ["08006", "53300", "57P01", "55000", "28P01", "42501", "22023", ""].map(sql);
+        let of_source =
+            codes.into_iter().chain([SourceError::refused("", ""), SourceError::Unavailable(String::new())]);
+        let text = String::new;
+        let all = [ReplicationError::Stopped, ReplicationError::Transport(text()), ReplicationError::Protocol(text())];
+        for error in all.into_iter().chain(of_source.map(ReplicationError::from)) {
+            assert!(ReplicationError::LABELS.contains(&error.label()), "{error}");
+        }
+    }
 
     #[test]
     fn a_keepalive_counts_between_the_blocks_of_a_streamed_transaction_and_not_inside_one() {

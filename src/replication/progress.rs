@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// What the replication is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -105,6 +105,12 @@ pub struct Progress {
     nudge: Notify,
     /// Collections somebody wants copied again.
     rebuilds: Mutex<BTreeSet<String>>,
+    /// Configured collections that nothing answers for, with the reason.
+    refused: Mutex<BTreeMap<String, String>>,
+    /// Why no copy can be begun or continued, if so.
+    copy_trouble: Mutex<Option<String>>,
+    /// How often streaming began.
+    streams: watch::Sender<u64>,
 }
 
 impl Default for Progress {
@@ -119,6 +125,9 @@ impl Default for Progress {
             freshness: Mutex::new(Freshness { heard: VecDeque::new(), proven: None, caught_up: None }),
             nudge: Notify::new(),
             rebuilds: Mutex::default(),
+            refused: Mutex::default(),
+            copy_trouble: Mutex::default(),
+            streams: watch::Sender::new(0),
         }
     }
 }
@@ -154,7 +163,41 @@ impl Progress {
 
     /// Says what the replication is doing.
     pub fn set_phase(&self, phase: Phase) {
+        let streams = phase == Phase::Streaming;
         *self.phase.lock() = phase;
+        if streams {
+            self.streams.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Changes each time that streaming begins: the source is back.
+    pub fn streams(&self) -> watch::Receiver<u64> {
+        self.streams.subscribe()
+    }
+
+    /// Configured collections that nothing answers for, because they cannot be copied: by name, with the reason.
+    pub fn refused(&self) -> BTreeMap<String, String> {
+        self.refused.lock().clone()
+    }
+
+    /// From now on these.
+    pub fn set_refused(&self, refused: BTreeMap<String, String>) {
+        *self.refused.lock() = refused;
+    }
+
+    /// Why no copy of a collection can be begun or continued, if so.
+    pub fn copy_trouble(&self) -> Option<String> {
+        self.copy_trouble.lock().clone()
+    }
+
+    /// Says so.
+    pub fn set_copy_trouble(&self, trouble: Option<String>) {
+        *self.copy_trouble.lock() = trouble;
+    }
+
+    /// When the end of the source's WAL was heard of last.
+    pub fn last_heard(&self) -> Option<Instant> {
+        self.freshness.lock().heard.back().map(|heard| heard.at)
     }
 
     /// Why answers may miss changes for longer than usual, if so.

@@ -68,8 +68,6 @@ pub enum Decision {
 pub enum Cause {
     /// Our data is damaged.
     Damaged,
-    /// The configuration or a table is another one.
-    Definitions,
     /// Changes were written while the publication, or a table of it, was missing.
     Publication,
     /// The source is on a timeline that left ours behind our position.
@@ -85,11 +83,21 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// All of them.
+    pub const ALL: [Cause; 7] = [
+        Cause::Damaged,
+        Cause::Publication,
+        Cause::Timeline,
+        Cause::Rewound,
+        Cause::SlotMissing,
+        Cause::SlotLost,
+        Cause::SlotAhead,
+    ];
+
     /// One word for metrics.
     pub fn label(self) -> &'static str {
         match self {
             Cause::Damaged => "damaged",
-            Cause::Definitions => "definitions",
             Cause::Publication => "publication",
             Cause::Timeline => "timeline",
             Cause::Rewound => "rewound",
@@ -145,7 +153,10 @@ pub fn decide(ours: Option<&Checkpoint>, source: &SourceFacts) -> Decision {
     }
     match &source.slot {
         None => resync(Cause::SlotMissing, "the slot is missing".into()),
-        Some(slot) if !slot.usable => resync(Cause::SlotLost, "the slot is lost or invalidated".into()),
+        Some(slot) if !slot.usable => resync(
+            Cause::SlotLost,
+            "the slot is lost, invalidated, or of another kind (plugin, database, two_phase)".into(),
+        ),
         Some(slot) if slot.confirmed > d => {
             let reason =
                 format!("the slot is at {}, ahead of our position {d}: changes between were lost", slot.confirmed);

@@ -6,6 +6,7 @@ use crate::model::Lsn;
 use crate::query::QueryError;
 use crate::query::filter::FilterError;
 use crate::source::SourceError;
+use crate::source::policy::Policy;
 use serde::Serialize;
 use serde::ser::SerializeMap;
 
@@ -84,6 +85,7 @@ kinds! {
     DUPLICATE_TRANSACTION = "RV1420", 400, "25001", false, "There is a transaction already";
     NOT_ALLOWED = "RV1421", 403, "42501", false, "This may not be read over SQL";
     TOO_COMPLEX = "RV1422", 400, "54001", false, "The statement is too complex";
+    UNFIT = "RV1207", 503, "55000", true, "The collection is configured and cannot be copied";
     OVERLOADED = "RV1301", 503, "53300", true, "Too many requests at once";
     INTERNAL = "RV1901", 500, "XX000", false, "Internal error";
 }
@@ -165,9 +167,15 @@ impl From<SourceError> for Problem {
                 Problem::new(UNKNOWN_COLUMN, detail).hint("check `columns`; names are taken literally")
             }
             SourceError::Refused { problem, remedy } => Problem::new(SOURCE_REFUSED, problem).hint(remedy),
-            SourceError::Sql { .. } | SourceError::Unavailable(_) => {
-                Problem::new(SOURCE_REFUSED, detail).hint("see the source's log")
+            SourceError::Sql { ref code, ref message } => {
+                let detail = format!("the source answered: {message} (SQLSTATE {code})");
+                let hint = match error.policy() {
+                    Policy::Refuse { remedy } => remedy,
+                    Policy::Retry | Policy::AskAgain => "see the source's log",
+                };
+                Problem::new(SOURCE_REFUSED, detail).hint(hint)
             }
+            SourceError::Unavailable(_) => Problem::new(SOURCE_REFUSED, detail).hint("see the source's log"),
         }
     }
 }
@@ -195,6 +203,8 @@ impl From<QueryError> for Problem {
             QueryError::UnknownCollection { .. } => {
                 Problem::new(UNKNOWN_COLLECTION, detail).hint("GET /v1/collections lists them")
             }
+            QueryError::Refused { .. } => Problem::new(UNFIT, detail)
+                .hint("its table is looked at again every few seconds: once it fits, the copy begins by itself"),
             QueryError::UnknownVector { .. } => Problem::new(UNKNOWN_COLUMN, detail).hint("correct query.using"),
             QueryError::Dimensions { .. } => {
                 Problem::new(DIMENSIONS, detail).hint("embed the query with the model that made the column")
@@ -230,7 +240,7 @@ impl From<QueryError> for Problem {
             QueryError::Replaced(_) => Problem::new(COPYING, detail).hint("ask again: the new copy answers"),
             QueryError::Copying(_) => Problem::new(COPYING, detail).hint("GET /v1/collections shows its progress"),
             QueryError::Paused { .. } => Problem::new(PAUSED, detail)
-                .hint("correct the table or the collection's configuration and start the service again: it copies everything anew"),
+                .hint("correct the table, or the collection in the file and send SIGHUP: it is looked at every few seconds, and this collection alone is copied again"),
             QueryError::NoView(error) => error.into(),
             QueryError::Source(error) => error.into(),
             QueryError::Storage(error) => Problem::new(INTERNAL, error.to_string()),

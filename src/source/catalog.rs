@@ -37,6 +37,8 @@ pub struct Table {
     pub row_security_active: bool,
     /// `p` where its changes are in the WAL.
     pub persistence: char,
+    /// Our role, as SQL names it.
+    pub role: String,
     /// May we read it?
     pub can_select: bool,
     /// The planner's estimate of its rows; -1 when never analysed.
@@ -54,7 +56,7 @@ const TABLE: &str = "
            has_table_privilege(c.oid, 'SELECT'), c.reltuples::bigint,
            pg_relation_filenode(c.oid),
            (CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) / current_setting('block_size')::bigint ELSE 0 END)::bigint,
-           c.relpersistence::text
+           c.relpersistence::text, current_user::text
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
 
@@ -98,6 +100,7 @@ pub async fn table(client: &Client, schema: &str, name: &str) -> Result<Option<T
         filenode: row.get(6),
         pages: row.get(7),
         persistence: letter(8),
+        role: quote_ident(row.get(9)),
         columns: columns.iter().map(column).collect(),
     }))
 }
@@ -241,12 +244,15 @@ fn check_table(table: &Table, quoted: &str) -> Result<()> {
         );
     }
     if !table.can_select {
-        return refuse(format!("our role may not read {quoted}"), format!("GRANT SELECT ON {quoted} TO <our role>;"));
+        return refuse(
+            format!("our role may not read {quoted}"),
+            format!("GRANT SELECT ON {quoted} TO {};", table.role),
+        );
     }
     if table.row_security_active {
         return refuse(
             format!("row security hides rows of {quoted} from our role: the copy would miss what the stream shows"),
-            "ALTER ROLE <our role> BYPASSRLS;".into(),
+            format!("ALTER ROLE {} BYPASSRLS;", table.role),
         );
     }
     Ok(())
@@ -339,12 +345,14 @@ pub struct Slot {
     pub restart: Option<Lsn>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
+    /// Does it send transactions when they are prepared? We could not keep these until somebody ends them.
+    pub two_phase: bool,
 }
 
 impl Slot {
-    /// Can it still be streamed from?
+    /// Can it be streamed from?
     pub fn is_usable(&self) -> bool {
-        self.wal_status.as_deref() != Some("lost") && self.confirmed.is_some()
+        self.wal_status.as_deref() != Some("lost") && self.confirmed.is_some() && !self.two_phase
     }
 }
 
@@ -354,8 +362,9 @@ fn lsn(row: &tokio_postgres::Row, at: usize) -> Option<Lsn> {
 
 /// Looks a slot up.
 pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>> {
-    let sql = "SELECT plugin::text, database::text, active, confirmed_flush_lsn::text, restart_lsn::text, wal_status
-                 FROM pg_replication_slots WHERE slot_name = $1";
+    let sql = "SELECT plugin::text, database::text, active, confirmed_flush_lsn::text, restart_lsn::text, wal_status,
+                      COALESCE((to_jsonb(s) ->> 'two_phase')::bool, false)
+                 FROM pg_replication_slots s WHERE slot_name = $1";
     let row = client.query_opt(sql, &[&name]).await?;
     Ok(row.map(|row| Slot {
         plugin: row.get(0),
@@ -364,6 +373,7 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>> {
         confirmed: lsn(&row, 3),
         restart: lsn(&row, 4),
         wal_status: row.get(5),
+        two_phase: row.get(6),
     }))
 }
 

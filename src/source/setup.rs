@@ -3,13 +3,22 @@
 use crate::model::{quote_ident, quote_literal};
 use crate::source::publication::MADE_BY_US;
 
+/// A password in SQL.
+#[derive(Debug, Clone, Copy)]
+pub enum Password<'a> {
+    /// As it is, to be run.
+    Literal(&'a str),
+    /// A variable of psql, to be shown: what is pasted without setting it is a syntax error, and changes nothing.
+    Variable(&'a str),
+}
+
 /// What to prepare for.
 #[derive(Debug, Clone)]
 pub struct Setup<'a> {
     /// Role of the service.
     pub role: &'a str,
     /// Its password; without one the role gets none.
-    pub password: Option<&'a str>,
+    pub password: Option<Password<'a>>,
     /// Name of the publication.
     pub publication: &'a str,
     /// Tables as (schema, table).
@@ -38,7 +47,11 @@ pub fn statements(setup: &Setup<'_>) -> Vec<String> {
         &format!("CREATE ROLE {role} LOGIN"),
     )];
     if let Some(password) = setup.password {
-        sql.push(format!("ALTER ROLE {role} PASSWORD {}", quote_literal(password)));
+        let password = match password {
+            Password::Literal(text) => quote_literal(text),
+            Password::Variable(name) => format!(":'{name}'"),
+        };
+        sql.push(format!("ALTER ROLE {role} PASSWORD {password}"));
     }
     sql.push(if setup.rds {
         format!("GRANT rds_replication TO {role}")
@@ -80,7 +93,7 @@ mod tests {
         let tables = [("public".to_owned(), "do\"cs".to_owned()), ("public".to_owned(), "x".to_owned())];
         let setup = Setup {
             role: "r'x",
-            password: Some("p'w"),
+            password: Some(Password::Literal("p'w")),
             publication: "p",
             tables: &tables,
             row_security: false,
@@ -92,6 +105,8 @@ mod tests {
         {
             assert!(sql.contains(expected), "{expected} in {sql}");
         }
+        let shown = statements(&Setup { password: Some(Password::Variable("pw")), ..setup.clone() }).join(";\n");
+        assert!(shown.contains("PASSWORD :'pw'"), "{shown}");
         for never in ["SUPERUSER", "BYPASSRLS", "FOR ALL TABLES", "TO PUBLIC", "rds_replication"] {
             assert!(!sql.contains(never), "{never} in {sql}");
         }

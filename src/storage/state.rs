@@ -21,7 +21,7 @@ const COLLECTIONS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("colle
 const DEAD: TableDefinition<'_, (u32, &[u8]), &[u8]> = TableDefinition::new("dead_letters");
 
 /// Memory redb may keep pages in; its own default is a gigabyte.
-const CACHE_BYTES: usize = 64 << 20;
+pub const CACHE_BYTES: usize = 64 << 20;
 
 /// The database in a file, and the switch by which the file is left as it is.
 fn database(file: files::Handle) -> Result<(Database, Arc<AtomicBool>)> {

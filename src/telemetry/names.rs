@@ -1,4 +1,5 @@
-//! Names of metrics: base units, `_total` for counters, bounded labels. The README's table and `/metrics` derive from here.
+//! Names of metrics: base units, `_total` for counters, bounded labels. `docs/metrics.md` and `/metrics` derive from here; a test
+//! compares.
 
 macro_rules! metric_names {
     ($($(#[doc = $doc:literal])+ $constant:ident = $kind:ident $name:literal;)+) => {
@@ -22,7 +23,7 @@ pub enum Kind {
 metric_names! {
     /// 1, with the version as a label.
     BUILD_INFO = Gauge "ruvector_build_info";
-    /// 1 when searches are answered from a live index.
+    /// 1 when searches can be answered from what follows the source; single collections are in ruvector_collection_follows.
     READY = Gauge "ruvector_ready";
     /// Upper bound of the age of what searches see, in seconds; about the interval of source.status_interval_ms when caught up.
     STALENESS = Gauge "ruvector_replication_staleness_seconds";
@@ -36,6 +37,8 @@ metric_names! {
     CONFIRMED_LSN = Gauge "ruvector_replication_confirmed_flush_lsn_bytes";
     /// WAL bytes between the source's end and a stage (label stage: received, durable, applied).
     LAG_BYTES = Gauge "ruvector_replication_lag_bytes";
+    /// Seconds since the server that is followed last said where its WAL ends; lag and positions are as old as this.
+    HEARD_AGE = Gauge "ruvector_replication_heard_age_seconds";
     /// Transactions received.
     TRANSACTIONS = Counter "ruvector_replication_transactions_total";
     /// Changes received, by op.
@@ -54,6 +57,8 @@ metric_names! {
     SLOT_BUDGET = Gauge "ruvector_source_slot_wal_budget_bytes";
     /// The share of that which is spent; at 1 the slot is dropped.
     SLOT_BUDGET_SHARE = Gauge "ruvector_source_slot_wal_budget_ratio";
+    /// Seconds since our slots were last measured; what is said of them is as old as this.
+    SLOT_MEASURED_AGE = Gauge "ruvector_source_slot_measured_age_seconds";
     /// Slots dropped to protect the source (label budget: bytes or time).
     SLOTS_GIVEN_UP = Counter "ruvector_source_slot_given_up_total";
     /// 1 while this service is the one that may use the slot, 0 while it waits for another.
@@ -102,6 +107,8 @@ metric_names! {
     SQL_SESSIONS = Gauge "ruvector_sql_sessions";
     /// Cancellations asked for over SQL.
     SQL_CANCELS = Counter "ruvector_sql_cancel_requests_total";
+    /// 1 while a configured collection follows its table, 0 while it is paused or cannot be copied (label collection).
+    COLLECTION_FOLLOWS = Gauge "ruvector_collection_follows";
     /// Rows of a collection.
     COLLECTION_ROWS = Gauge "ruvector_collection_rows";
     /// Vectors that can be found.

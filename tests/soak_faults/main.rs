@@ -86,20 +86,24 @@ fn every_fault_of_the_source_heals_or_is_refused_loudly() {
     soak.finish();
 }
 
+/// Ends sessions of the source; there must be some each time, or the fault does not happen.
+fn end_sessions(sql: &Sql, which: &str) {
+    let ended = format!("SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {which}");
+    wait_until(which, || sql.one(&ended) != "0");
+}
+
 fn walsender_killed(world: &mut World) -> Instant {
     for _ in 0..1 + world.random.below(3) {
-        world.database.sql.run("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active");
+        end_sessions(&world.database.sql, "pid IN (SELECT active_pid FROM pg_replication_slots)");
         world.pause(0, 200);
     }
     Instant::now()
 }
 
+/// Every session of the service that speaks SQL: the guard's, the watch's, the recheck's.
 fn backends_killed(world: &mut World) -> Instant {
     for _ in 0..1 + world.random.below(3) {
-        world.database.sql.run(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-              WHERE application_name = 'ruvector' AND backend_type = 'client backend'",
-        );
+        end_sessions(&world.database.sql, "application_name LIKE 'ruvector %' AND backend_type = 'client backend'");
         world.pause(0, 200);
     }
     Instant::now()
@@ -160,7 +164,7 @@ fn standby_promoted(world: &mut World) -> Instant {
     world.postgres.stop(if world.random.below(2) == 0 { Stop::Killed } else { Stop::Immediate }).expect("it stops");
     world.pause(0, 500);
     let promoted = standby.dsn_of(&world.database.name);
-    Sql::connect(&promoted).run("SELECT pg_promote(true)");
+    assert_eq!(Sql::connect(&promoted).one("SELECT pg_promote(true)"), "t");
     world.new_history(&promoted);
     // The old primary stays away; what was the standby is the source from now on.
     let gone = std::mem::replace(&mut world.postgres, standby);
@@ -221,12 +225,14 @@ fn restored(world: &mut World) -> Instant {
     switch_wal(&world.database.sql, 2);
     world.database.sql.run("UPDATE beacon SET stamp = stamp");
     world.service.catch_up(&world.database.sql);
+    let before = world.database.sql.lsn();
     world.between_histories();
     world.postgres.stop(Stop::Immediate).expect("it stops");
     sh(&format!("rm -rf {0} && mv {1} {0}", data.display(), copy.display()));
     world.postgres.start_again().expect("it starts again");
     let dsn = world.database.dsn.clone();
     world.new_history(&dsn);
+    assert!(world.database.sql.lsn() < before, "it is put back");
     Instant::now()
 }
 
@@ -254,7 +260,7 @@ fn another_cluster(world: &mut World) -> Instant {
 }
 
 fn end_connections_of_the_role(sql: &Sql) {
-    sql.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'follower'");
+    end_sessions(sql, "usename = 'follower'");
 }
 
 fn privileges_revoked(world: &mut World) -> Instant {
@@ -299,31 +305,35 @@ fn password_changed(world: &mut World) -> Instant {
     Instant::now()
 }
 
+/// The network does this for some time. Something must have met it.
+fn network(world: &mut World, mode: Mode, least: u64, most: u64) {
+    let before = world.proxy.harmed();
+    world.proxy.set(mode);
+    world.pause(least, most);
+    wait_until("the network harms something", || world.proxy.harmed() > before);
+}
+
 fn network_paused(world: &mut World) -> Instant {
-    world.proxy.set(Mode::Paused);
-    world.pause(500, 6000);
+    network(world, Mode::Paused, 500, 6000);
     world.proxy.set(Mode::Pass);
     Instant::now()
 }
 
 fn network_half_open(world: &mut World) -> Instant {
-    world.proxy.set(Mode::HalfOpen);
-    world.pause(500, 5000);
+    network(world, Mode::HalfOpen, 500, 5000);
     world.proxy.set(Mode::Pass);
     Instant::now()
 }
 
 fn network_cut(world: &mut World) -> Instant {
-    world.proxy.set(Mode::Cut);
-    world.pause(100, 3000);
+    network(world, Mode::Cut, 100, 3000);
     world.proxy.set(Mode::Pass);
     Instant::now()
 }
 
 fn network_flaky(world: &mut World) -> Instant {
     for mode in [Mode::Slow(30), Mode::Truncating, Mode::Flaky] {
-        world.proxy.set(mode);
-        world.pause(500, 1500);
+        network(world, mode, 500, 1500);
     }
     world.proxy.set(Mode::Pass);
     Instant::now()

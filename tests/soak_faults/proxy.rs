@@ -36,6 +36,8 @@ struct State {
     /// Connections with a smaller number are dead, and nobody was told.
     dead_before: AtomicU64,
     connections: AtomicU64,
+    /// Pieces and connections that did not simply go through.
+    harmed: AtomicU64,
     random: Mutex<Random>,
 }
 
@@ -64,6 +66,7 @@ impl Proxy {
             target: AtomicU16::new(target),
             dead_before: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            harmed: AtomicU64::new(0),
             random: Mutex::new(Random(seed)),
         });
         runtime.spawn(accept(listener, state.clone()));
@@ -81,6 +84,11 @@ impl Proxy {
             self.state.dead_before.store(self.state.connections.load(Ordering::SeqCst), Ordering::SeqCst);
         }
         self.state.mode.send_replace(mode);
+    }
+
+    /// How many pieces and connections did not simply go through so far.
+    pub fn harmed(&self) -> u64 {
+        self.state.harmed.load(Ordering::SeqCst)
     }
 
     /// New connections lead there; those that are open are reset.
@@ -116,6 +124,7 @@ async fn connection(client: TcpStream, state: Arc<State>, number: u64) {
         _ => TcpStream::connect(target).await.ok(),
     };
     let Some(server) = server else {
+        state.harmed.fetch_add(1, Ordering::SeqCst);
         reset(&client);
         return;
     };
@@ -150,10 +159,16 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, link: Arc<Link>) 
     loop {
         let read = tokio::select! {
             read = from.read(&mut buffer) => read,
-            _ = mode.wait_for(|mode| *mode == Mode::Cut) => break,
+            _ = mode.wait_for(|mode| *mode == Mode::Cut) => {
+                link.state.harmed.fetch_add(1, Ordering::SeqCst);
+                break;
+            }
             _ = broken.wait_for(|broken| *broken) => break,
         };
         let now = *mode.borrow_and_update();
+        if now != Mode::Pass {
+            link.state.harmed.fetch_add(1, Ordering::SeqCst);
+        }
         if link.is_swallowed(now) {
             if !matches!(read, Ok(1..)) {
                 // The other side is not told that this one is gone.

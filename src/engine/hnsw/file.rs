@@ -177,7 +177,7 @@ impl Graph {
     ) -> io::Result<Graph> {
         let Header { count, entry } = Header::read(metric, dim, params, input)?;
         let capacity = count as usize;
-        if capacity != rows.len() {
+        if capacity != rows.count() {
             return Err(wrong("of another number of rows"));
         }
         let list = 2 * params.m;

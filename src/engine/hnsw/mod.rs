@@ -86,7 +86,7 @@ enum Verdict {
 /// Where a graph reads full rows that it does not hold.
 pub trait FullRows: Send + Sync {
     /// How many there are.
-    fn len(&self) -> usize;
+    fn count(&self) -> usize;
     /// Writes a slot's original vector into `row`.
     fn read(&self, slot: u32, row: &mut [f32]) -> Result<()>;
     /// Asks for it from memory, where it is there.

@@ -440,8 +440,8 @@ fn saved(count: usize) -> (Vec<Vec<f32>>, Graph, Vec<u8>) {
 }
 
 impl FullRows for Vec<Vec<f32>> {
-    fn len(&self) -> usize {
-        Vec::len(self)
+    fn count(&self) -> usize {
+        self.len()
     }
 
     fn read(&self, slot: u32, row: &mut [f32]) -> Result<()> {
@@ -522,7 +522,7 @@ fn a_graph_sealed_with_binary_codes_finds_nearly_all_in_a_fraction_of_the_memory
 struct Failing(u32, usize);
 
 impl FullRows for Failing {
-    fn len(&self) -> usize {
+    fn count(&self) -> usize {
         self.1
     }
 

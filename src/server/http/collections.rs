@@ -4,6 +4,7 @@ use crate::consistency::verify;
 use crate::engine::view::{CollectionView, View};
 use crate::model::{CollectionDef, VectorColumn};
 use crate::query::QueryError;
+use crate::replication::progress::Phase;
 use crate::server::http::{App, Name, Shared};
 use crate::server::problem::Problem;
 use crate::storage::state::{CollectionState, DeadLetter};
@@ -66,6 +67,9 @@ pub struct Shown {
     /// Of the copy that will answer when it is whole; until then this one does.
     #[serde(skip_serializing_if = "Option::is_none")]
     copy: Option<Copy>,
+    /// Why a copy that is asked for or under way does not go on, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
     applied_lsn: String,
     staleness_ms: Option<f64>,
 }
@@ -92,6 +96,7 @@ fn shown(app: &App, view: &View, found: &CollectionView) -> Shown {
     };
     let frontier = &app.query.frontier;
     let arriving = frontier.serving().zip(view.incoming.get(name));
+    let failed = view.incoming.get(name).and_then(|arriving| arriving.failed.clone());
     let copy = arriving.map(|(serving, arriving)| {
         let id = arriving.def.id;
         let (read, taken) = (frontier.progress.copy(id), serving.engine.copy_progress(id));
@@ -103,6 +108,7 @@ fn shown(app: &App, view: &View, found: &CollectionView) -> Shown {
             rows_linked: taken.linked.load(Ordering::Relaxed),
         }
     });
+    let follows = found.state == CollectionState::Live;
     Shown {
         name: name.clone(),
         table: format!("{schema}.{table}"),
@@ -115,15 +121,29 @@ fn shown(app: &App, view: &View, found: &CollectionView) -> Shown {
         dead_letters: found.dead_letters,
         graph_writes: found.graph_writes,
         copy,
+        trouble: failed.or_else(|| trouble(app)),
         applied_lsn: applied.to_string(),
-        staleness_ms: frontier.staleness(applied).map(|age| age.as_secs_f64() * 1000.0),
+        staleness_ms: frontier.staleness(applied).filter(|_| follows).map(|age| age.as_secs_f64() * 1000.0),
+    }
+}
+
+/// Why no copy goes on now, if so: the source is away, or refuses.
+fn trouble(app: &App) -> Option<String> {
+    let progress = &app.query.frontier.progress;
+    match progress.phase() {
+        Phase::Streaming => progress.copy_trouble(),
+        Phase::Starting => None,
+        Phase::Waiting { reason } | Phase::Stopped { reason } | Phase::Retrying { error: reason } => Some(reason),
     }
 }
 
 /// `GET /v1/collections`
 pub async fn list(State(app): Shared) -> Result<Json<serde_json::Value>, Problem> {
     let (_, view) = app.query.frontier.view(&Default::default()).await?;
-    let all: Vec<_> = view.collections.values().map(|found| shown(&app, &view, found)).collect();
+    let json = |found| serde_json::to_value(shown(&app, &view, found)).unwrap_or_default();
+    let refused = |(name, reason): (String, String)| serde_json::json!({ "name": name, "state": "refused", "reason": reason, "rows": 0, "dead_letters": 0 });
+    let refused = app.query.frontier.progress.refused().into_iter().map(refused);
+    let all: Vec<_> = view.collections.values().map(|found| json(found)).chain(refused).collect();
     Ok(Json(serde_json::json!({ "collections": all })))
 }
 

@@ -23,6 +23,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -67,6 +68,8 @@ pub struct App {
     turns: Semaphore,
     /// A verification holds all rows' keys in memory: one at a time.
     verifying: tokio::sync::Mutex<()>,
+    /// Collections of which the metrics have told.
+    told: parking_lot::Mutex<BTreeSet<String>>,
     started: Instant,
 }
 
@@ -82,7 +85,8 @@ impl App {
     ) -> App {
         let turns = Semaphore::new(options.max_concurrent);
         let verifying = tokio::sync::Mutex::new(());
-        App { query, dsn, pool, metrics, health, options, turns, verifying, started: Instant::now() }
+        let told = parking_lot::Mutex::default();
+        App { query, dsn, pool, metrics, health, options, turns, verifying, told, started: Instant::now() }
     }
 
     /// Leave to work on one request.

@@ -1,5 +1,6 @@
 //! Is it alive, is it ready, what are its figures.
 
+use crate::engine::view::View;
 use crate::model::Lsn;
 use crate::replication::guard::Holding;
 use crate::server::http::{App, Name, Shared};
@@ -12,6 +13,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 /// `GET /livez`: the event loop answers. Never depends on Postgres.
@@ -24,39 +26,60 @@ pub async fn version() -> Json<serde_json::Value> {
     Json(json!({ "name": "ruvector", "version": env!("CARGO_PKG_VERSION") }))
 }
 
-/// Why it is not ready, if so.
+/// Why it is not ready, if so: everything that stands in the way. A collection that is paused while others follow is no
+/// reason: those are asked for here too.
 fn not_ready(app: &App) -> Option<String> {
     let frontier = &app.query.frontier;
     let Some(serving) = frontier.serving() else { return Some("no data is loaded yet".into()) };
     let view = serving.engine.view();
-    for (name, found) in &view.collections {
-        match &found.state {
-            CollectionState::Live => {}
-            CollectionState::Copying => return Some(format!("collection {name} is being copied")),
-            CollectionState::Paused { reason } => return Some(format!("collection {name} is paused: {reason}")),
-        }
-    }
+    let mut reasons = Vec::new();
     if !serving.kept.load(Ordering::Relaxed) {
-        return Some("the copy is being completed".into());
+        reasons.push("the copy is being completed".into());
+    }
+    if view.collections.values().all(|found| found.state != CollectionState::Live) {
+        let copying = view.collections.values().filter(|found| found.state == CollectionState::Copying);
+        reasons.extend(copying.map(|found| format!("collection {} is being copied", found.def.name)));
+        let unfit = unfit(app, &view);
+        reasons.extend(unfit.iter().map(|(name, (word, reason))| format!("collection {name} {word}: {reason}")));
     }
     if let Some(reason) = frontier.progress.stale() {
-        return Some(format!("stale: {reason}"));
+        reasons.push(format!("stale: {reason}"));
     }
     match frontier.staleness(view.applied) {
-        None => Some("the source has not been heard of yet".into()),
-        Some(age) if age > app.options.ready_staleness => Some(format!("staleness is {:.1} s", age.as_secs_f64())),
-        Some(_) => None,
+        None => reasons.push("the source has not been heard of yet".into()),
+        Some(age) if age > app.options.ready_staleness => {
+            reasons.push(format!("staleness is {:.1} s", age.as_secs_f64()));
+        }
+        Some(_) => {}
     }
+    (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
-/// `GET /readyz`: searches are answered from a live, fresh index.
+/// The collections that do not follow their tables: by name, how that is called and why.
+fn unfit(app: &App, view: &View) -> BTreeMap<String, (&'static str, String)> {
+    let paused = view.collections.values().filter_map(|found| match &found.state {
+        CollectionState::Paused { reason } => Some((found.def.name.clone(), ("is paused", reason.clone()))),
+        CollectionState::Live | CollectionState::Copying => None,
+    });
+    let refused = app.query.frontier.progress.refused().into_iter();
+    refused.map(|(name, reason)| (name, ("cannot be copied", reason))).chain(paused).collect()
+}
+
+/// `GET /readyz`: searches can be answered from what follows the source. Which collections do not follow is told beside.
 pub async fn readyz(State(app): Shared) -> Response {
-    match not_ready(&app) {
-        None => (StatusCode::OK, Json(json!({ "ready": true }))).into_response(),
-        Some(reason) => {
-            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "ready": false, "reason": reason }))).into_response()
-        }
+    let view = app.query.frontier.serving().map(|serving| serving.engine.view()).unwrap_or_default();
+    let unfit: BTreeMap<_, _> =
+        unfit(&app, &view).into_iter().map(|(name, (word, reason))| (name, format!("{word}: {reason}"))).collect();
+    let reason = not_ready(&app);
+    let code = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut body = json!({ "ready": reason.is_none() });
+    if let Some(reason) = reason {
+        body["reason"] = reason.into();
     }
+    if !unfit.is_empty() {
+        body["not_following"] = json!(unfit);
+    }
+    (code, Json(body)).into_response()
 }
 
 /// `GET /v1/status`: everything an operator asks first.
@@ -68,7 +91,12 @@ pub async fn status(State(app): Shared) -> Json<serde_json::Value> {
         let line = |(name, found): (&String, &std::sync::Arc<crate::engine::view::CollectionView>)| {
             json!({ "name": name, "rows": found.rows, "dead_letters": found.dead_letters, "state": found.state })
         };
-        view.collections.iter().map(line).collect::<Vec<_>>()
+        let refused = |(name, reason): (String, String)| {
+            let state = json!({ "state": "refused", "reason": reason });
+            json!({ "name": name, "rows": 0, "dead_letters": 0, "state": state })
+        };
+        let refused = frontier.progress.refused().into_iter().map(refused);
+        view.collections.iter().map(line).chain(refused).collect::<Vec<_>>()
     });
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -77,6 +105,7 @@ pub async fn status(State(app): Shared) -> Json<serde_json::Value> {
         "slot": serving.as_ref().map(|serving| serving.slot.clone()),
         "replication": frontier.progress.phase(),
         "stale": frontier.progress.stale(),
+        "copy_trouble": frontier.progress.copy_trouble(),
         "positions": frontier.positions(),
         "protection": protection(&app),
         "doctor": doctor(&app),
@@ -131,9 +160,8 @@ const SLOT_STATUSES: [&str; 5] = ["reserved", "extended", "unreserved", "lost", 
 /// Of the slot that keeps most, which is the one that hurts.
 fn slot_gauges(app: &App) {
     let shown = app.health.protection.shown();
-    if shown.measured.is_none() {
-        return;
-    }
+    let Some(measured) = shown.measured else { return };
+    metrics::gauge!(names::SLOT_MEASURED_AGE).set(measured.elapsed().as_secs_f64());
     let held = shown.holder == Holding::Ours;
     metrics::gauge!(names::SLOT_HELD).set(if held { 1.0 } else { 0.0 });
     metrics::gauge!(names::SLOT_BUDGET).set(shown.budget_bytes as f64);
@@ -172,8 +200,13 @@ fn gauges(app: &App) {
     if let Some(ms) = positions.staleness_ms {
         metrics::gauge!(names::STALENESS).set(ms / 1000.0);
     }
+    if let Some(heard) = frontier.progress.last_heard() {
+        metrics::gauge!(names::HEARD_AGE).set(heard.elapsed().as_secs_f64());
+    }
     let Some(serving) = frontier.serving() else { return };
-    for (name, found) in &serving.engine.view().collections {
+    let view = serving.engine.view();
+    follows(app, &view);
+    for (name, found) in &view.collections {
         let labels = [("collection", name.clone())];
         metrics::gauge!(names::COLLECTION_ROWS, &labels).set(found.rows as f64);
         metrics::gauge!(names::DEAD_LETTERS, &labels).set(found.dead_letters as f64);
@@ -195,4 +228,20 @@ fn gauges(app: &App) {
             metrics::gauge!(names::INDEX_SEGMENTS, &labels).set(index.segments.len() as f64);
         }
     }
+}
+
+/// Which collections follow their tables. One that is gone has no number any more, rather than its last.
+fn follows(app: &App, view: &View) {
+    let unfit = unfit(app, view);
+    let told = &mut *app.told.lock();
+    let now: BTreeSet<String> = view.collections.keys().chain(unfit.keys()).cloned().collect();
+    for name in told.union(&now) {
+        let value = match (now.contains(name), unfit.contains_key(name)) {
+            (false, _) => f64::NAN,
+            (true, true) => 0.0,
+            (true, false) => 1.0,
+        };
+        metrics::gauge!(names::COLLECTION_FOLLOWS, "collection" => name.clone()).set(value);
+    }
+    *told = now;
 }

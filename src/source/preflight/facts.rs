@@ -42,6 +42,8 @@ pub struct ServerFacts {
     pub slot_name: String,
     /// What it is made from: the name of the configuration.
     pub slot_base: String,
+    /// The data directory was looked into, and does not know it.
+    pub slot_unknown: bool,
     /// WAL kept for our slot, bytes.
     pub retained: Option<i64>,
     /// `sync_replication_slots`-like: can slots be made to survive a failover (version 17), and is a standby there?
@@ -73,11 +75,13 @@ pub struct Failover {
     pub standbys: i64,
     /// `failover` flag of our slot; `None` before version 17 or without a slot.
     pub slot_flag: Option<bool>,
+    /// Does a standby keep slots in step? Its worker is a session on our side that other roles may not see: then `None`.
+    pub synced: Option<bool>,
 }
 
 const SERVER: &str = "
     SELECT current_setting('server_version_num')::int4, pg_is_in_recovery(), current_setting('wal_level'),
-           current_setting('max_replication_slots')::int4, (SELECT count(*)::int4 FROM pg_replication_slots),
+           current_setting('max_replication_slots')::int4, (SELECT count(*)::int4 FROM pg_replication_slots WHERE NOT temporary),
            current_setting('max_wal_senders')::int4, (SELECT count(*)::int4 FROM pg_stat_replication),
            current_user::text,
            (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user)
@@ -142,6 +146,7 @@ pub async fn server(client: &Client, slot: &str, host: &str) -> Result<ServerFac
         slot: catalog::slot(client, slot).await?,
         slot_name: slot.to_owned(),
         slot_base: slot.to_owned(),
+        slot_unknown: false,
         retained: held.iter().find(|(name, ..)| name == slot).and_then(|(.., bytes)| *bytes),
         failover: Failover {
             standbys: row.get(18),
@@ -149,6 +154,7 @@ pub async fn server(client: &Client, slot: &str, host: &str) -> Result<ServerFac
                 170_000.. => flag(client, slot).await,
                 _ => None,
             },
+            synced: synced(client, version).await,
         },
         oldest_transaction: oldest.map(|row| (row.get(0), row.get(1))),
         prepared: row.get(13),
@@ -174,6 +180,20 @@ async fn optional<T: for<'a> tokio_postgres::types::FromSql<'a>>(client: &Client
 
 async fn flag(client: &Client, slot: &str) -> Option<bool> {
     optional(client, &format!("SELECT failover FROM pg_replication_slots WHERE slot_name = '{slot}'")).await
+}
+
+/// The worker that keeps slots in step calls itself so, with its cluster's name before it; it asks again and again.
+async fn synced(client: &Client, version: i32) -> Option<bool> {
+    if version < 170_000 {
+        return None;
+    }
+    optional(
+        client,
+        "SELECT CASE WHEN bool_or(application_name LIKE '%slotsync worker%') THEN true
+                     WHEN bool_and(application_name IS NOT NULL AND query <> '<insufficient privilege>') THEN false END
+           FROM pg_stat_activity WHERE backend_type IN ('client backend', 'walsender')",
+    )
+    .await
 }
 
 fn skew(asked: SystemTime, answered: SystemTime, theirs: f64) -> f64 {

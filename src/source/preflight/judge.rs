@@ -4,7 +4,7 @@ use crate::model::quote_ident;
 use crate::source::SourceError;
 use crate::source::preflight::facts::{ContentFacts, ServerFacts};
 use crate::source::preflight::provider::{Change, Provider};
-use crate::source::preflight::{Finding, Severity, finding};
+use crate::source::preflight::{Finding, Severity, estimated, finding};
 use crate::source::slots::is_called;
 
 const MB: f64 = 1024.0 * 1024.0;
@@ -40,8 +40,13 @@ fn version(facts: &ServerFacts) -> Finding {
         140_000..150_000 => Severity::Warning,
         _ => bad_if(facts.in_recovery, Severity::Error),
     };
+    let note = match facts.version {
+        ..160_000 => "; before 16 a standby cannot have slots, before 17 none survives a failover by itself",
+        160_000..170_000 => "; before 17 no slot survives a failover by itself",
+        _ => "",
+    };
     let observed = format!(
-        "{}.{} on {}{}",
+        "{}.{} on {}{}{note}",
         facts.version / 10_000,
         facts.version % 10_000,
         facts.provider.name(),
@@ -61,13 +66,22 @@ fn wal_level(facts: &ServerFacts) -> Finding {
 }
 
 fn slots_and_senders(facts: &ServerFacts) -> Finding {
-    let none_free = |(limit, taken): (i32, i32)| facts.slot.is_none() && limit - taken < 1;
-    let bad = none_free(facts.slots) || none_free(facts.senders);
+    // One for our slot, and one more for the temporary slot of each copy that is made while we follow.
+    let ours = i32::from(facts.slot.is_none());
+    let fewer = |least: i32| [facts.slots, facts.senders].iter().any(|(limit, taken)| limit - taken < least);
     let taken = |(limit, taken): (i32, i32)| format!("{taken} of {limit} in use");
-    let observed = format!("slots {}, senders {}", taken(facts.slots), taken(facts.senders));
+    let mut observed = format!("slots {}, senders {}", taken(facts.slots), taken(facts.senders));
+    let severity = match (fewer(ours), fewer(ours + 1)) {
+        (true, _) => Severity::Error,
+        (false, true) => Severity::Warning,
+        (false, false) => Severity::Ok,
+    };
+    if severity == Severity::Warning {
+        observed += "; none is left for the temporary slot of a copy, so that no collection can be added or rebuilt";
+    }
     let more = |name| facts.provider.how(Change::Setting { name, value: "20", restart: true });
     let fix = format!("drop an unused slot, or: {} and {}", more("max_replication_slots"), more("max_wal_senders"));
-    finding("D03", bad_if(bad, Severity::Error), "free slots and senders", observed, &fix)
+    finding("D03", severity, "free slots and senders", observed, &fix)
 }
 
 fn role(facts: &ServerFacts) -> Finding {
@@ -86,11 +100,14 @@ fn encryption(facts: &ServerFacts) -> Finding {
     finding("D06", severity, "encryption of the connection", observed.into(), fix)
 }
 
+/// An outage of ours that a slot should live through.
+const SHORT_HOURS: f64 = 4.0;
+
 /// How long our slot lives when we are down.
 fn keep_size(facts: &ServerFacts) -> Finding {
     let limit = facts.keep_size_mb as f64 * MB;
     let hours = facts.wal_rate.filter(|rate| *rate > 0.0).map(|rate| limit / rate / 3600.0);
-    let idle = facts.idle_timeout_s.filter(|seconds| *seconds > 0);
+    let idle = facts.idle_timeout_s.filter(|seconds| (1..(SHORT_HOURS * 3600.0) as i64).contains(seconds));
     let dies = match (hours, idle) {
         (_, Some(seconds)) => format!("; an idle slot is given up after {seconds} s"),
         (Some(hours), None) => format!("; at the average WAL rate our slot is lost after {hours:.1} h of our outage"),
@@ -103,16 +120,27 @@ fn keep_size(facts: &ServerFacts) -> Finding {
         );
         return finding("D13", Severity::Warning, "max_slot_wal_keep_size", "no limit".into(), &fix);
     }
-    let short = hours.is_some_and(|hours| hours < 4.0);
+    let short = hours.is_some_and(|hours| hours < SHORT_HOURS) || idle.is_some();
     let observed = format!("{} MB{dies}", facts.keep_size_mb);
+    let fix = match idle {
+        Some(_) => {
+            facts.provider.how(Change::Setting { name: "idle_replication_slot_timeout", value: "0", restart: false })
+        }
+        None => fix,
+    };
     finding("D13", bad_if(short, Severity::Warning), "max_slot_wal_keep_size", observed, &fix)
 }
 
 fn failover(facts: &ServerFacts) -> Finding {
     let standbys = facts.failover.standbys;
-    let unprotected = standbys > 0 && facts.failover.slot_flag != Some(true);
+    let flagged = facts.failover.slot_flag == Some(true);
+    // The standbys' own settings cannot be seen from here; which slots they ask for can.
+    let unprotected = standbys > 0 && (!flagged || facts.failover.synced == Some(false));
     let observed = match (standbys, facts.failover.slot_flag) {
         (0, _) => "no physical standby is streaming".to_owned(),
+        (n, Some(true)) if unprotected => format!(
+            "{n} standbys, and none asks for slots (sync_replication_slots): after a failover everything is copied again"
+        ),
         (n, Some(true)) => format!("{n} standbys; our slot is kept in step on them"),
         (n, _) => format!("{n} standbys; our slot is on the primary only: after a failover everything is copied again"),
     };
@@ -223,13 +251,26 @@ fn own_slot(facts: &ServerFacts) -> Finding {
         Some(slot) if slot.plugin.as_deref() != Some("pgoutput") => {
             (Severity::Error, format!("{name} is not a pgoutput slot"))
         }
+        Some(slot) if slot.two_phase => {
+            (Severity::Warning, format!("{name} was made with two_phase; the service copies again on one of its own"))
+        }
         Some(slot) if !slot.is_usable() => (Severity::Warning, format!("{name} is lost; the service copies again")),
         Some(slot) if slot.active => (Severity::Ok, format!("{name} is in use{held}")),
+        Some(_) if facts.slot_unknown => (
+            Severity::Error,
+            format!(
+                "{name} exists and is idle{held}; the data directory here does not know it: a service started here refuses, \
+                 and the slot keeps WAL for as long as nobody drops it"
+            ),
+        ),
         Some(_) => (Severity::Ok, format!("{name} exists and is idle{held}")),
     };
     let note = facts.provider.slot_note();
     let observed = note.map_or(observed.clone(), |note| format!("{observed}. Note: {note}"));
-    let fix = format!("choose another source.slot, or: SELECT pg_drop_replication_slot('{}');", facts.slot_name);
+    let fix = format!(
+        "choose another source.slot, or, where no service needs it: SELECT pg_drop_replication_slot('{}');",
+        facts.slot_name
+    );
     finding("D25", severity, "our slot", observed, &fix)
 }
 
@@ -267,9 +308,9 @@ pub fn content(name: &str, facts: &ContentFacts) -> Vec<Finding> {
     if let Some(page_us) = facts.page_us {
         let seconds = page_us as f64 * facts.pages as f64 / 1e6;
         let observed = format!(
-            "{} pages, about {} rows: about {seconds:.0} s to read on one connection",
+            "{} pages, {}: about {seconds:.0} s to read on one connection",
             facts.pages,
-            facts.estimated_rows.max(0)
+            estimated(facts.estimated_rows)
         );
         let fix = "the slot holds WAL back for that long at first: see D13, and raise source.copy_connections";
         findings.push(finding(
@@ -286,6 +327,8 @@ pub fn content(name: &str, facts: &ContentFacts) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Lsn;
+    use crate::source::catalog::Slot;
     use crate::source::preflight::facts::Failover;
     use crate::source::preflight::provider::Provider;
 
@@ -307,6 +350,7 @@ mod tests {
             slot: None,
             slot_name: "ruvector".into(),
             slot_base: "ruvector".into(),
+            slot_unknown: false,
             retained: None,
             failover: Failover::default(),
             oldest_transaction: None,
@@ -321,6 +365,18 @@ mod tests {
         }
     }
 
+    fn idle() -> Option<Slot> {
+        Some(Slot {
+            plugin: Some("pgoutput".into()),
+            database: Some("d".into()),
+            active: false,
+            confirmed: Some(Lsn(5)),
+            restart: Some(Lsn(5)),
+            wal_status: Some("reserved".into()),
+            two_phase: false,
+        })
+    }
+
     #[test]
     fn each_check_finds_its_fault_and_nothing_else() {
         type Case = (fn(&mut ServerFacts), &'static [(&'static str, Severity)]);
@@ -333,13 +389,27 @@ mod tests {
             (|f| f.wal_level = "replica".into(), &[("D02", Error)]),
             (|f| f.slots = (4, 4), &[("D03", Error)]),
             (|f| f.senders = (4, 4), &[("D03", Error)]),
+            // Ours, and none for a copy.
+            (|f| f.slots = (4, 3), &[("D03", Warning)]),
+            (|f| f.slots = (4, 2), &[]),
+            (|f| (f.slots, f.slot) = ((1, 1), idle()), &[("D03", Warning)]),
+            (|f| (f.slots, f.slot) = ((2, 1), idle()), &[]),
+            (|f| f.slot = idle(), &[]),
+            (|f| (f.slot, f.slot_unknown) = (idle(), true), &[("D25", Error)]),
+            (|f| (f.slot, f.slot_unknown) = (idle().map(|slot| Slot { active: true, ..slot }), true), &[]),
+            (|f| f.idle_timeout_s = Some(60), &[("D13", Warning)]),
+            (|f| f.idle_timeout_s = Some(86_400), &[]),
             (|f| f.can_replicate = false, &[("D04", Error)]),
             (|f| f.encrypted = false, &[("D06", Warning)]),
             (|f| (f.encrypted, f.local) = (false, true), &[]),
             (|f| f.keep_size_mb = -1, &[("D13", Warning)]),
             (|f| (f.keep_size_mb, f.wal_rate) = (100, Some(1e6)), &[("D13", Warning)]),
             (|f| f.failover.standbys = 1, &[("D14", Warning)]),
-            (|f| f.failover = Failover { standbys: 1, slot_flag: Some(true) }, &[]),
+            (|f| f.failover = Failover { standbys: 1, slot_flag: Some(true), synced: Some(true) }, &[]),
+            (
+                |f| f.failover = Failover { standbys: 1, slot_flag: Some(true), synced: Some(false) },
+                &[("D14", Warning)],
+            ),
             (|f| f.oldest_transaction = Some((3600, "app pid 7".into())), &[("D15", Warning)]),
             (|f| f.prepared = 1, &[("D15", Warning)]),
             (|f| f.can_heartbeat = false, &[("D16", Warning)]),
@@ -374,7 +444,7 @@ mod tests {
                 can_replicate: false,
                 encrypted: false,
                 keep_size_mb: -1,
-                failover: Failover { standbys: 1, slot_flag: None },
+                failover: Failover { standbys: 1, ..Failover::default() },
                 prepared: 1,
                 can_heartbeat: false,
                 spilled: Some(1 << 40),

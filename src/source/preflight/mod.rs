@@ -7,6 +7,7 @@ pub mod provider;
 use crate::model::{CollectionDef, CollectionId, CollectionSpec, quote_ident};
 use crate::source::catalog::{self, Table};
 use crate::source::connect::Dsn;
+use crate::source::policy::Policy;
 use crate::source::preflight::provider::Provider;
 use crate::source::publication;
 use crate::source::{Result, SourceError};
@@ -47,8 +48,8 @@ pub struct Subject<'a> {
     pub slot: &'a str,
     /// The name that it and those of later copies are made from.
     pub base: &'a str,
-    /// Other slots that are known to be ours: they go by themselves.
-    pub known: &'a [String],
+    /// The slots that the data directory knows to be ours; none where nobody looked into one.
+    pub known: Option<&'a [String]>,
     /// Our publication.
     pub publication: &'a str,
     /// May the service make it?
@@ -131,8 +132,15 @@ pub async fn run(subject: &Subject<'_>, depth: Depth) -> Vec<Finding> {
             return vec![finding("D05", Severity::Error, "connection", problem, &remedy)];
         }
         Err(error) => {
-            let fix = "check source.dsn, the server's listen_addresses and pg_hba.conf, and that it is no pooler";
-            return vec![finding("D05", Severity::Error, "connection", error.to_string(), fix)];
+            let fix = match error.policy() {
+                Policy::Refuse { remedy } => remedy,
+                _ => "check source.dsn, the server's listen_addresses and pg_hba.conf, and that it is no pooler",
+            };
+            let observed = match &error {
+                SourceError::Sql { code, message } => format!("{message} (SQLSTATE {code})"),
+                other => other.to_string(),
+            };
+            return vec![finding("D05", Severity::Error, "connection", observed, fix)];
         }
     };
     let mut findings = Vec::new();
@@ -141,7 +149,10 @@ pub async fn run(subject: &Subject<'_>, depth: Depth) -> Vec<Finding> {
     match facts::server(&client, slot, &dsn.host()).await {
         Ok(mut facts) => {
             facts.slot_base = subject.base.to_owned();
-            facts.idle_slots.retain(|(name, _)| !subject.known.contains(name));
+            let known = subject.known.unwrap_or_default();
+            // They go by themselves.
+            facts.idle_slots.retain(|(name, _)| !known.contains(name));
+            facts.slot_unknown = subject.known.is_some_and(|known| !known.iter().any(|name| name == slot));
             role = quote_ident(&facts.role);
             provider = facts.provider;
             findings.extend(judge::server(&facts));
@@ -236,12 +247,16 @@ fn describe((def, table): &(CollectionDef, Table)) -> String {
     let key: Vec<_> = def.key.iter().map(|column| column.name.as_str()).collect();
     let dimensions: Vec<_> =
         def.vectors.iter().map(|v| v.dimensions.map_or("unknown".into(), |d| d.to_string())).collect();
-    format!(
-        "key ({}), {} dimensions, about {} rows",
-        key.join(", "),
-        dimensions.join(" / "),
-        table.estimated_rows.max(0)
-    )
+    let rows = estimated(table.estimated_rows);
+    format!("key ({}), {} dimensions, {rows}", key.join(", "), dimensions.join(" / "))
+}
+
+/// The planner's estimate of a table's rows, for people.
+fn estimated(rows: i64) -> String {
+    match rows {
+        0.. => format!("about {rows} rows"),
+        _ => "not analysed yet, so nobody knows how many rows".into(),
+    }
 }
 
 /// Errors are not `Clone`; the checks need the text and the remedy twice.
