@@ -6,7 +6,8 @@
 --   GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO <the role that runs this>;
 --
 -- Words between two @ stand for literals: where the service listens for SQL as this server
--- sees it, and one of its [sql.users].
+-- sees it, and one of its [sql.users]. His password is a setting of the session, so that no text of a statement has it:
+--   SELECT set_config('ruvector.password', '...', false);
 
 BEGIN;
 SET LOCAL lock_timeout = '10s';
@@ -33,7 +34,7 @@ BEGIN
   IF NOT EXISTS (SELECT FROM pg_user_mappings WHERE srvname = 'ruvector' AND umuser = 0) THEN
     CREATE USER MAPPING FOR PUBLIC SERVER ruvector OPTIONS (user '', password '');
   END IF;
-  EXECUTE format('ALTER USER MAPPING FOR PUBLIC SERVER ruvector OPTIONS (SET user %L, SET password %L)', @sql_user@, @sql_password@);
+  EXECUTE format('ALTER USER MAPPING FOR PUBLIC SERVER ruvector OPTIONS (SET user %L, SET password %L)', @sql_user@, current_setting('ruvector.password'));
 END $pack$;
 
 -- Tables that are functions: inputs are given by equality.
@@ -61,16 +62,36 @@ CREATE FOREIGN TABLE IF NOT EXISTS ruvector.service_status (
 -- is in it; a cast or a COALESCE beside = stays here, and the service would be asked for everything. LIMIT or OFFSET 0 keeps
 -- the search apart in joins. STABLE, not STRICT, no SECURITY DEFINER, no SET: so they are inlined.
 
--- Options of a search out of arguments: the body of a search over HTTP.
+-- Options of a search out of arguments: the body of a search over HTTP. What an argument says holds beside what `options`
+-- say of the same object, and against them where both say the same.
 CREATE OR REPLACE FUNCTION ruvector.search_options(options jsonb, recheck text, ef_search integer, exactness text, min_lsn pg_lsn)
-RETURNS jsonb LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-  SELECT jsonb_build_object('recheck', coalesce(recheck, 'none'))
-      || CASE WHEN ef_search IS NULL AND exactness IS DISTINCT FROM 'exact' THEN '{}'::jsonb
-              ELSE jsonb_build_object('search', jsonb_strip_nulls(jsonb_build_object('ef', ef_search, 'exact', exactness = 'exact'))) END
-      || CASE WHEN min_lsn IS NULL THEN '{}'::jsonb
-              ELSE jsonb_build_object('consistency', jsonb_build_object('at_least', min_lsn::text)) END
-      || coalesce(options, '{}'::jsonb)
-$$;
+RETURNS jsonb LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+  body jsonb := jsonb_build_object('recheck', coalesce(recheck, 'none')) || coalesce(options, '{}'::jsonb);
+  search jsonb := jsonb_strip_nulls(jsonb_build_object('ef', ef_search, 'exact', nullif(exactness = 'exact', false)));
+BEGIN
+  IF exactness NOT IN ('exact', 'approximate') THEN
+    RAISE 'exactness is %', quote_literal(exactness) USING ERRCODE = '22023', HINT = 'exact, approximate, or NULL';
+  END IF;
+  IF search <> '{}'::jsonb THEN
+    body := body || jsonb_build_object('search', coalesce(body->'search', '{}'::jsonb) || search);
+  END IF;
+  IF min_lsn IS NOT NULL THEN
+    body := body || jsonb_build_object('consistency',
+              coalesce(body->'consistency', '{}'::jsonb) || jsonb_build_object('at_least', min_lsn::text));
+  END IF;
+  RETURN body;
+END $$;
+
+-- One of two forms of a filter.
+CREATE OR REPLACE FUNCTION ruvector.one_filter(condition text, filter jsonb)
+RETURNS text LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+  IF condition <> '' AND filter <> '{}'::jsonb THEN
+    RAISE 'both filter and condition are given' USING ERRCODE = '22023', HINT = 'write all of it into condition';
+  END IF;
+  RETURN coalesce(nullif(condition, ''), filter::text, '');
+END $$;
 
 -- The k nearest rows of a collection, checked to exist as over HTTP. `filter`: an object of equalities, `condition`: SQL on the
 -- collection's filter columns.
@@ -86,9 +107,10 @@ BEGIN ATOMIC
    WHERE s.collection = (SELECT ruvector_search.collection)
      AND s.query = (SELECT ruvector_search.query::real[])
      AND s.k = (SELECT coalesce(ruvector_search.k, 10))
-     AND s.filter = (SELECT coalesce(ruvector_search.condition, ruvector_search.filter::text, ''))
+     AND s.filter = (SELECT ruvector.one_filter(ruvector_search.condition, ruvector_search.filter))
      AND s.options = (SELECT ruvector.search_options(
-           CASE WHEN ruvector_search.use_gnn THEN '{"use_gnn": true}'::jsonb ELSE ruvector_search.options END,
+           CASE WHEN ruvector_search.use_gnn THEN coalesce(ruvector_search.options, '{}') || '{"use_gnn": true}'::jsonb
+                ELSE ruvector_search.options END,
            'exists', ruvector_search.ef_search, ruvector_search.exactness, ruvector_search.min_lsn))
    ORDER BY s.distance LIMIT coalesce(ruvector_search.k, 10);
 END;

@@ -15,8 +15,9 @@ pub fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     let options = node::Options::try_from(&config)?;
     telemetry::init_logs(&config.log.level, config.log.format).map_err(anyhow::Error::msg)?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.enable_all().thread_stack_size(crate::server::pg::statement::STACK);
+    let runtime = runtime.build().context("cannot start the runtime")?;
     runtime.block_on(async {
         let stop = CancellationToken::new();
         stop_on_signals(stop.clone())?;

@@ -125,7 +125,6 @@ async fn install(args: &Args, run: bool) -> anyhow::Result<()> {
         port: args.port.unwrap_or_else(|| listen.port()),
         sslmode: &args.sslmode,
         user: &user,
-        password: if run { &password } else { "..." },
         vector_schema: schema.as_deref(),
         grantees: &args.grantees,
     };
@@ -135,6 +134,9 @@ async fn install(args: &Args, run: bool) -> anyhow::Result<()> {
         println!("-- nothing was run; `ruvector sqlpack install` runs it with the password of {user:?}");
         return Ok(());
     }
+    // Apart from the statements: what fails is written to the server's log, with its text.
+    let secret = "SELECT set_config('ruvector.password', $1, false)";
+    client.execute(secret, &[&password]).await.map_err(SourceError::from)?;
     client.batch_execute(&sql).await.map_err(SourceError::from)?;
     println!("done: schema ruvector, server ruvector at {host}:{}, {} collections", pack.port, collections.len());
     Ok(())

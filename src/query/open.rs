@@ -53,6 +53,11 @@ impl Pinned {
         resolve::collection(&self.view, name)
     }
 
+    /// Does the collection answer, as new as asked for?
+    pub fn check(&self, collection: &str, consistency: &Consistency) -> Result<(), QueryError> {
+        check_state(self.collection(collection)?, consistency).map(drop)
+    }
+
     /// Rows of a collection whose vector in this column can be found, and how many of them pass.
     pub fn count(
         &self,
@@ -65,7 +70,8 @@ impl Pinned {
     }
 
     /// Rows whose vector in this column can be found and that pass, in no order that means anything: at most `want`, from
-    /// place `from` on, and the place behind them; `None` when there are no more. Their distance is NaN.
+    /// place `from` on, and the place behind them; `None` when there are no more. Their distance is NaN. Whether
+    /// the collection answers is for [`Pinned::check`] to say.
     pub fn every(
         &self,
         collection: &str,
@@ -74,9 +80,7 @@ impl Pinned {
         from: u32,
         want: usize,
     ) -> Result<(Vec<Hit>, Option<u32>), QueryError> {
-        let found = self.collection(collection)?;
-        check_state(found, &Consistency::default())?;
-        let index = &found.indexes[column];
+        let index = &self.collection(collection)?.indexes[column];
         blocking(|| {
             let passing = index.rows.passing(filter);
             let end = u32::try_from(index.rows.len()).unwrap_or(u32::MAX);

@@ -83,6 +83,8 @@ kinds! {
     TOO_MANY_ROWS = "RV1418", 400, "54000", false, "The statement needs more memory than one may take";
     STATEMENT_EXISTS = "RV1419", 400, "42P05", false, "There is a prepared statement of this name already";
     DUPLICATE_TRANSACTION = "RV1420", 400, "25001", false, "There is a transaction already";
+    NOT_ALLOWED = "RV1421", 403, "42501", false, "This may not be read over SQL";
+    TOO_COMPLEX = "RV1422", 400, "54001", false, "The statement is too complex";
     UNFIT = "RV1207", 503, "55000", true, "The collection is configured and cannot be copied";
     OVERLOADED = "RV1301", 503, "53300", true, "Too many requests at once";
     INTERNAL = "RV1901", 500, "XX000", false, "Internal error";

@@ -16,8 +16,6 @@ pub struct Pack<'a> {
     pub sslmode: &'a str,
     /// As whom.
     pub user: &'a str,
-    /// With what.
-    pub password: &'a str,
     /// Schema of pgvector's types, where they are.
     pub vector_schema: Option<&'a str>,
     /// Roles that may search.
@@ -31,8 +29,7 @@ impl Pack<'_> {
             .replace("@host@", &quote_literal(self.host))
             .replace("@port@", &quote_literal(&self.port.to_string()))
             .replace("@sslmode@", &quote_literal(self.sslmode))
-            .replace("@sql_user@", &quote_literal(self.user))
-            .replace("@sql_password@", &quote_literal(self.password));
+            .replace("@sql_user@", &quote_literal(self.user));
         // Rights are taken away at the end of that part, and given at the end of all.
         let revoked = sql.rfind("-- Nobody else").unwrap_or(sql.len());
         let last = sql.split_off(revoked);
@@ -190,8 +187,7 @@ mod tests {
             host: "h",
             port: 5480,
             sslmode: "require",
-            user: "app",
-            password: "it's",
+            user: "it's",
             vector_schema: Some("ext"),
             grantees: &["Some One".to_owned()],
         };

@@ -247,6 +247,9 @@ fn only_who_knows_the_password_comes_in_and_sees_what_is_his() {
         let (code, _, hint) = refusal(&limited, &query);
         assert!(code == "42P01" && hint.contains("notes") && !hint.contains("docs"), "{query}: {code} {hint}");
     }
+    let nowhere = "SELECT key FROM search WHERE collection = 'nowhere' AND query = '{1,1,1,1}' AND k = 1";
+    let (_, message, hint) = refusal(&limited, nowhere);
+    assert!(!message.contains("docs") && !hint.contains("docs"), "{message} {hint}");
     assert_eq!(limited.rows("SELECT name FROM notes ORDER BY embedding <=> '[1,2,3]' LIMIT 4").len(), 4);
 }
 
@@ -299,6 +302,104 @@ fn there_are_only_so_many_sessions() {
     wait_within(Duration::from_secs(20), "there is room again", || {
         Sql::try_connect(&world.address("app", "secret")).is_ok()
     });
+}
+
+const SEARCH: &str = "SELECT key FROM search WHERE collection = 'docs' AND query = '{0.3,0.1,0.7,0.5}' AND k = 3";
+
+#[test]
+fn columns_that_are_not_replicated_are_not_shown() {
+    let world = world();
+    let sql = world.direct();
+    for table in [SEARCH.to_owned(), SEARCH.replace("search", "stream").replace(" AND k = 3", "")] {
+        let (code, _, hint) = refusal(&sql, &format!("{table} AND options = '{{\"columns\": [\"body\"]}}'"));
+        assert!(code == "42501" && hint.contains("join"), "{table}: {code} {hint}");
+    }
+    let shown = SEARCH.replace("key", "columns") + " AND options = '{\"columns\": [\"id\", \"views\"]}'";
+    assert!(sql.rows(&shown).iter().all(|row| row[0].as_deref().is_some_and(|json| json.contains("views"))));
+}
+
+#[test]
+fn options_of_a_collections_table_hold_or_are_refused() {
+    let world = world();
+    let sql = world.direct();
+    let options = |json: &str| format!("_options = '{json}'");
+    let filter = options("{\"filter\": \"section = $1\", \"params\": [\"s2\"]}");
+    let nearest = format!("SELECT id FROM docs WHERE views < 50 AND {filter} ORDER BY embedding <-> '{TEXT}' LIMIT 5");
+    assert_eq!(firsts(&sql, &nearest), world.nearest(QUERY, "section = 's2' AND views < 50", 5));
+    let counted = sql.one(&format!("SELECT count(*) FROM docs WHERE views < 50 AND {filter}"));
+    assert_eq!(counted, world.nearest(QUERY, "section = 's2' AND views < 50", 100_000).len().to_string());
+    for json in [
+        "{\"group_by\": \"section\"}",
+        "{\"mmr\": {}}",
+        "{\"query\": {\"id\": 3}}",
+        "{\"query\": {\"recommend\": {\"positive\": [3]}}}",
+    ] {
+        let options = options(json);
+        for query in [
+            format!("SELECT id FROM docs WHERE {options} ORDER BY embedding <-> '{TEXT}' LIMIT 5"),
+            format!("SELECT id FROM docs WHERE {options}"),
+        ] {
+            assert_eq!(refusal(&sql, &query).0, "0A000", "{query}");
+        }
+    }
+}
+
+#[test]
+fn scans_and_counts_wait_for_the_position_asked_for() {
+    let world = world();
+    let sql = world.direct();
+    let never = "{\"consistency\": {\"at_least\": \"FFFF/0\", \"timeout_ms\": 300}}";
+    for what in ["id", "count(*)", "max(views)"] {
+        let (code, message, _) = refusal(&sql, &format!("SELECT {what} FROM docs WHERE _options = '{never}'"));
+        assert_eq!(code, "57014", "{what}: {message}");
+    }
+    sql.run("SET ruvector.min_lsn = 'FFFF/0'; SET statement_timeout = 700");
+    assert_eq!(refusal(&sql, "SELECT count(*) FROM docs").0, "57014");
+}
+
+#[test]
+fn an_aggregate_is_one_row_however_it_is_fetched() {
+    let world = world();
+    let sql = world.direct();
+    sql.run("BEGIN; DECLARE c CURSOR FOR SELECT count(*) FROM docs");
+    assert_eq!(firsts(&sql, "FETCH 1 FROM c"), [crate::world::ROWS.to_string()]);
+    assert!(sql.rows("FETCH 1 FROM c").is_empty(), "there is no second row");
+    sql.run("ROLLBACK");
+    let all = format!("SELECT count(*) FROM docs WHERE _query = '{TEXT}' LIMIT 1");
+    assert_eq!(sql.one(&all), crate::world::ROWS.to_string(), "LIMIT is of the one row, not of those counted");
+    assert!(sql.rows("SELECT 1 WHERE false").is_empty());
+    assert_eq!(sql.one("SELECT 1 WHERE true"), "1");
+}
+
+#[test]
+fn a_lost_query_is_an_error_and_no_scan() {
+    let world = world();
+    let sql = world.direct();
+    for query in [
+        "SELECT id FROM docs ORDER BY _distance LIMIT 5",
+        "SELECT id FROM docs WHERE _distance < 0.5",
+        "SELECT id, _query FROM docs",
+        "SELECT _distance FROM docs LIMIT 5",
+    ] {
+        let (code, message, hint) = refusal(&sql, query);
+        assert!(code == "HV000" && message.contains("_query") && hint.contains("SELECT"), "{query}: {message}");
+    }
+    let (code, message, _) = refusal(&sql, "SELECT id FROM docs ORDER BY embedding");
+    assert_eq!(code, "0A000", "{message}");
+    assert!(sql.rows("EXPLAIN SELECT id FROM docs ORDER BY _distance")[0][0].as_deref().is_some());
+}
+
+#[test]
+fn diverse_rows_are_sorted_where_that_is_asked_for() {
+    let world = world();
+    let sql = world.direct();
+    let diverse = SEARCH.replace("k = 3", "k = 30").replace("key", "distance")
+        + " AND options = '{\"mmr\": {\"lambda\": 0.1}, \"recheck\": \"none\"}'";
+    let distances =
+        |query: &str| -> Vec<f64> { firsts(&sql, query).iter().map(|text| text.parse().expect("a number")).collect() };
+    assert!(!distances(&diverse).is_sorted(), "an order of its own");
+    let sorted = distances(&format!("{diverse} ORDER BY distance"));
+    assert!(sorted.len() == 30 && sorted.is_sorted(), "{sorted:?}");
 }
 
 #[test]

@@ -213,6 +213,33 @@ fn a_missing_input_says_what_to_write() {
 }
 
 #[test]
+fn arguments_hold_beside_options() {
+    let world = world();
+    let sql = world.source();
+    let merged = |options: &str, arguments: &str| {
+        sql.one(&format!("SELECT search_options('{options}', 'none', {arguments})::text"))
+    };
+    assert_eq!(
+        merged("{\"search\": {\"ef\": 50}, \"limit\": 3}", "NULL, 'exact', NULL"),
+        "{\"limit\": 3, \"search\": {\"ef\": 50, \"exact\": true}, \"recheck\": \"none\"}"
+    );
+    assert_eq!(
+        merged("{\"consistency\": {\"timeout_ms\": 9}}", "NULL, NULL, '0/10'"),
+        "{\"recheck\": \"none\", \"consistency\": {\"at_least\": \"0/10\", \"timeout_ms\": 9}}"
+    );
+    let late = "options => '{\"consistency\": {\"timeout_ms\": 200}}', min_lsn => 'FFFF/0'";
+    for (arguments, code) in [
+        ("exactness => 'exactly'", "22023"),
+        ("filter => '{\"section\": \"s1\"}', condition => 'views < 5'", "22023"),
+        ("options => '{\"columns\": [\"body\"]}'", "42501"),
+        (late, "57014"),
+    ] {
+        let search = format!("SELECT id FROM ruvector_search('docs', {QUERY}, 5, {arguments})");
+        assert_eq!(refusal(&sql, &search).0, code, "{arguments}");
+    }
+}
+
+#[test]
 fn a_repeatable_read_transaction_sees_one_state_while_rows_come_and_go() {
     let world = World::new(Database::shared());
     let mut world = world;

@@ -1,7 +1,7 @@
 //! Whatever a client sends, the service answers or hangs up, and goes on serving the others. Encryption and time-outs.
 
 use crate::support::soak::Random;
-use crate::support::{Database, Service, Sql};
+use crate::support::{Database, Service, Sql, wait_within};
 use crate::world::{World, refusal, world};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -159,6 +159,90 @@ fn who_says_nothing_for_too_long_is_let_go() {
     std::thread::sleep(Duration::from_secs(2));
     assert!(sql.try_run("SELECT 1").is_err(), "the session is gone");
     assert_eq!(service.metric("ruvector_sql_sessions"), 0.0);
+}
+
+#[test]
+fn a_long_chain_is_refused_and_a_shorter_one_has_room_on_the_stack() {
+    let world = world();
+    let sql = world.direct();
+    let wheres = |first: &str, link: &str, count: usize| {
+        format!("SELECT id FROM docs WHERE {first}{} LIMIT 1", link.repeat(count))
+    };
+    for (first, link) in [
+        ("id = 1", " OR id=1"),
+        ("id = 1", " AND id=1"),
+        ("id = 1", "::int"),
+        ("", "NOT "),
+        ("id = ", "- "),
+        ("id = ", "("),
+        ("id = 1", "-1"),
+    ] {
+        assert_eq!(refusal(&sql, &wheres(first, link, 100_000)).0, "54001", "{link}");
+        // Whatever is said to these: the service lives.
+        for count in [150, 300, 480, 950] {
+            for what in ["", "EXPLAIN "] {
+                let _ = sql.try_run(&format!("{what}{}", wheres(first, link, count)));
+            }
+        }
+    }
+    for count in [150, 480, 950] {
+        for link in ["-1", "::int", " + (embedding <-> '[1,1,1,1]')"] {
+            let _ = sql.try_run(&format!("SELECT 1{}", link.repeat(count)));
+            let _ = sql.try_run(&format!("SELECT 1{} FROM docs LIMIT 1", link.repeat(count)));
+            let _ = sql.try_run(&format!("SELECT id FROM docs ORDER BY 1{} LIMIT 1{}", link.repeat(count), link));
+        }
+    }
+    let prepared = world.driver();
+    let chain = format!("SELECT id FROM docs WHERE id = $1{}", " OR id = $1".repeat(600));
+    let _ = crate::world::RUNTIME.block_on(prepared.prepare(&chain));
+    assert_eq!(world.direct().one("SELECT 1"), "1");
+}
+
+/// A session in our own hands: a driver lets itself in, and lets go without a word.
+fn raw_session(address: &str) -> TcpStream {
+    let socket = TcpStream::connect(address).expect("it listens");
+    let ours = socket.try_clone().expect("a second handle");
+    socket.set_nonblocking(true).expect("for the driver");
+    crate::world::RUNTIME.block_on(async {
+        let stream = tokio::net::TcpStream::from_std(socket).expect("a socket");
+        let mut config = tokio_postgres::Config::new();
+        config.user("app").password("secret").dbname("ruvector");
+        let (client, connection) = config.connect_raw(stream, tokio_postgres::NoTls).await.expect("a session");
+        drop(connection);
+        drop(client);
+    });
+    ours.set_nonblocking(false).expect("for us");
+    ours
+}
+
+fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    [&[tag][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat()
+}
+
+#[test]
+fn who_stops_reading_or_leaves_a_portal_open_is_let_go() {
+    let database = Database::shared();
+    let service = service(&database, "idle_in_transaction_timeout_s = 1");
+    let sessions = |service: &Service| service.metric("ruvector_sql_sessions");
+    // More than the buffers of both sides hold, in one answer.
+    let mut socket = raw_session(service.sql_address());
+    assert_eq!(sessions(&service), 1.0);
+    let statement = format!("SELECT id{} FROM docs;", ", embedding".repeat(600));
+    socket.write_all(&message(b'Q', format!("{}\0", statement.repeat(40)).as_bytes())).expect("it is read");
+    wait_within(Duration::from_secs(30), "who takes nothing is gone", || sessions(&service) == 0.0);
+    // A portal that gave one row, without Sync.
+    let mut socket = raw_session(service.sql_address());
+    let open = [
+        message(b'P', b"\0SELECT id FROM docs\0\0\0"),
+        message(b'B', b"\0\0\0\0\0\0\0\0"),
+        message(b'E', b"\0\0\0\0\x01"),
+        message(b'H', b""),
+    ];
+    socket.write_all(&open.concat()).expect("it is read");
+    let mut answer = [0; 64];
+    let read = socket.read(&mut answer).expect("an answer");
+    assert!(answer[..read].starts_with(b"1\0\0\0\x04"), "{answer:?}");
+    wait_within(Duration::from_secs(30), "who holds a portal is gone", || sessions(&service) == 0.0);
 }
 
 #[test]

@@ -20,6 +20,17 @@ use std::sync::Arc;
 /// Rows that ANALYZE of the other side may take as a sample: what it wants at its default.
 const SAMPLE: u64 = 30_000;
 
+/// Longest name that a session keeps, in bytes; PostgreSQL cuts names shorter.
+const MAX_NAME: usize = 1_000;
+
+fn check_name(name: &str) -> Result<(), Problem> {
+    if name.len() <= MAX_NAME {
+        return Ok(());
+    }
+    let detail = format!("a name of {} bytes", name.len());
+    Err(Problem::new(problem::TOO_LARGE, detail).hint(format!("at most {MAX_NAME} are taken")))
+}
+
 fn tag(tag: impl Into<String>) -> Result<Started, Problem> {
     Ok(Started::Tag(tag.into()))
 }
@@ -61,6 +72,8 @@ impl Session {
             }
             Statement::Savepoint(name) => {
                 self.needs_transaction("SAVEPOINT")?;
+                self.check_kept()?;
+                check_name(name)?;
                 self.transaction.savepoints.push(name.clone());
                 tag("SAVEPOINT")
             }
@@ -229,6 +242,8 @@ impl Session {
         if self.portals.get(name).is_some_and(|portal| portal.is_cursor) {
             return Err(Problem::new(problem::CURSOR_EXISTS, format!("cursor \"{name}\" already exists")));
         }
+        self.check_kept()?;
+        check_name(name)?;
         let running = match self.sample(query, simple).await? {
             Some(running) => running,
             None => self.query(query, params).await?,
@@ -250,8 +265,11 @@ impl Session {
         }
         let (mut plan, view) = self.plan(query, Params(Some(&[]))).await?;
         plan.limit = Some(SAMPLE);
-        if matches!(plan.table, Some(Table::Search | Table::Stream)) {
-            plan.source = plan::Source::Nothing;
+        match &plan.table {
+            Some(Table::Search | Table::Stream) => plan.source = plan::Source::Nothing,
+            // All columns are asked for, also those that only a search has.
+            Some(Table::Collection(def)) => plan.source = plan::Source::Every(plan::Scan::of(def)),
+            _ => {}
         }
         Ok(Some(self.running(plan, view)))
     }
@@ -262,13 +280,15 @@ impl Session {
     }
 
     async fn fetch(&mut self, name: &str, count: Option<u64>) -> Result<Started, Problem> {
-        let running = self.cursor(name)?;
+        // Out of its place while it works: what is cancelled half-way is lost, not gone on with.
+        let portal = self.portals.get_mut(name);
+        let mut running = portal.and_then(|portal| portal.running.take()).ok_or_else(|| no_cursor(name))?;
         let outputs = running.outputs.clone();
         let want = count.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
         let found = running.next(want).await;
-        if found.is_err() {
-            // What it was doing is lost.
-            self.portals.remove(name);
+        match (&found, self.portals.get_mut(name)) {
+            (Ok(_), Some(portal)) => portal.running = Some(running),
+            _ => drop(self.portals.remove(name)),
         }
         rows(Running::ready("FETCH", outputs, found?))
     }

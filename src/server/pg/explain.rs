@@ -72,8 +72,9 @@ fn estimate(plan: &Plan, view: Option<&Pinned>) -> Estimate {
             let rows = if request.shape.max_distance.is_some() { (rows / 100.0).max(1.0) } else { rows };
             of("Vector Search, nearest first", OPENING, PER_ROW, rows)
         }
-        Source::Every(collection, column, filter) => {
-            let counted = view.and_then(|view| view.count(collection, *column, filter.as_ref()).ok());
+        Source::Every(scan) => {
+            let count = |view: &Pinned| view.count(&scan.collection, scan.column, scan.filter.as_ref()).ok();
+            let counted = view.and_then(count);
             of("Scan", 0.0, PER_SCANNED, counted.map_or(UNKNOWN_ROWS, |(_, passing)| passing as f64))
         }
         Source::Unknown => match (&plan.table, view) {

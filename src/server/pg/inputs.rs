@@ -1,7 +1,8 @@
 //! The inputs of tables that are functions, and the distance that a statement is about.
 
-use crate::model::{ColumnType, Value, VectorColumn, pgtype};
-use crate::server::pg::condition::{self, Distance, Known};
+use crate::model::{CollectionDef, ColumnType, Consistency, Filter, Value, VectorColumn, pgtype};
+use crate::server::http::search as body;
+use crate::server::pg::condition::{self, Distance, Known, unsupported};
 use crate::server::pg::tables::Input;
 use crate::server::problem::{self, Problem};
 use serde_json::{Map, Value as Json};
@@ -55,6 +56,62 @@ pub fn echo(input: Input, known: &Known) -> Option<Value> {
         (_, Known::Text(Some(text))) => Some(Value::Text(text.as_str().into())),
         _ => None,
     }
+}
+
+/// All of these filters.
+pub fn all_of(mut filters: Vec<Filter>) -> Option<Filter> {
+    match filters.len() {
+        0 | 1 => filters.pop(),
+        _ => Some(Filter::And(filters)),
+    }
+}
+
+/// Columns may be shown that are replicated. Others would be read from the source's tables with the service's rights,
+/// past row security and the grants of whoever asks.
+pub fn check_shown(def: &CollectionDef, columns: &[String]) -> Result<(), Problem> {
+    let replicated = |name: &String| {
+        def.key.iter().any(|key| key.name == *name) || def.filters.iter().any(|filter| filter.name == *name)
+    };
+    let Some(name) = columns.iter().find(|name| !replicated(name)) else { return Ok(()) };
+    let detail = format!("column {name:?} of {:?} is not shown over SQL", def.name);
+    let hint = "`columns` may name key and filter columns; join the table itself for the others";
+    Err(Problem::new(problem::NOT_ALLOWED, detail).hint(hint))
+}
+
+/// Refuses what a search of a collection's own table cannot mean.
+pub fn check_open(options: &Map<String, Json>) -> Result<(), Problem> {
+    let refused = ["group_by", "group_size", "mmr", "columns", "limit", "explain"];
+    if let Some(name) = refused.into_iter().find(|name| options.contains_key(*name)) {
+        return Err(unsupported(format!("`{name}` in the options of a collection's table")));
+    }
+    let query = options.get("query").and_then(Json::as_object).into_iter().flat_map(Map::keys);
+    match query.into_iter().find(|name| *name != "using") {
+        Some(name) => Err(unsupported(format!("`query.{name}` in the options of a collection's table"))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what nothing but a search can mean.
+pub fn check_scan(options: &Map<String, Json>) -> Result<(), Problem> {
+    let taken = ["filter", "params", "consistency", "recheck", "search"];
+    match options.keys().find(|name| !taken.contains(&name.as_str())) {
+        Some(name) => Err(unsupported(format!("`{name}` in the options of a scan"))),
+        None => Ok(()),
+    }
+}
+
+/// What options say that holds for a scan, too.
+pub fn filter_and_consistency(
+    def: &CollectionDef,
+    options: &mut Map<String, Json>,
+) -> Result<(Option<Filter>, Consistency), Problem> {
+    let malformed = |error: serde_json::Error| Problem::new(problem::MALFORMED, format!("options: {error}"));
+    let mut take = |name| options.remove(name).unwrap_or(Json::Null);
+    let filter: Option<String> = serde_json::from_value(take("filter")).map_err(malformed)?;
+    let params: Option<Vec<Json>> = serde_json::from_value(take("params")).map_err(malformed)?;
+    let freshness: Option<body::Freshness> = serde_json::from_value(take("consistency")).map_err(malformed)?;
+    let filter = body::parse_filter(def, filter.as_deref(), &params.unwrap_or_default())?;
+    Ok((filter, body::freshness(freshness)?))
 }
 
 /// The first distance anywhere in an expression.

@@ -6,7 +6,7 @@
 //! its rows, its status after ROLLBACK TO SAVEPOINT stays failed, and with a certificate it offers SCRAM-PLUS on plain
 //! connections, where libpq then refuses. What is left of it for us is a dozen messages, which `wire.rs` has.
 //!
-//! Reading order: this file (who comes in), `socket.rs`, `wire.rs` (bytes and messages), `auth.rs`, `session.rs` (what a
+//! Reading order: this file (who comes in), `tls.rs`, `socket.rs`, `wire.rs` (bytes and messages), `auth.rs`, `session.rs` (what a
 //! client says, in order), `execute.rs`, `portal.rs`; `statement.rs` (SQL text -> statement), `select.rs`, `condition.rs`,
 //! `inputs.rs`, `plan.rs` (query -> what is searched), `tables.rs`, `rows.rs` (lazy rows), `types.rs`, `explain.rs`,
 //! `catalog.rs`.
@@ -29,6 +29,7 @@ mod settings;
 mod socket;
 pub mod statement;
 mod tables;
+mod tls;
 mod types;
 pub mod wire;
 
@@ -42,11 +43,9 @@ use crate::server::problem::{self, Problem};
 use crate::telemetry::names;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -137,6 +136,9 @@ pub struct Endpoint {
     options: Options,
     users: Users<User>,
     places: Arc<Semaphore>,
+    /// For those who are not in yet.
+    greetings: Arc<Semaphore>,
+    tls: tls::Files,
     /// Sessions by process number: their secret, and what cancels the message that each works on.
     running: Mutex<HashMap<u32, (u32, CancellationToken)>>,
     next: AtomicU32,
@@ -151,12 +153,11 @@ impl Endpoint {
             let user = User { name: name.clone(), collections: collections.clone() };
             users.insert(name.clone(), (verifier, Arc::new(user)));
         }
-        if let Some((certificate, key)) = &options.tls {
-            tls(certificate, key)?;
-        }
+        let tls = tls::Files::new(options.tls.clone())?;
+        let greetings = Arc::new(Semaphore::new(options.max_connections.saturating_mul(2)));
         let places = Arc::new(Semaphore::new(options.max_connections));
         let (users, running) = (Users::new(users), Mutex::default());
-        Ok(Endpoint { service, options, users, places, running, next: AtomicU32::new(1) })
+        Ok(Endpoint { service, options, users, places, greetings, tls, running, next: AtomicU32::new(1) })
     }
 
     /// Serves until `stop` is cancelled.
@@ -190,13 +191,18 @@ impl Endpoint {
     }
 
     async fn receive(self: Arc<Self>, tcp: TcpStream, stop: CancellationToken) -> std::io::Result<()> {
+        // Who is not in yet costs little, but not nothing.
+        let Ok(greeting) = self.greetings.clone().try_acquire_owned() else {
+            return Err(std::io::Error::other("too many clients that are not in yet"));
+        };
         tcp.set_nodelay(true)?;
-        // Read anew for each connection, so that renewed files are taken.
-        let tls = self.options.tls.as_ref().map(|(certificate, key)| tls(certificate, key)).transpose();
-        let tls = tls.inspect_err(|error| tracing::warn!(%error, "no SQL connection can be made"));
-        let tls = tls.map_err(std::io::Error::other)?.map(Arc::new);
+        // A client that vanished without a word is noticed.
+        socket2::SockRef::from(&tcp).set_keepalive(true)?;
+        let tls = self.tls.current();
         let came_in = tokio::time::timeout(GREETING, self.clone().come_in(tcp, tls, stop));
-        match came_in.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?? {
+        let came_in = came_in.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
+        drop(greeting);
+        match came_in {
             Some(session) => session.run().await,
             None => Ok(()),
         }
@@ -293,19 +299,6 @@ fn initial(body: &[u8]) -> Option<&str> {
     let (length, message) = body.split_first_chunk::<4>()?;
     let whole = u32::from_be_bytes(*length) as usize == message.len();
     std::str::from_utf8(message).ok().filter(|_| whole)
-}
-
-fn tls(certificate: &Path, key: &Path) -> Result<ServerConfig, OpenError> {
-    let at = |path: &Path, error: String| OpenError::Tls(format!("{}: {error}", path.display()));
-    let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let chain = chain.map_err(|error| at(certificate, error.to_string()))?;
-    let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| at(key, error.to_string()))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| OpenError::Tls(error.to_string()))?.with_no_client_auth();
-    let mut config = builder.with_single_cert(chain, secret).map_err(|error| at(certificate, error.to_string()))?;
-    config.alpn_protocols = vec![b"postgresql".to_vec()];
-    Ok(config)
 }
 
 /// A process number and a secret for a new session, until it is dropped.

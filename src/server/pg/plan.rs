@@ -2,15 +2,18 @@
 
 use crate::consistency::frontier::NoView;
 use crate::model::{
-    ColumnType, Comparison, Consistency, Filter, FilterColumn, MAX_LIMIT, Recheck, SearchBy, SearchRequest, Shape,
-    Value,
+    CollectionDef, ColumnType, Comparison, Consistency, Filter, FilterColumn, MAX_LIMIT, Recheck, SearchBy,
+    SearchRequest, Shape, Value,
 };
 use crate::query::{Pinned, filter};
 use crate::server::http::{search as body, vector};
 use crate::server::pg::condition::{
     self, Distance, Known, Params, Writer, Written, column_name, conjuncts, short, unsupported,
 };
-use crate::server::pg::inputs::{check_metric, echo, equalities, first_distance, missing};
+use crate::server::pg::inputs::{
+    all_of, check_metric, check_open, check_scan, check_shown, echo, equalities, filter_and_consistency,
+    first_distance, missing,
+};
 use crate::server::pg::select::{List, Output, Parts, parts};
 use crate::server::pg::settings::Settings;
 use crate::server::pg::tables::{Column, Input, Role, Table};
@@ -30,8 +33,8 @@ pub enum Source {
     Nearest(Box<SearchRequest>),
     /// Rows nearest first, as many as are asked for.
     Open(Box<SearchRequest>),
-    /// All rows of a collection that pass, by place of the vector column.
-    Every(String, usize, Option<Filter>),
+    /// All rows of a collection that pass.
+    Every(Scan),
     /// The rows of a fixed table.
     Fixed,
     /// One row, of constants.
@@ -42,6 +45,26 @@ pub enum Source {
     Unknown,
     /// It cannot be run, only explained.
     Impossible(Problem),
+}
+
+/// Rows that are not searched for.
+#[derive(Debug, Clone)]
+pub struct Scan {
+    /// The collection.
+    pub collection: String,
+    /// Place of the vector column whose rows they are.
+    pub column: usize,
+    /// What they have to pass.
+    pub filter: Option<Filter>,
+    /// How new the answer has to be.
+    pub consistency: Consistency,
+}
+
+impl Scan {
+    /// All rows of a collection, as they are now.
+    pub fn of(def: &CollectionDef) -> Scan {
+        Scan { collection: def.name.clone(), column: 0, filter: None, consistency: Consistency::default() }
+    }
 }
 
 /// What a statement does.
@@ -93,11 +116,24 @@ pub fn plan(query: &Query, context: Context<'_>) -> Result<Plan, Problem> {
     let parts = parts(query)?;
     let Some(name) = &parts.table else {
         let outputs = functions::outputs(parts.projection, context)?;
-        return Planner::new(context, None, &parts).finish(outputs, Source::One, None, Vec::new());
+        let source = constant_source(parts.condition, context.params)?;
+        return Planner::new(context, None, &parts).finish(outputs, source, None, Vec::new());
     };
     let table = Table::find(name, context.view, context.user)?;
     let columns = table.columns();
-    Planner { columns, table: Some(table), context, parts: &parts, inputs: BTreeMap::new() }.run()
+    Planner { columns, ..Planner::new(context, Some(table), &parts) }.run()
+}
+
+/// One row, unless the condition says no.
+fn constant_source(condition: Option<&Expr>, params: Params<'_>) -> Result<Source, Problem> {
+    let Some(condition) = condition else { return Ok(Source::One) };
+    match params.constant(condition)? {
+        Known::Text(Some(text)) if text == "true" => Ok(Source::One),
+        Known::Text(Some(text)) if text == "false" => Ok(Source::Nothing),
+        Known::Text(None) => Ok(Source::Nothing),
+        Known::Unknown => Ok(Source::Unknown),
+        _ => Err(unsupported("WHERE without a table")),
+    }
 }
 
 struct Planner<'a, 'q> {
@@ -106,11 +142,13 @@ struct Planner<'a, 'q> {
     context: Context<'a>,
     parts: &'a Parts<'q>,
     inputs: BTreeMap<Input, (Known, &'q Expr)>,
+    /// Are all rows made one?
+    aggregate: bool,
 }
 
 impl<'a, 'q> Planner<'a, 'q> {
     fn new(context: Context<'a>, table: Option<Table>, parts: &'a Parts<'q>) -> Planner<'a, 'q> {
-        Planner { columns: Vec::new(), table, context, parts, inputs: BTreeMap::new() }
+        Planner { columns: Vec::new(), table, context, parts, inputs: BTreeMap::new(), aggregate: false }
     }
 
     fn run(mut self) -> Result<Plan, Problem> {
@@ -125,6 +163,7 @@ impl<'a, 'q> Planner<'a, 'q> {
         };
         let list = List { columns: &columns, is_distance: &is_distance };
         let outputs = list.outputs(self.parts.projection)?;
+        self.aggregate = outputs.iter().any(Output::is_aggregate);
         let order = self.order(&list, &outputs)?;
         let distance_column = list.distance().map(|at| columns[at].name.clone()).unwrap_or_default();
         let writer =
@@ -146,7 +185,15 @@ impl<'a, 'q> Planner<'a, 'q> {
             Some(Table::Search | Table::Stream) => {
                 let source =
                     if unknown { Source::Unknown } else { self.function_source(&order, conditions.is_empty())? };
-                (source, self.residual(&conditions)?, self.starts_with_distance(&order))
+                // Those are in an order of their own.
+                let diverse = matches!(&source, Source::Nearest(request) if request.shape.mmr.is_some());
+                (source, self.residual(&conditions)?, !diverse)
+            }
+            Some(Table::Collection(_)) if distance.is_none() && !self.inputs.contains_key(&Input::Query) => {
+                match self.needs_query(&outputs, &order, &conditions) {
+                    true => (Source::Impossible(missing("_query")), None, false),
+                    false => self.scan(conditions)?,
+                }
             }
             Some(Table::Collection(_)) => self.collection_source(distance, conditions, &order)?,
             _ => (Source::Fixed, self.residual(&conditions)?, false),
@@ -189,7 +236,7 @@ impl<'a, 'q> Planner<'a, 'q> {
     }
 
     fn order(&self, list: &List<'_>, outputs: &[Output]) -> Result<Vec<(usize, bool, bool)>, Problem> {
-        let place = |expr: &Expr| -> Result<usize, Problem> {
+        let found = |expr: &Expr| -> Result<usize, Problem> {
             if (list.is_distance)(expr) {
                 return list.distance().ok_or_else(|| unsupported("a distance here"));
             }
@@ -207,6 +254,15 @@ impl<'a, 'q> Planner<'a, 'q> {
             match outputs.iter().find(|output| output.name == name) {
                 Some(output) => of_output(output),
                 None => list.place(&name),
+            }
+        };
+        let place = |expr: &Expr| {
+            let at = found(expr)?;
+            match self.columns[at].role {
+                Role::Vector(_) | Role::Input(Input::Query) => {
+                    Err(unsupported(format!("ORDER BY {}, a vector,", short(expr))))
+                }
+                _ => Ok(at),
             }
         };
         self.parts.order.iter().map(|(expr, descending, first)| Ok((place(expr)?, *descending, *first))).collect()
@@ -253,12 +309,9 @@ impl<'a, 'q> Planner<'a, 'q> {
             return Ok(Source::Impossible(missing("collection")));
         };
         let view = self.context.view.ok_or_else(|| Problem::from(NoView::NotLoaded))?;
-        let def = view.definition(&collection).map_err(Problem::from);
-        let def = match def {
-            Ok(def) if self.context.user.may_see(&collection) => def,
-            Ok(_) => return Err(self.hidden(&collection)),
-            Err(problem) => return Err(problem),
-        };
+        let def = view.definition(&collection).ok().filter(|_| self.context.user.may_see(&collection));
+        // One answer, whether it is hidden or is not there.
+        let def = def.ok_or_else(|| self.hidden(&collection))?;
         let mut options = self.options()?;
         self.apply_settings(&mut options);
         let query = options.entry("query").or_insert_with(|| json!({}));
@@ -286,6 +339,7 @@ impl<'a, 'q> Planner<'a, 'q> {
             options.insert("limit".into(), json!(limit));
         }
         let request = body::parse_beside(&def, &Json::Object(options), given)?;
+        check_shown(&def, &request.columns)?;
         if request.shape.group.is_some() || stream && request.shape.mmr.is_some() {
             return Err(unsupported("`group_by` over SQL, and `mmr` in a stream,"));
         }
@@ -301,6 +355,9 @@ impl<'a, 'q> Planner<'a, 'q> {
     /// How many rows the statement can need, if LIMIT says so and the rows come in its order.
     fn wanted(&self, order: &[(usize, bool, bool)]) -> Option<usize> {
         let number = |expr: Option<&Expr>| expr.and_then(|expr| self.context.params.number(expr, "LIMIT").ok()?);
+        if self.aggregate {
+            return None;
+        }
         let limit = number(self.parts.limit)?.saturating_add(number(self.parts.offset).unwrap_or(0));
         let in_order = order.is_empty() || order.len() == 1 && self.starts_with_distance(order);
         usize::try_from(limit).ok().filter(|limit| in_order && (1..=MAX_LIMIT).contains(limit))
@@ -353,21 +410,24 @@ impl<'a, 'q> Planner<'a, 'q> {
         let of = |column: &Column| FilterColumn { name: column.name.clone(), kind: column.kind };
         let columns: Vec<_> = self.columns.iter().map(of).collect();
         let each = conditions.iter().map(|condition| filter::parse(&condition.text, &condition.params, &columns));
-        let mut filters = each.collect::<Result<Vec<_>, _>>().map_err(in_statement)?;
-        Ok(match filters.len() {
-            0 | 1 => filters.pop(),
-            _ => Some(Filter::And(filters)),
-        })
+        Ok(all_of(each.collect::<Result<Vec<_>, _>>().map_err(in_statement)?))
     }
 
-    fn collection_source(
+    /// Does the statement show or use what only a search has?
+    fn needs_query(&self, outputs: &[Output], order: &[(usize, bool, bool)], conditions: &[Written]) -> bool {
+        let of_search = |column: &Column| matches!(column.role, Role::Distance | Role::Input(Input::Query));
+        let shown = outputs.iter().filter_map(Output::column).chain(order.iter().map(|(at, ..)| *at));
+        let mut named = conditions.iter().flat_map(|condition| &condition.columns);
+        shown.into_iter().any(|at| of_search(&self.columns[at]))
+            || named.any(|name| self.columns.iter().any(|column| column.name == *name && of_search(column)))
+    }
+
+    /// What the index sees to, what rows have to pass behind it, and whether something in either is not known.
+    fn filters(
         &self,
-        distance: Option<Distance<'q>>,
+        def: &CollectionDef,
         conditions: Vec<Written>,
-        order: &[(usize, bool, bool)],
-    ) -> Result<(Source, Option<Filter>, bool), Problem> {
-        let Some(Table::Collection(def)) = &self.table else { return Err(unsupported("this table")) };
-        // What the index can see to goes there.
+    ) -> Result<(Option<Filter>, Option<Filter>, bool), Problem> {
         let is_filter = |name: &String| {
             self.columns.iter().any(|column| column.name == *name && matches!(column.role, Role::Filter(_)))
         };
@@ -379,27 +439,43 @@ impl<'a, 'q> Planner<'a, 'q> {
         for written in &inner {
             filters.push(filter::parse(&written.text, &written.params, &def.filters).map_err(in_statement)?);
         }
-        let given = match &distance {
-            Some(distance) => Some((distance.column.clone(), self.context.params.constant(distance.query)?)),
-            None => self.inputs.get(&Input::Query).map(|(known, _)| (def.vectors[0].name.clone(), known.clone())),
-        };
-        let mut options = self.options()?;
         if let Some(sql) = self.text(Input::Filter).filter(|sql| !sql.trim().is_empty()) {
             let (sql, params) = if sql.trim_start().starts_with('{') { equalities(&sql)? } else { (sql, Vec::new()) };
             if !sql.is_empty() {
                 filters.push(filter::parse(&sql, &params, &def.filters)?);
             }
         }
-        let filter = match filters.len() {
-            0 | 1 => filters.pop(),
-            _ => Some(Filter::And(filters)),
+        Ok((all_of(filters), residual, unknown))
+    }
+
+    /// Rows in no order.
+    fn scan(&self, conditions: Vec<Written>) -> Result<(Source, Option<Filter>, bool), Problem> {
+        let Some(Table::Collection(def)) = &self.table else { return Err(unsupported("this table")) };
+        let (filter, residual, unknown) = self.filters(def, conditions)?;
+        let mut options = self.options()?;
+        self.apply_settings(&mut options);
+        check_scan(&options)?;
+        let (of_options, consistency) = filter_and_consistency(def, &mut options)?;
+        let filter = all_of(filter.into_iter().chain(of_options).collect());
+        let source = Source::Every(Scan { filter, consistency, ..Scan::of(def) });
+        Ok((if unknown { Source::Unknown } else { source }, residual, false))
+    }
+
+    fn collection_source(
+        &self,
+        distance: Option<Distance<'q>>,
+        conditions: Vec<Written>,
+        order: &[(usize, bool, bool)],
+    ) -> Result<(Source, Option<Filter>, bool), Problem> {
+        let Some(Table::Collection(def)) = &self.table else { return Err(unsupported("this table")) };
+        let (filter, residual, unknown) = self.filters(def, conditions)?;
+        let (name, known) = match (&distance, self.inputs.get(&Input::Query)) {
+            (Some(distance), _) => (distance.column.clone(), self.context.params.constant(distance.query)?),
+            (None, Some((known, _))) => (def.vectors[0].name.clone(), known.clone()),
+            (None, None) => return Ok((Source::Impossible(missing("_query")), None, false)),
         };
-        let Some((name, known)) = given else {
-            if unknown {
-                return Ok((Source::Unknown, residual, false));
-            }
-            return Ok((Source::Every(def.name.clone(), 0, filter), residual, false));
-        };
+        let mut options = self.options()?;
+        check_open(&options)?;
         let using = options.get("query").and_then(|query| query.get("using")).and_then(Json::as_str);
         let name = if distance.is_some() { name } else { using.map_or(name, str::to_owned) };
         let Some((_, column)) = def.vector(Some(&name)) else {
@@ -421,7 +497,7 @@ impl<'a, 'q> Planner<'a, 'q> {
         options.insert("limit".into(), json!(wanted.unwrap_or(USUAL)));
         let mut request = body::parse_beside(def, &Json::Object(options), Some(vector.clone()))?;
         request.by = SearchBy::Vector(vector);
-        request.filter = filter;
+        request.filter = all_of(filter.into_iter().chain(request.filter.take()).collect());
         let max_distance = residual.as_ref().and_then(|residual| self.upper_bound(residual));
         request.shape = Shape { max_distance: request.shape.max_distance.or(max_distance), ..Shape::default() };
         let plain = wanted.is_some() && self.starts_with_distance(order);
@@ -452,6 +528,7 @@ fn in_statement(error: filter::FilterError) -> Problem {
 pub fn consistency(source: &Source) -> Option<&Consistency> {
     match source {
         Source::Nearest(request) | Source::Open(request) => Some(&request.consistency),
+        Source::Every(scan) => Some(&scan.consistency),
         _ => None,
     }
 }

@@ -1,9 +1,10 @@
 //! The rows of a plan, made when they are asked for: where they come from, what they have to pass, order, limit.
 
+use crate::consistency::blocking;
 use crate::model::{Answer, Cell, CollectionDef, Filter, Hit, Lsn, RowKey, Value, pgtype};
 use crate::query::{OpenSearch, Pinned, QueryError};
 use crate::server::pg::plan::{Plan, Source};
-use crate::server::pg::select::What;
+use crate::server::pg::select::{Output, What};
 use crate::server::pg::tables::{AboutAnswer, Role, Table};
 use crate::server::pg::{Service, User, fixed};
 use crate::server::problem::{self, Problem};
@@ -128,8 +129,10 @@ impl Rows {
                 self.def = Some(searched(&view, &request.collection, request.using.as_deref())?);
                 Feed::Open(self.service.open(view, (**request).clone()))
             }
-            Source::Every(collection, column, _) => {
-                self.def = Some((view()?.definition(collection)?, *column));
+            Source::Every(scan) => {
+                let view = view()?;
+                view.check(&scan.collection, &scan.consistency)?;
+                self.def = Some((view.definition(&scan.collection)?, scan.column));
                 Feed::Every(Some(0))
             }
         })
@@ -161,8 +164,10 @@ impl Rows {
                 page
             }
             Feed::Every(from) => match (*from, &self.plan.source, &self.view) {
-                (Some(place), Source::Every(collection, column, filter), Some(view)) => {
-                    let (page, next) = view.every(collection, *column, filter.as_ref(), place, want)?;
+                (Some(place), Source::Every(scan), Some(view)) => {
+                    // Nothing else here waits: this is where a cancellation or the end of its time stops a scan.
+                    tokio::task::yield_now().await;
+                    let (page, next) = view.every(&scan.collection, scan.column, scan.filter.as_ref(), place, want)?;
                     *from = next;
                     page
                 }
@@ -247,11 +252,11 @@ impl Rows {
 
     /// The one row that all rows make together.
     async fn aggregate(&mut self) -> Result<Row, Problem> {
-        if let (Source::Every(collection, column, filter), None, Some(view)) =
-            (&self.plan.source, &self.plan.residual, &self.view)
+        if let (Source::Every(scan), None, Some(view)) = (&self.plan.source, &self.plan.residual, &self.view)
             && self.plan.outputs.iter().all(|output| output.what == What::Count)
         {
-            let (_, passing) = view.count(collection, *column, filter.as_ref())?;
+            let (_, passing) = view.count(&scan.collection, scan.column, scan.filter.as_ref())?;
+            self.feed = Some(Feed::Dry);
             return Ok(vec![Some(Value::Int(passing as i64)); self.plan.outputs.len()]);
         }
         let mut sums: Row = self.plan.outputs.iter().map(|output| output.none()).collect();
@@ -267,7 +272,8 @@ impl Rows {
 
     fn sort(&mut self) {
         let order = std::mem::take(&mut self.plan.order);
-        self.ahead.make_contiguous().sort_by(|a, b| {
+        let rows = self.ahead.make_contiguous();
+        let compare = |a: &Row, b: &Row| {
             let by = |(at, descending, nulls_first): &(usize, bool, bool)| match (&a[*at], &b[*at]) {
                 (None, None) => Ordering::Equal,
                 (None, Some(_)) if *nulls_first => Ordering::Less,
@@ -280,7 +286,8 @@ impl Rows {
                 }
             };
             order.iter().map(by).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
-        });
+        };
+        blocking(|| rows.sort_by(compare));
     }
 }
 
@@ -337,12 +344,7 @@ fn key_text(def: &CollectionDef, key: &RowKey, values: &[Value]) -> String {
 fn needed(plan: &Plan) -> Vec<bool> {
     let mut needed = vec![false; plan.columns.len()];
     let mut mark = |at: usize| needed.iter_mut().skip(at).take(1).for_each(|needed| *needed = true);
-    for output in &plan.outputs {
-        match output.what {
-            What::Column(at) | What::Linear { at, .. } | What::CountOf(at) | What::Extreme(at, _) => mark(at),
-            What::Constant(_) | What::Count => {}
-        }
-    }
+    plan.outputs.iter().filter_map(Output::column).for_each(&mut mark);
     plan.order.iter().for_each(|(at, ..)| mark(*at));
     plan.residual.iter().for_each(|filter| columns_of(filter, &mut mark));
     needed

@@ -113,6 +113,14 @@ impl Output {
         Output { name: name.to_owned(), kind, what: What::Constant(value) }
     }
 
+    /// The place of the column that it shows or is made of.
+    pub fn column(&self) -> Option<usize> {
+        match self.what {
+            What::Column(at) | What::Linear { at, .. } | What::CountOf(at) | What::Extreme(at, _) => Some(at),
+            What::Constant(_) | What::Count => None,
+        }
+    }
+
     /// An aggregate of no rows.
     pub fn none(&self) -> Option<Value> {
         matches!(self.what, What::Count | What::CountOf(_)).then_some(Value::Int(0))

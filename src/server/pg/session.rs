@@ -130,6 +130,7 @@ impl Session {
         connection.output.backend_key(registered.process, registered.secret);
         connection.output.ready(b'I');
         connection.flush().await?;
+        connection.stall = endpoint.options.idle_in_transaction_timeout;
         tracing::debug!(user = user.name, process = registered.process, "an SQL session began");
         Ok(Ok(Session {
             endpoint,
@@ -181,7 +182,9 @@ impl Session {
 
     fn idle_limit(&self) -> Duration {
         let options = &self.endpoint.options;
-        let limit = if self.transaction.open { options.idle_in_transaction_timeout } else { options.idle_timeout };
+        // A portal that runs holds on to a state of the index as a transaction does.
+        let holds = self.transaction.open || self.portals.values().any(|portal| portal.running.is_some());
+        let limit = if holds { options.idle_in_transaction_timeout } else { options.idle_timeout };
         limit.unwrap_or(Duration::MAX)
     }
 
@@ -346,7 +349,8 @@ impl Session {
                 return Ok((sent, false));
             }
             if self.connection.output.0.len() > FULL {
-                self.connection.flush().await?;
+                // Who does not read can be cancelled and runs out of time, too.
+                guarded(limits, async { Ok(self.connection.flush().await) }).await??;
             }
         }
     }
@@ -372,12 +376,12 @@ impl Session {
         Ok(())
     }
 
-    fn check_kept(&self) -> Result<(), Problem> {
-        if self.statements.len() + self.portals.len() < MOST_KEPT {
+    pub(super) fn check_kept(&self) -> Result<(), Problem> {
+        if self.statements.len() + self.portals.len() + self.transaction.savepoints.len() < MOST_KEPT {
             return Ok(());
         }
-        let detail = format!("the session keeps {MOST_KEPT} statements and cursors");
-        Err(Problem::new(problem::TOO_MANY_ROWS, detail).hint("close some of them, or DEALLOCATE ALL"))
+        let detail = format!("the session keeps {MOST_KEPT} statements, cursors and savepoints");
+        Err(Problem::new(problem::TOO_MANY_ROWS, detail).hint("close or release some of them, or DEALLOCATE ALL"))
     }
 
     fn bind(

@@ -34,6 +34,10 @@ const FIXED: [(&str, &str); 8] = [
     ("extra_float_digits", "3"),
 ];
 
+/// Most settings that a session keeps, and the longest, name and value, in bytes.
+const MOST_SET: usize = 1_000;
+const LONGEST: usize = 16 << 10;
+
 /// What clients call the one encoding that is spoken; ASCII is a part of it.
 const UTF8: [&str; 5] = ["utf8", "utf-8", "unicode", "sql_ascii", "auto"];
 
@@ -89,6 +93,11 @@ impl Settings {
             }
             "statement_timeout" if milliseconds(value).is_none() => return bad("a time, such as 5000 or '5s'"),
             _ => {}
+        }
+        let is_new = !self.set.contains_key(&name) && !self.local.contains_key(&name);
+        if name.len() + value.len() > LONGEST || is_new && self.set.len() + self.local.len() >= MOST_SET {
+            let detail = format!("a session keeps {MOST_SET} settings of {LONGEST} bytes");
+            return Err(Problem::new(problem::BAD_SETTING, detail).hint("RESET ALL forgets them"));
         }
         match (local, self.before.is_some()) {
             (true, true) => drop(self.local.insert(name, value.to_owned())),
@@ -262,6 +271,17 @@ mod tests {
         assert_eq!(settings.ef(), Some(7));
         settings.end(true);
         assert_eq!(settings.ef(), None, "what was local ends with a commit, too");
+    }
+
+    #[test]
+    fn there_is_an_end_to_what_a_session_keeps() {
+        let mut settings = Settings::default();
+        assert!(settings.set("a.b", &"x".repeat(LONGEST), false).is_err());
+        for number in 0..MOST_SET {
+            settings.set(&format!("a.b{number}"), "1", false).expect("room");
+        }
+        assert!(settings.set("a.c", "1", false).is_err_and(|problem| problem.hint.is_some()));
+        settings.set("a.b7", "2", false).expect("one that is there");
     }
 
     #[test]

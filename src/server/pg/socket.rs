@@ -6,8 +6,10 @@ use rustls::ServerConfig;
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind, Result};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 /// Longest start-up message, PostgreSQL's own limit; also of messages before anybody is let in.
@@ -44,6 +46,8 @@ pub struct Connection {
     /// What is to be sent.
     pub output: Output,
     longest: usize,
+    /// How long the client may take nothing while something is sent; none: as long as it wants.
+    pub stall: Option<Duration>,
     /// Is it encrypted?
     pub encrypted: bool,
 }
@@ -66,7 +70,8 @@ async fn encrypted(stream: Box<dyn Stream>, tls: Arc<ServerConfig>) -> Result<Co
 
 impl Connection {
     fn new(stream: Box<dyn Stream>, encrypted: bool) -> Connection {
-        Connection { stream, input: BytesMut::new(), output: Output::default(), longest: LONGEST_GREETING, encrypted }
+        let (input, output) = (BytesMut::new(), Output::default());
+        Connection { stream, input, output, longest: LONGEST_GREETING, stall: None, encrypted }
     }
 
     async fn session(mut self, mut tls: Option<Arc<ServerConfig>>) -> Result<Greeting> {
@@ -149,12 +154,14 @@ impl Connection {
         }
     }
 
-    /// Sends what there is.
+    /// Sends what there is. Cancel-safe: what was not sent yet stays.
     pub async fn flush(&mut self) -> Result<()> {
+        let stall = self.stall.unwrap_or(Duration::MAX);
+        let stalled = |_| Error::new(ErrorKind::TimedOut, "the client takes nothing any more");
         while !self.output.0.is_empty() {
-            self.stream.write_buf(&mut self.output.0).await?;
+            timeout(stall, self.stream.write_buf(&mut self.output.0)).await.map_err(stalled)??;
         }
-        self.stream.flush().await
+        timeout(stall, self.stream.flush()).await.map_err(stalled)?
     }
 }
 

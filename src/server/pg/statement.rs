@@ -12,6 +12,11 @@ use sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
 /// Longest text of statements, in bytes.
 pub const MAX_TEXT: usize = 4 << 20;
+/// Most words and signs in a row. The parser makes a tree as deep as a chain of operators is long, and what walks through
+/// it, shows it or drops it, takes a piece of the stack for each level.
+const MAX_DEPTH: usize = 1_000;
+/// Stack of a thread that reads statements, with room for the deepest.
+pub const STACK: usize = 32 << 20;
 /// Most statements of one text.
 const MAX_STATEMENTS: usize = 100;
 
@@ -85,12 +90,67 @@ pub fn parse(sql: &str) -> Result<Vec<Statement>, Problem> {
     };
     let tokens = Tokenizer::new(&dialect, sql).tokenize_with_location();
     let tokens = joined(tokens.map_err(|error| syntax(error.to_string()))?);
+    check_depth(&tokens)?;
     let parsed = Parser::new(&dialect).with_tokens_with_locations(tokens).parse_statements();
     let parsed = parsed.map_err(|error| syntax(error.to_string()))?;
     if parsed.len() > MAX_STATEMENTS {
         return Err(unsupported(format!("more than {MAX_STATEMENTS} statements at once")));
     }
     parsed.into_iter().map(statement).collect()
+}
+
+/// Refuses statements that would be a deep tree: how deep is at most the number of words and signs in a row, and of those
+/// around them where they are in parentheses. What a comma separates lies side by side.
+fn check_depth(tokens: &[TokenWithSpan]) -> Result<(), Problem> {
+    // Of each open parenthesis the longest row so far, and the one that goes on.
+    let mut open = vec![(0, 0)];
+    let mut depth = 0;
+    let mut last = &Token::EOF;
+    for TokenWithSpan { token, .. } in tokens {
+        let starts = matches!(last, Token::Comma | Token::LBracket | Token::LParen);
+        let mut add = 1;
+        match token {
+            Token::Whitespace(_) => continue,
+            Token::SemiColon => (open, depth, add) = (vec![(0, 0)], 0, 0),
+            Token::Comma => {
+                if let Some((longest, current)) = open.last_mut() {
+                    depth -= *current;
+                    *longest = (*longest).max(std::mem::take(current));
+                }
+                add = 0;
+            }
+            Token::LParen | Token::LBracket => open.push((0, 0)),
+            Token::RParen | Token::RBracket if open.len() > 1 => {
+                let (longest, current) = open.pop().unwrap_or_default();
+                add = longest.max(current);
+                depth -= current;
+            }
+            Token::Number(..) | Token::Placeholder(_) => add = 0,
+            token if is_text(token) => add = 0,
+            Token::Minus if starts => add = 0,
+            _ => {}
+        }
+        depth += add;
+        open.last_mut().expect("the outermost is never closed").1 += add;
+        if depth > MAX_DEPTH {
+            let detail = format!("a statement of more than {MAX_DEPTH} words and signs in a row");
+            let hint = "write `column IN (...)` or `= ANY ($1)` instead of a chain of OR; send vectors as parameters";
+            return Err(Problem::new(problem::TOO_COMPLEX, detail).hint(hint));
+        }
+        last = token;
+    }
+    Ok(())
+}
+
+fn is_text(token: &Token) -> bool {
+    matches!(
+        token,
+        Token::SingleQuotedString(_)
+            | Token::EscapedStringLiteral(_)
+            | Token::UnicodeStringLiteral(_)
+            | Token::NationalStringLiteral(_)
+            | Token::DollarQuotedString(_)
+    )
 }
 
 /// What the parser does not know, and what the catalog answers by its text.
@@ -334,6 +394,52 @@ mod tests {
     }
 
     #[test]
+    fn no_statement_is_deeper_than_the_stack() {
+        let small = std::thread::Builder::new().stack_size(STACK / 2).spawn(chains).expect("a thread");
+        small.join().expect("it comes to its end");
+    }
+
+    fn chains() {
+        let chain =
+            |first: &str, link: &str, count: usize| format!("SELECT 1 FROM t WHERE {first}{}", link.repeat(count));
+        for (first, link) in [
+            ("id=1", " OR id=1"),
+            ("id=1", " AND id=1"),
+            ("id=1", "::int"),
+            ("id=", "1-"),
+            ("", "NOT "),
+            ("id=1 - ", "- "),
+            ("id=", "("),
+            ("a", ".a"),
+            ("id=1", " IS NULL"),
+            ("id=1", " COLLATE \"C\""),
+        ] {
+            let refused = parse(&chain(first, link, 100_000)).expect_err(link);
+            assert!(refused.kind == problem::TOO_COMPLEX && refused.hint.is_some(), "{link}: {}", refused.detail);
+            // What is let through is walked, shown and dropped; it may be refused for another reason.
+            let words = Tokenizer::new(&PostgreSqlDialect {}, link).tokenize().expect("words");
+            let each = words.iter().filter(|word| !matches!(word, Token::Whitespace(_) | Token::Number(..))).count();
+            if let Ok(statements) = parse(&chain(first, link, (MAX_DEPTH - 10) / each)) {
+                let Some(Statement::Query(query)) = statements.first() else { panic!("{link}") };
+                let parts = crate::server::pg::select::parts(query).expect("a plain query");
+                let condition = parts.condition.expect("a condition");
+                assert!(!crate::server::pg::condition::conjuncts(condition).is_empty());
+                assert!(crate::server::pg::inputs::first_distance(condition, &|_| true).is_none());
+                let _ = Params(None).constant(condition);
+                assert!(!query.to_string().is_empty());
+            }
+        }
+        let values = vec!["-1.5"; 16_000].join(",");
+        assert!(parse(&format!("SELECT id FROM t ORDER BY e <-> ARRAY[{values}] LIMIT 3")).is_ok());
+        assert!(parse(&format!("SELECT id FROM t WHERE id IN ({values})")).is_ok());
+        // Arguments lie side by side, and parentheses behind each other do not; what is in them counts all the same.
+        let casts = vec!["'a'::text"; 5_000].join(",");
+        assert!(parse(&format!("SELECT id FROM t WHERE id IN ({casts})")).is_ok());
+        let nested = format!("SELECT f(1{}, 2){}", "-1".repeat(600), "-1".repeat(600));
+        assert!(parse(&nested).is_err_and(|problem| problem.kind == problem::TOO_COMPLEX));
+    }
+
+    #[test]
     fn what_is_not_taken_says_so() {
         for (sql, code) in [
             ("INSERT INTO t VALUES (1)", "0A000"),
@@ -342,7 +448,8 @@ mod tests {
             ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", "0A000"),
             ("SELEC 1", "42601"),
             ("SELECT 'open", "42601"),
-            (&"(".repeat(20_000), "42601"),
+            (&"(".repeat(900), "42601"),
+            (&"(".repeat(20_000), "54001"),
         ] {
             assert!(one(sql).starts_with(code), "{sql:.40}: {}", one(sql));
         }
