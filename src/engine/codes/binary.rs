@@ -92,6 +92,8 @@ fn product(query: &Planes, row: &[u8]) -> i32 {
     4 * set + query.offset - 2 * TOP as i32 * ones
 }
 
+/// # Safety
+/// As for [`gather`].
 #[inline(always)]
 unsafe fn gather_with(codec: &Codec, query: &Coded, table: *const u8, slots: &[u32], out: &mut [f32]) {
     let stride = codec.stride();
