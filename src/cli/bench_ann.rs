@@ -33,21 +33,28 @@ pub struct GraphArgs {
     pub(super) encoding: Encoding,
 }
 
+/// What is searched for what, and how well: shared by benches that know the true neighbours.
+#[derive(clap::Args, Debug)]
+pub(super) struct TaskArgs {
+    /// Vectors to index: .npy, two-dimensional, f16 or f32.
+    #[arg(long, value_name = "FILE")]
+    pub(super) base: PathBuf,
+    /// Query vectors: .npy, f16 or f32.
+    #[arg(long, value_name = "FILE")]
+    pub(super) queries: PathBuf,
+    /// True nearest neighbours of each query, best first: .npy, i32 or i64.
+    #[arg(long, value_name = "FILE")]
+    pub(super) truth: PathBuf,
+    /// Neighbours asked for.
+    #[arg(long, default_value_t = 10)]
+    pub(super) k: usize,
+}
+
 /// Arguments of `bench ann`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Vectors to index: .npy, two-dimensional, f16 or f32.
-    #[arg(long, value_name = "FILE")]
-    base: PathBuf,
-    /// Query vectors: .npy, f16 or f32.
-    #[arg(long, value_name = "FILE")]
-    queries: PathBuf,
-    /// True nearest neighbours of each query, best first: .npy, i32 or i64.
-    #[arg(long, value_name = "FILE")]
-    truth: PathBuf,
-    /// Neighbours asked for.
-    #[arg(long, default_value_t = 10)]
-    k: usize,
+    #[command(flatten)]
+    task: TaskArgs,
     /// Pool sizes to measure.
     #[arg(long, value_delimiter = ',', default_value = "16,32,64,128")]
     ef: Vec<usize>,
@@ -79,9 +86,9 @@ fn parse_encoding(name: &str) -> Result<Encoding, String> {
 
 /// Builds the graph, then searches it at every pool size.
 pub fn run(args: &Args) -> Result<()> {
-    let base = npy::read_f32(&args.base)?;
-    let queries = npy::read_f32(&args.queries)?;
-    let truth = npy::read_ids(&args.truth)?;
+    let base = npy::read_f32(&args.task.base)?;
+    let queries = npy::read_f32(&args.task.queries)?;
+    let truth = npy::read_ids(&args.task.truth)?;
     check(args, &base, &queries, &truth)?;
     let before = rss_bytes();
     let graph = build(args, &base);
@@ -106,9 +113,9 @@ pub fn run(args: &Args) -> Result<()> {
 /// The smallest pool that reaches a recall; `None` when the largest does not.
 fn smallest_ef(args: &Args, graph: &Graph, queries: &Matrix<f32>, truth: &Matrix<i64>, target: f64) -> Option<usize> {
     let reaches = |ef: usize| {
-        let found = |at: usize| search(graph, &graph.prepare(queries.row(at)), args.k, ef).0;
-        let hits: usize = (0..queries.rows).map(|at| hits(&found(at), &truth.row(at)[..args.k])).sum();
-        hits as f64 >= target * (queries.rows * args.k) as f64
+        let found = |at: usize| search(graph, &graph.prepare(queries.row(at)), args.task.k, ef).0;
+        let hits: usize = (0..queries.rows).map(|at| hits(&found(at), &truth.row(at)[..args.task.k])).sum();
+        hits as f64 >= target * (queries.rows * args.task.k) as f64
     };
     let (mut low, mut high) = (1, LARGEST_EF);
     if !reaches(high) {
@@ -129,7 +136,7 @@ fn check(args: &Args, base: &Matrix<f32>, queries: &Matrix<f32>, truth: &Matrix<
     ensure!(base.rows > 0 && base.columns > 0, "the base is empty");
     ensure!(base.columns == queries.columns, "base has {} dimensions, queries {}", base.columns, queries.columns);
     ensure!(truth.rows == queries.rows, "truth has {} rows for {} queries", truth.rows, queries.rows);
-    ensure!((1..=truth.columns).contains(&args.k), "k is 1 to {}, what truth holds", truth.columns);
+    ensure!((1..=truth.columns).contains(&args.task.k), "k is 1 to {}, what truth holds", truth.columns);
     ensure!((2..=100).contains(&args.graph.m) && args.graph.ef_construction > 0 && args.repeats > 0, "m is 2 to 100");
     if base.values.iter().chain(&queries.values).any(|x| !x.is_finite()) {
         bail!("a vector holds NaN or infinity");
@@ -174,10 +181,10 @@ fn point(args: &Args, graph: &Graph, queries: &Matrix<f32>, truth: &Matrix<i64>,
         for (at, latency) in latencies.iter_mut().enumerate() {
             let start = Instant::now();
             let query = graph.prepare(queries.row(at));
-            let (found, distances) = search(graph, &query, args.k, ef);
+            let (found, distances) = search(graph, &query, args.task.k, ef);
             *latency = latency.min(start.elapsed().as_secs_f64());
             visited += distances;
-            let wanted = &truth.row(at)[..args.k];
+            let wanted = &truth.row(at)[..args.task.k];
             hits += self::hits(&found, wanted);
         }
         wall = wall.min(wall_start.elapsed().as_secs_f64());
@@ -185,9 +192,9 @@ fn point(args: &Args, graph: &Graph, queries: &Matrix<f32>, truth: &Matrix<i64>,
     }
     latencies.sort_by(f64::total_cmp);
     let microseconds = |share: f64| round(latencies[((count - 1) as f64 * share).round() as usize] * 1e6, 1);
-    let recall = round(hits as f64 / (count * args.k) as f64, 4);
+    let recall = round(hits as f64 / (count * args.task.k) as f64, 4);
     json!({
-        "what": "point", "ef": ef, "k": args.k, "recall": recall, format!("recall@{}", args.k): recall,
+        "what": "point", "ef": ef, "k": args.task.k, "recall": recall, format!("recall@{}", args.task.k): recall,
         "qps": (count as f64 / wall).round(), "qps_cpu": (count as f64 / cpu).round(),
         "p50_us": microseconds(0.5), "p99_us": microseconds(0.99),
         "distances": round(visited as f64 / count as f64, 1),

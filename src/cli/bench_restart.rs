@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value as Json, json};
 
-use crate::cli::bench_ann::{GraphArgs, cpu_seconds, round};
+use crate::cli::bench_ann::{GraphArgs, TaskArgs, cpu_seconds, round};
 use crate::cli::npy::{self, Matrix};
 use crate::engine::candidates::{Candidates, Method};
 use crate::engine::view::{CollectionView, View};
@@ -29,21 +29,11 @@ const NAME: &str = "base";
 /// Arguments of `bench restart`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Vectors to index: .npy, two-dimensional, f16 or f32.
-    #[arg(long, value_name = "FILE")]
-    base: PathBuf,
-    /// Query vectors: .npy, f16 or f32.
-    #[arg(long, value_name = "FILE")]
-    queries: PathBuf,
-    /// True nearest neighbours of each query, best first: .npy, i32 or i64.
-    #[arg(long, value_name = "FILE")]
-    truth: PathBuf,
+    #[command(flatten)]
+    task: TaskArgs,
     /// Where the index is kept; one that is there is used, whatever it was made with.
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// Neighbours asked for.
-    #[arg(long, default_value_t = 10)]
-    k: usize,
     /// Pool sizes to measure.
     #[arg(long, value_delimiter = ',', default_value = "16,32,64,128")]
     ef: Vec<usize>,
@@ -99,7 +89,7 @@ fn definition(args: &Args, base: &Matrix<f32>) -> CollectionDef {
 
 /// Copies the base in, and waits until it is linked and sealed.
 fn fill(args: &Args) -> Result<()> {
-    let base = npy::read_f32(&args.base)?;
+    let base = npy::read_f32(&args.task.base)?;
     ensure!(base.rows > 0, "the base is empty");
     let (at, dir, started) = (Lsn(100), &args.dir, Instant::now());
     files::create_dir(dir)?;
@@ -169,10 +159,10 @@ fn wait(engine: &Engine, done: impl Fn(&View) -> bool) -> Result<()> {
 
 /// Opens what is there and searches it.
 fn reopen(args: &Args) -> Result<()> {
-    let queries = npy::read_f32(&args.queries)?;
-    let truth = npy::read_ids(&args.truth)?;
+    let queries = npy::read_f32(&args.task.queries)?;
+    let truth = npy::read_ids(&args.task.truth)?;
     ensure!(truth.rows == queries.rows, "truth has {} rows for {} queries", truth.rows, queries.rows);
-    ensure!((1..=truth.columns).contains(&args.k), "k is 1 to {}, what truth holds", truth.columns);
+    ensure!((1..=truth.columns).contains(&args.task.k), "k is 1 to {}, what truth holds", truth.columns);
     let started = Instant::now();
     let engine = open(&args.dir)?;
     let view = engine.view();
@@ -180,7 +170,7 @@ fn reopen(args: &Args) -> Result<()> {
     let ready = started.elapsed();
     ensure!(!found.indexes[0].segments.is_empty(), "the index is empty");
     let first = Instant::now();
-    search(found, queries.row(0), args.k, args.ef[0])?;
+    search(found, queries.row(0), args.task.k, args.ef[0])?;
     let segment = &found.indexes[0].segments[0].graph;
     report(
         args,
@@ -224,16 +214,16 @@ fn point(args: &Args, found: &CollectionView, queries: &Matrix<f32>, truth: &Mat
         let before = cpu_seconds(libc::CLOCK_THREAD_CPUTIME_ID);
         for (at, latency) in latencies.iter_mut().enumerate() {
             let started = Instant::now();
-            let nodes = search(found, queries.row(at), args.k, ef)?;
+            let nodes = search(found, queries.row(at), args.task.k, ef)?;
             *latency = latency.min(started.elapsed().as_secs_f64());
-            hits += nodes.iter().filter(|node| truth.row(at)[..args.k].contains(node)).count();
+            hits += nodes.iter().filter(|node| truth.row(at)[..args.task.k].contains(node)).count();
         }
         best = best.min(cpu_seconds(libc::CLOCK_THREAD_CPUTIME_ID) - before);
     }
     latencies.sort_by(f64::total_cmp);
     let microseconds = |share: f64| round(latencies[((queries.rows - 1) as f64 * share).round() as usize] * 1e6, 1);
     Ok(json!({
-        "what": "point", "ef": ef, "k": args.k, "recall": round(hits as f64 / (queries.rows * args.k) as f64, 4),
+        "what": "point", "ef": ef, "k": args.task.k, "recall": round(hits as f64 / (queries.rows * args.task.k) as f64, 4),
         "qps_cpu": (queries.rows as f64 / best).round(), "p50_us": microseconds(0.5), "p99_us": microseconds(0.99),
     }))
 }
