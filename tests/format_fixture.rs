@@ -26,7 +26,7 @@ const COPIED_AT: Lsn = Lsn(1_000);
 const BLOCK: usize = 4096;
 
 fn options() -> Options {
-    Options { segment_rows: 16, build_threads: 1, seal_rows_on_stop: 1 }
+    Options { segment_rows: 16, build_threads: 1, seal_rows_on_stop: 1, ..Options::default() }
 }
 
 fn definition() -> CollectionDef {

@@ -140,7 +140,8 @@ fn build(args: &Args, base: &Matrix<f32>, filters: &[Filtered]) -> IndexView {
         }),
     );
     let ids = Arc::new(AtomicU64::new(2));
-    IndexView { column, rows, segments: vec![Arc::new(segment)], live, ids, originals: None, gone: Arc::default() }
+    let (segments, gone, touches) = (vec![Arc::new(segment)], Arc::default(), Arc::default());
+    IndexView { column, rows, segments, live, ids, originals: None, gone, touches }
 }
 
 /// What it costs to know which rows pass: at first, and when the filter comes again.

@@ -14,7 +14,8 @@ use crate::engine::candidates::{Candidates, Method};
 use crate::engine::view::{CollectionView, View};
 use crate::engine::{Engine, Logs, NewCollection, Options};
 use crate::model::{
-    Cell, CollectionDef, CollectionId, ColumnType, KeyColumn, LogRecord, Lsn, RowImage, RowKey, Value, VectorColumn,
+    Cell, CollectionDef, CollectionId, ColumnType, Exactness, KeyColumn, LogRecord, Lsn, RowImage, RowKey, Value,
+    VectorColumn,
 };
 use crate::storage::changelog::{self, ChangeLog};
 use crate::storage::files;
@@ -26,25 +27,32 @@ const CHUNK: usize = 1_000;
 const FILLED: Duration = Duration::from_secs(4 * 3600);
 const NAME: &str = "base";
 
+/// An index in a directory, and how it is searched.
+#[derive(clap::Args, Debug)]
+pub(super) struct IndexArgs {
+    #[command(flatten)]
+    pub(super) task: TaskArgs,
+    /// Where the index is kept; one that is there is used, whatever it was made with.
+    #[arg(long, value_name = "DIR")]
+    pub(super) dir: PathBuf,
+    /// Pool sizes to measure.
+    #[arg(long, value_delimiter = ',', default_value = "16,32,64,128")]
+    pub(super) ef: Vec<usize>,
+    #[command(flatten)]
+    pub(super) graph: GraphArgs,
+    /// Passes over the queries; the best counts.
+    #[arg(long, default_value_t = 3)]
+    pub(super) repeats: usize,
+    /// One JSON object a line instead of a table.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
 /// Arguments of `bench restart`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
-    task: TaskArgs,
-    /// Where the index is kept; one that is there is used, whatever it was made with.
-    #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
-    /// Pool sizes to measure.
-    #[arg(long, value_delimiter = ',', default_value = "16,32,64,128")]
-    ef: Vec<usize>,
-    #[command(flatten)]
-    graph: GraphArgs,
-    /// Passes over the queries; the best counts.
-    #[arg(long, default_value_t = 3)]
-    repeats: usize,
-    /// One JSON object a line instead of a table.
-    #[arg(long)]
-    json: bool,
+    index: IndexArgs,
     /// Only measure, in this process: for a process with limits set from outside.
     #[arg(long)]
     reopen: bool,
@@ -53,10 +61,10 @@ pub struct Args {
 /// Fills the directory unless it is, then measures a restart.
 pub fn run(args: &Args) -> Result<()> {
     if args.reopen {
-        return reopen(args);
+        return reopen(&args.index);
     }
-    if !args.dir.join("state.redb").exists() {
-        fill(args)?;
+    if !is_filled(&args.index) {
+        report(&args.index, &fill(&args.index)?);
     }
     let own = std::env::current_exe().context("finding this program")?;
     let status = std::process::Command::new(own).args(std::env::args_os().skip(1)).arg("--reopen").status()?;
@@ -64,7 +72,12 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn definition(args: &Args, base: &Matrix<f32>) -> CollectionDef {
+/// Is there an index?
+pub(super) fn is_filled(args: &IndexArgs) -> bool {
+    args.dir.join("state.redb").exists()
+}
+
+fn definition(args: &IndexArgs, base: &Matrix<f32>) -> CollectionDef {
     let vector = VectorColumn {
         name: "embedding".into(),
         kind: ColumnType::Vector,
@@ -87,8 +100,8 @@ fn definition(args: &Args, base: &Matrix<f32>) -> CollectionDef {
     }
 }
 
-/// Copies the base in, and waits until it is linked and sealed.
-fn fill(args: &Args) -> Result<()> {
+/// Copies the base in, and waits until it is linked and sealed. What that took.
+pub(super) fn fill(args: &IndexArgs) -> Result<Json> {
     let base = npy::read_f32(&args.task.base)?;
     ensure!(base.rows > 0, "the base is empty");
     let (at, dir, started) = (Lsn(100), &args.dir, Instant::now());
@@ -134,18 +147,15 @@ fn fill(args: &Args) -> Result<()> {
     wait(&engine, |view| view.collections.values().any(|collection| collection.state == CollectionState::Live))?;
     engine.stop();
     files::remove_dir(&copied)?;
-    report(
-        args,
-        &json!({
-            "what": "fill", "seconds": round(started.elapsed().as_secs_f64(), 1), "vectors": rows, "dim": columns,
-            "threads": args.graph.threads, "metric": args.graph.metric.name(), "m": args.graph.m,
-            "ef_construction": args.graph.ef_construction, "peak_rss_bytes": memory("VmHWM"),
-        }),
-    );
-    Ok(())
+    Ok(json!({
+        "what": "fill", "seconds": round(started.elapsed().as_secs_f64(), 1), "vectors": rows, "dim": columns,
+        "threads": args.graph.threads, "metric": args.graph.metric.name(), "m": args.graph.m,
+        "ef_construction": args.graph.ef_construction, "peak_rss_bytes": memory("VmHWM"),
+    }))
 }
 
-fn wait(engine: &Engine, done: impl Fn(&View) -> bool) -> Result<()> {
+/// Waits for a view, as long as the engine lives.
+pub(super) fn wait(engine: &Engine, done: impl Fn(&View) -> bool) -> Result<()> {
     let started = Instant::now();
     while !done(&engine.view()) {
         if let Some(why) = engine.failure().borrow().clone() {
@@ -158,19 +168,16 @@ fn wait(engine: &Engine, done: impl Fn(&View) -> bool) -> Result<()> {
 }
 
 /// Opens what is there and searches it.
-fn reopen(args: &Args) -> Result<()> {
-    let queries = npy::read_f32(&args.task.queries)?;
-    let truth = npy::read_ids(&args.task.truth)?;
-    ensure!(truth.rows == queries.rows, "truth has {} rows for {} queries", truth.rows, queries.rows);
-    ensure!((1..=truth.columns).contains(&args.task.k), "k is 1 to {}, what truth holds", truth.columns);
+fn reopen(args: &IndexArgs) -> Result<()> {
+    let (queries, truth) = questions(args)?;
     let started = Instant::now();
-    let engine = open(&args.dir)?;
+    let engine = open(&args.dir, Options::default())?;
     let view = engine.view();
-    let found = view.collections.get(NAME).context("the directory holds no index of this bench")?;
+    let found = collection(&view)?;
     let ready = started.elapsed();
     ensure!(!found.indexes[0].segments.is_empty(), "the index is empty");
     let first = Instant::now();
-    search(found, queries.row(0), args.task.k, args.ef[0])?;
+    search(found, queries.row(0), args.task.k, args.ef[0], Exactness::Balanced)?;
     let segment = &found.indexes[0].segments[0].graph;
     report(
         args,
@@ -183,30 +190,52 @@ fn reopen(args: &Args) -> Result<()> {
         }),
     );
     for &ef in &args.ef {
-        report(args, &point(args, found, &queries, &truth, ef)?);
+        report(args, &point(args, found, (&queries, &truth), ef, Exactness::Balanced)?);
     }
     report(args, &json!({"what": "memory", "rss_bytes": memory("VmRSS"), "peak_rss_bytes": memory("VmHWM")}));
     engine.stop();
     Ok(())
 }
 
-fn open(dir: &Path) -> Result<Engine> {
+/// The queries and their true neighbours.
+pub(super) fn questions(args: &IndexArgs) -> Result<(Matrix<f32>, Matrix<i64>)> {
+    let queries = npy::read_f32(&args.task.queries)?;
+    let truth = npy::read_ids(&args.task.truth)?;
+    ensure!(truth.rows == queries.rows, "truth has {} rows for {} queries", truth.rows, queries.rows);
+    ensure!((1..=truth.columns).contains(&args.task.k), "k is 1 to {}, what truth holds", truth.columns);
+    Ok((queries, truth))
+}
+
+/// What is searched.
+pub(super) fn collection(view: &View) -> Result<&CollectionView> {
+    Ok(&**view.collections.get(NAME).context("the directory holds no index of this bench")?)
+}
+
+/// Opens the engine of a filled directory.
+pub(super) fn open(dir: &Path, options: Options) -> Result<Engine> {
     let state = Arc::new(State::open(&dir.join("state.redb"))?);
     let log = ChangeLog::open(&dir.join("log"))?;
     let logs = Logs { changes: log.reader(state.applied()?.position), dir: dir.join("log"), copies: Vec::new() };
-    Ok(Engine::start(dir, state, Options::default(), logs)?)
+    Ok(Engine::start(dir, state, options, logs)?)
 }
 
 /// Keys of the nearest rows, as numbers.
-fn search(found: &CollectionView, query: &[f32], k: usize, ef: usize) -> Result<Vec<i64>> {
+fn search(found: &CollectionView, query: &[f32], k: usize, ef: usize, how: Exactness) -> Result<Vec<i64>> {
     let index = &found.indexes[0];
     let prepared = index.prepare(query).context("the index is empty")?;
-    let mut candidates = Candidates::open(index, &prepared, None, Method::Walk { ef });
+    let mut candidates = Candidates::open(index, &prepared, None, Method::Walk { ef }).compared(how);
     let page = candidates.next_page(k)?;
     Ok(page.iter().map(|candidate| i64::from(candidate.node)).collect())
 }
 
-fn point(args: &Args, found: &CollectionView, queries: &Matrix<f32>, truth: &Matrix<i64>, ef: usize) -> Result<Json> {
+/// Searches with one pool size.
+pub(super) fn point(
+    args: &IndexArgs,
+    found: &CollectionView,
+    (queries, truth): (&Matrix<f32>, &Matrix<i64>),
+    ef: usize,
+    how: Exactness,
+) -> Result<Json> {
     let (mut best, mut hits) = (f64::INFINITY, 0);
     let mut latencies = vec![f64::INFINITY; queries.rows];
     for _ in 0..args.repeats.max(1) {
@@ -214,7 +243,7 @@ fn point(args: &Args, found: &CollectionView, queries: &Matrix<f32>, truth: &Mat
         let before = cpu_seconds(libc::CLOCK_THREAD_CPUTIME_ID);
         for (at, latency) in latencies.iter_mut().enumerate() {
             let started = Instant::now();
-            let nodes = search(found, queries.row(at), args.task.k, ef)?;
+            let nodes = search(found, queries.row(at), args.task.k, ef, how)?;
             *latency = latency.min(started.elapsed().as_secs_f64());
             hits += nodes.iter().filter(|node| truth.row(at)[..args.task.k].contains(node)).count();
         }
@@ -229,14 +258,14 @@ fn point(args: &Args, found: &CollectionView, queries: &Matrix<f32>, truth: &Mat
 }
 
 /// A figure of this process in bytes, as `/proc/self/status` names it; 0 where the system does not say.
-fn memory(name: &str) -> usize {
+pub(super) fn memory(name: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok()).unwrap_or(0) * 1024
 }
 
 /// Prints one measurement.
-fn report(args: &Args, line: &Json) {
+fn report(args: &IndexArgs, line: &Json) {
     if args.json {
         say!("{line}");
         return;

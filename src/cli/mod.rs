@@ -11,6 +11,7 @@ pub mod bench_ann;
 pub mod bench_apply;
 pub mod bench_filtered;
 pub mod bench_restart;
+mod bench_tiers;
 pub mod client;
 mod demo;
 mod detach;
@@ -56,6 +57,8 @@ enum Command {
     Verify(operate::Verify),
     /// Copy a running service's collections again, one by one. What there is answers until the new copy is whole.
     Rebuild(operate::Rebuild),
+    /// Merge the segments of a running service's collections, and drop what is dead in them.
+    Compact(operate::Compact),
     /// Check the source before anything is done to it. Exit code 1 with warnings, 2 with errors.
     Doctor(doctor::Args),
     /// Print the SQL that prepares a source (role, grants, publication); run it with --run.
@@ -89,6 +92,8 @@ enum Bench {
     Filtered(bench_filtered::Args),
     /// A restart of a filled index: time until it answers, memory, recall and speed.
     Restart(bench_restart::Args),
+    /// An index that goes through all tiers: memory, recall and speed in each.
+    Tiers(bench_tiers::Args),
     /// The way from a COMMIT to the index, on a private PostgreSQL, beside pg_recvlogical.
     Apply(bench_apply::Args),
 }
@@ -113,6 +118,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Search(args) => done(operate::search(&args)),
         Command::Verify(args) => operate::verify(&args),
         Command::Rebuild(args) => done(operate::rebuild(&args)),
+        Command::Compact(args) => done(operate::compact(&args)),
         Command::Doctor(args) => doctor::run(&args),
         Command::Detach(args) => detach::run(&args),
         Command::Init(args) => done(init::run(&args)),
@@ -125,6 +131,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(Bench::Ann(args)) => done(bench_ann::run(&args)),
         Command::Bench(Bench::Filtered(args)) => done(bench_filtered::run(&args)),
         Command::Bench(Bench::Restart(args)) => done(bench_restart::run(&args)),
+        Command::Bench(Bench::Tiers(args)) => done(bench_tiers::run(&args)),
         Command::Bench(Bench::Apply(args)) => done(bench_apply::run(&args)),
     }
 }

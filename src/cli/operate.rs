@@ -104,6 +104,15 @@ pub struct Rebuild {
     patience: u64,
 }
 
+/// Arguments of `compact`.
+#[derive(clap::Args)]
+pub struct Compact {
+    #[command(flatten)]
+    target: Target,
+    /// The collections; all of them when none is named.
+    collections: Vec<String>,
+}
+
 /// Shows what the service is doing; exit code 1 when it is not ready.
 pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
     let client = Client::new(&args.target.url);
@@ -317,6 +326,28 @@ pub fn rebuild(args: &Rebuild) -> anyhow::Result<()> {
         client.post(&format!("/v1/admin/collections/{}/rebuild", segment(&name)), &json!({}))?;
         let rows = copied(&client, (&name, &path), &before, Duration::from_secs(args.patience))?;
         println!("{name}: copied again, {rows} rows");
+    }
+    Ok(())
+}
+
+/// Has segments merged, and waits until they are.
+pub fn compact(args: &Compact) -> anyhow::Result<()> {
+    let client = Client::new(&args.target.url);
+    let sum = |shown: &Json, what: &str| -> u64 {
+        shown["vectors"].as_array().into_iter().flatten().filter_map(|vector| vector[what].as_u64()).sum()
+    };
+    for name in names(&client, &args.collections)? {
+        let path = format!("/v1/collections/{}", segment(&name));
+        let before = client.get(&path)?;
+        client.post(&format!("/v1/admin/collections/{}/compact", segment(&name)), &json!({}))?;
+        let mut after = client.get(&path)?;
+        while after["compacting"] == true {
+            std::thread::sleep(REBUILD_LOOK);
+            after = client.get(&path)?;
+        }
+        let dead = |shown: &Json| sum(shown, "nodes").saturating_sub(sum(shown, "vectors"));
+        let (segments, dead) = ([&before, &after].map(|shown| sum(shown, "segments")), [&before, &after].map(dead));
+        say!("{name}: {} segments of {}, {} dead vectors of {}", segments[1], segments[0], dead[1], dead[0]);
     }
     Ok(())
 }

@@ -411,8 +411,8 @@ impl Applier {
             let Some(collection) = self.collections.iter_mut().find(|c| c.id() == done.collection()) else { continue };
             match done {
                 Done::Sealed { index, segment, .. } => collection.indexes[index].sealed(segment),
-                Done::Merged { index, old, segment, .. } => {
-                    if !collection.indexes[index].replace(&old, segment) {
+                Done::Replaced { index, old, new, .. } => {
+                    if !collection.indexes[index].replace(&old, new) {
                         tracing::info!(collection = collection.name(), "a merge was overtaken by a truncate");
                     }
                 }

@@ -1,16 +1,19 @@
-//! Work behind the applier's back: linking new nodes, sealing full segments, merging small or worn ones. Works on
-//! published views only and hands results to the applier.
+//! Work behind the applier's back: linking new nodes, sealing full segments, merging small or worn ones, moving rows
+//! between tiers. Works on published views only and hands results to the applier.
 
-use crate::engine::Shared;
 use crate::engine::segment::Segment;
+use crate::engine::tiers::{self, Keeping, Move};
 use crate::engine::view::{IndexView, View};
-use crate::model::CollectionId;
+use crate::engine::{Shared, index};
+use crate::model::{CollectionId, Tier, TierPolicy};
 use crate::storage::Result;
 use crate::storage::changelog::LogTail;
+use crate::storage::state::CollectionState;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, atomic::Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Nodes linked before looking around again.
 const LINK_CHUNK: usize = 64;
@@ -32,16 +35,16 @@ pub enum Done {
         /// The segment, as it was read from there.
         segment: Arc<Segment>,
     },
-    /// One segment, which has its file, replaces others.
-    Merged {
+    /// Segments, which have their files, replace others.
+    Replaced {
         /// Whose.
         collection: CollectionId,
         /// Which vector column.
         index: usize,
-        /// The segments it replaces.
+        /// The segments they replace.
         old: Vec<u64>,
-        /// The new one.
-        segment: Arc<Segment>,
+        /// The new ones.
+        new: Vec<Arc<Segment>>,
     },
 }
 
@@ -49,7 +52,7 @@ impl Done {
     /// Whose work it was.
     pub fn collection(&self) -> CollectionId {
         match self {
-            Done::Sealed { collection, .. } | Done::Merged { collection, .. } => *collection,
+            Done::Sealed { collection, .. } | Done::Replaced { collection, .. } => *collection,
         }
     }
 }
@@ -75,7 +78,8 @@ pub fn seal(
     segment: &Arc<Segment>,
 ) -> Result<Option<Arc<Segment>>> {
     let path = segment_path(epoch, collection, number, segment.id);
-    let sealed = segment.save(&path).and_then(|()| segment.reopened(&path, &index.column, index.originals.as_ref()));
+    let reopened = || segment.reopened(&path, &index.column, index.originals.as_ref(), segment.keeping());
+    let sealed = segment.save(&path).and_then(|()| reopened());
     match sealed {
         Err(error) if index.gone.load(Ordering::Acquire) => {
             tracing::info!(collection = collection.0, %error, "a segment was not sealed: its collection is gone");
@@ -129,53 +133,197 @@ pub fn link(shared: &Shared, epoch: &Path, log: &LogTail, done: &Sender<Done>) -
     Ok(())
 }
 
-/// Merges segments until told to stop.
-pub fn merge(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
-    while !shared.sleep_unless_stopping(MERGE_EVERY) {
-        let view = shared.view();
-        for (collection, number, index) in indexes(&view) {
-            let Some(chosen) = choose(index) else { continue };
-            let (Some(dimensions), false) = (index.column.dimensions, shared.is_copying(&view, collection)) else {
-                continue;
-            };
-            let old: Vec<&Segment> = chosen.iter().map(|segment| &**segment).collect();
-            let id = index.ids.fetch_add(1, Ordering::Relaxed);
-            let alive = |node| index.row(node).is_some();
-            let merged = Arc::new(Segment::merged(id, &index.column, dimensions, &old, &alive, 1)?);
-            crate::failpoint!("merge.built");
-            // The epoch may be discarded, and its directory another's soon.
-            if shared.stopping() {
-                return Ok(());
+/// One vector column's index, and where its segments go.
+struct Work<'w> {
+    shared: &'w Shared,
+    epoch: &'w Path,
+    collection: CollectionId,
+    number: usize,
+    index: &'w IndexView,
+    policy: Option<&'w TierPolicy>,
+}
+
+impl Work<'_> {
+    fn next_id(&self) -> u64 {
+        self.index.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// How a new segment keeps its rows.
+    fn keeping(&self, tier: Option<Tier>) -> Keeping {
+        let usual = self.index.column.encoding;
+        let encoding = self.policy.zip(tier).map_or(usual, |(policy, tier)| policy.encoding(tier, usual));
+        Keeping { tier, since: self.shared.options.clock.now(), encoding }
+    }
+
+    /// A segment of what is alive of others and wanted, with its file. `None` when there is nothing, or no use for it.
+    fn build(&self, old: &[&Segment], wanted: &dyn Fn(u32) -> bool, keeping: Keeping) -> Result<Option<Arc<Segment>>> {
+        let Some(dimensions) = self.index.column.dimensions else { return Ok(None) };
+        let alive = |node| self.index.row(node).is_some() && wanted(node);
+        let merged = Segment::merged(self.next_id(), &self.index.column, (dimensions, keeping), old, &alive, 1)?;
+        crate::failpoint!("merge.built");
+        self.seal(merged)
+    }
+
+    fn seal(&self, segment: Segment) -> Result<Option<Arc<Segment>>> {
+        // The epoch may be discarded, and its directory another's soon.
+        if self.shared.stopping() {
+            return Ok(None);
+        }
+        let sealed = seal(self.epoch, self.collection, self.number, self.index, &Arc::new(segment))?;
+        crate::failpoint!("merge.saved");
+        Ok(sealed)
+    }
+
+    /// Merges what is worth it, or else moves what belongs in another tier. `None` when there is nothing to do.
+    fn step(&self, compact: bool, look: bool) -> Result<Option<Done>> {
+        let chosen = if compact { compaction(self.index) } else { choose(self.index) };
+        if let Some(chosen) = chosen {
+            let (old, tier) = (chosen.iter().map(|segment| &**segment).collect::<Vec<_>>(), chosen[0].keeping().tier);
+            let Some(merged) = self.build(&old, &|_| true, self.keeping(tier))? else { return Ok(None) };
+            let (old, collection) = (chosen.iter().map(|segment| segment.id).collect::<Vec<_>>(), self.collection.0);
+            tracing::info!(collection, ?old, new = merged.id, rows = merged.graph.len(), "merged segments");
+            return Ok(Some(self.replaced(old, vec![merged])));
+        }
+        match tiers::plan(self.index, self.policy).filter(|_| look) {
+            Some(next) => self.carry_out(next),
+            None => Ok(None),
+        }
+    }
+
+    fn carry_out(&self, next: Move) -> Result<Option<Done>> {
+        let (old, new) = match next {
+            Move::AsOne(segment, tier) => {
+                let (Some(originals), Some(dimensions)) = (&self.index.originals, self.index.column.dimensions) else {
+                    return Ok(None);
+                };
+                let path = segment_path(self.epoch, self.collection, self.number, segment.id);
+                let known = segment.last_node().map_or(0, |last| last + 1);
+                let how = (dimensions, self.keeping(tier));
+                let kept = Segment::to_keep(&path, self.next_id(), &self.index.column, how, originals, known)?;
+                (segment, self.seal(kept)?.into_iter().collect::<Vec<_>>())
             }
-            let Some(merged) = seal(epoch, collection, number, index, &merged)? else { continue };
-            crate::failpoint!("merge.saved");
-            let old = chosen.iter().map(|segment| segment.id).collect();
-            tracing::info!(collection = collection.0, ?old, new = id, rows = merged.graph.len(), "merged segments");
-            let _ = done.send(Done::Merged { collection, index: number, old, segment: merged });
+            Move::Parted(segment, parts) => {
+                let mut new = Vec::new();
+                for (tier, nodes) in parts {
+                    let wanted = |node| nodes.binary_search(&node).is_ok();
+                    let Some(part) = self.build(&[&segment], &wanted, self.keeping(Some(tier)))? else {
+                        return Ok(None);
+                    };
+                    new.push(part);
+                }
+                (segment, new)
+            }
+        };
+        if new.is_empty() {
+            return Ok(None);
+        }
+        let shown = |segment: &Arc<Segment>| {
+            let tier = segment.keeping().tier.map_or("none", Tier::name);
+            format!("{} {tier} {}", segment.graph.len(), segment.graph.encoding().name())
+        };
+        let moved = new.iter().map(shown).collect::<Vec<_>>().join(", ");
+        tracing::info!(collection = self.collection.0, old = old.id, moved, "moved rows between tiers");
+        Ok(Some(self.replaced(vec![old.id], new)))
+    }
+
+    fn replaced(&self, old: Vec<u64>, new: Vec<Arc<Segment>>) -> Done {
+        Done::Replaced { collection: self.collection, index: self.number, old, new }
+    }
+}
+
+/// When each collection's tiers were looked at.
+type Looked = HashMap<CollectionId, Instant>;
+
+/// Merges segments and moves rows between tiers until told to stop.
+pub fn merge(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
+    let mut looked = Looked::new();
+    while !shared.sleep_unless_stopping(MERGE_EVERY) {
+        let (view, policies) = (shared.view(), shared.tiers.load_full());
+        if shared.look.swap(false, Ordering::AcqRel) {
+            looked.clear();
+        }
+        for (name, found) in view.collections.iter().filter(|(_, found)| found.state != CollectionState::Copying) {
+            let (collection, policy) = (found.def.id, policies.get(name));
+            let every = policy.map_or(MERGE_EVERY, |policy| Duration::from_secs(policy.check_s));
+            let look = looked.get(&collection).is_none_or(|at| at.elapsed() >= every);
+            let compact = shared.compact.lock().contains(&collection);
+            let mut any = false;
+            for (number, index) in found.indexes.iter().enumerate() {
+                let work = Work { shared, epoch, collection, number, index, policy };
+                if let Some(one) = work.step(compact, look)? {
+                    any = true;
+                    let _ = done.send(one);
+                }
+            }
+            if any {
+                continue;
+            }
+            shared.compact.lock().remove(&collection);
+            // Looked at again and again until nothing is to be moved.
+            if look {
+                looked.insert(collection, Instant::now());
+                keep_touches(epoch, collection, &found.indexes)?;
+            }
         }
         // Look again only at a view that has taken the results in.
         shared.wait_for_another(&view);
     }
+    for found in shared.view().collections.values() {
+        if let Err(error) = keep_touches(epoch, found.def.id, &found.indexes) {
+            tracing::warn!(%error, "when rows were used last is not kept");
+        }
+    }
     Ok(())
 }
 
-/// The segments worth merging now: one that is worn out, or the smallest ones when there are too many.
-fn choose(index: &IndexView) -> Option<Vec<Arc<Segment>>> {
+fn keep_touches(epoch: &Path, collection: CollectionId, indexes: &[Arc<IndexView>]) -> Result<()> {
+    for (number, view) in indexes.iter().enumerate() {
+        let path = index::touches_path(epoch, collection, number);
+        match view.touches.save(&path) {
+            Err(error) if !view.gone.load(Ordering::Acquire) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The sealed segments of a tier that are not one yet, or have dead rows.
+fn compaction(index: &IndexView) -> Option<Vec<Arc<Segment>>> {
+    let groups = by_tier(index);
+    let scattered = |group: &&Vec<(usize, &Arc<Segment>)>| {
+        group.len() > 1 || group.iter().any(|(alive, segment)| *alive < segment.graph.len() as usize)
+    };
+    let group = groups.iter().find(scattered)?;
+    Some(group.iter().map(|(_, segment)| (*segment).clone()).collect())
+}
+
+/// The segments that may be replaced, by tier, each with what is alive in it, the smallest first.
+fn by_tier(index: &IndexView) -> Vec<Vec<(usize, &Arc<Segment>)>> {
     let alive =
         |segment: &Segment| (0..segment.graph.len()).filter(|&slot| index.row(segment.node(slot)).is_some()).count();
     // A segment may have been filled and saved since the view was published: what the view does not know is not dead.
     let known = |segment: &Segment| segment.last_node().is_none_or(|node| (node as usize) < index.rows.len());
-    let saved = index.segments.iter().filter(|segment| segment.is_saved() && known(segment));
-    let mut counted: Vec<_> = saved.map(|segment| (alive(segment), segment)).collect();
+    let mut groups: BTreeMap<Option<Tier>, Vec<_>> = BTreeMap::new();
+    for segment in index.segments.iter().filter(|segment| segment.is_saved() && known(segment)) {
+        groups.entry(segment.keeping().tier).or_default().push((alive(segment), segment));
+    }
+    groups.values_mut().for_each(|group| group.sort_by_key(|(alive, _)| *alive));
+    groups.into_values().collect()
+}
+
+/// The segments worth merging now, all of one tier: one that is worn out, or the smallest ones when there are too many.
+fn choose(index: &IndexView) -> Option<Vec<Arc<Segment>>> {
+    let groups = by_tier(index);
     let worn = |(alive, segment): &&(usize, &Arc<Segment>)| {
         (*alive as f64) < f64::from(segment.graph.len()) * (1.0 - MAX_DEAD)
     };
-    if let Some((_, segment)) = counted.iter().find(worn) {
+    if let Some((_, segment)) = groups.iter().flatten().find(worn) {
         return Some(vec![(*segment).clone()]);
     }
-    let surplus = counted.len().checked_sub(MAX_SEGMENTS).filter(|surplus| *surplus > 0)?;
-    counted.sort_unstable_by_key(|(alive, _)| *alive);
-    Some(counted.into_iter().take(surplus + 1).map(|(_, segment)| segment.clone()).collect())
+    let count: usize = groups.iter().map(Vec::len).sum();
+    let surplus = count.checked_sub(MAX_SEGMENTS).filter(|surplus| *surplus > 0)?;
+    let group = groups.iter().filter(|group| group.len() > 1).min_by_key(|group| group[0].0 + group[1].0)?;
+    Some(group.iter().take(surplus + 1).map(|(_, segment)| (*segment).clone()).collect())
 }
 
 #[cfg(test)]
@@ -213,7 +361,8 @@ mod tests {
             }
             let live = rows.live();
             let (column, segments, ids) = (column.clone(), segments.clone(), Arc::new(AtomicU64::new(2)));
-            choose(&IndexView { column, rows, segments, live, ids, originals: None, gone: Arc::default() }).is_some()
+            let (originals, gone, touches) = (None, Arc::default(), Arc::default());
+            choose(&IndexView { column, rows, segments, live, ids, originals, gone, touches }).is_some()
         };
         assert!(!chosen(&[true]), "three rows are not published yet");
         assert!(!chosen(&[true, true, true]), "one row is not published yet");

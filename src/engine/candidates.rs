@@ -4,7 +4,7 @@ use crate::engine::hnsw::{Query, Walk};
 use crate::engine::rows::Passing;
 use crate::engine::segment::Segment;
 use crate::engine::view::IndexView;
-use crate::model::{Candidate, Encoding, Filter};
+use crate::model::{Candidate, Encoding, Exactness, Filter};
 use crate::storage::Result;
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashSet};
@@ -68,6 +68,7 @@ pub struct Candidates<'v> {
     budget: usize,
     /// Compare full vectors only.
     exact: bool,
+    exactness: Exactness,
     /// Scans that are still to be done: segment and first slot.
     unscanned: Vec<(usize, u32)>,
     /// Found and not returned yet.
@@ -89,6 +90,7 @@ impl<'v> Candidates<'v> {
             budget: ((passing.count() as f64 / WALK_COST) as usize).max(LEAST_BUDGET),
             passing,
             exact: method == Method::Exact,
+            exactness: Exactness::default(),
             unscanned: Vec::new(),
             found: BinaryHeap::new(),
             returned: HashSet::new(),
@@ -106,6 +108,13 @@ impl<'v> Candidates<'v> {
             open.unscanned.push((number, reached));
         }
         open
+    }
+
+    /// The same search, before its first page, comparing as much with full vectors.
+    pub fn compared(mut self, exactness: Exactness) -> Candidates<'v> {
+        self.exactness = exactness;
+        self.walks.iter_mut().for_each(|walk| walk.set_exactness(exactness));
+        self
     }
 
     /// Compares the query with every acceptable slot of a segment from `from` on that was not returned.
@@ -129,7 +138,7 @@ impl<'v> Candidates<'v> {
     /// Compares by their full vectors what is among the nearest by codes.
     fn settle(&mut self, want: usize) -> Result<()> {
         let encodings = self.index.segments.iter().map(|segment| segment.graph.encoding());
-        let most = encodings.map(|encoding| encoding.overfetch(want)).max().unwrap_or(want);
+        let most = encodings.map(|encoding| encoding.compared(self.exactness, want, 0)).max().unwrap_or(want);
         let (mut nearest, mut coded) = (Vec::new(), Vec::new());
         while nearest.len() + coded.len() < most
             && let Some(found) = self.found.pop()
@@ -155,11 +164,14 @@ impl<'v> Candidates<'v> {
             self.scan(segment, from)?;
         }
         self.walk_on(want)?;
-        self.settle(want)?;
+        let settles = self.exactness != Exactness::Fast;
+        if settles {
+            self.settle(want)?;
+        }
         let mut page = Vec::with_capacity(want.min(self.found.len()));
         while page.len() < want {
             // By their full vectors those may all be farther than it seemed.
-            while self.found.peek().is_some_and(|found| found.coded) {
+            while settles && self.found.peek().is_some_and(|found| found.coded) {
                 self.settle(want - page.len())?;
             }
             let Some(Found { inner, segment, slot, .. }) = self.found.pop() else { break };

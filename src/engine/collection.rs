@@ -4,6 +4,7 @@
 use crate::engine::index::IndexWriter;
 use crate::engine::rows::NewRow;
 use crate::engine::segment::Segment;
+use crate::engine::tiers::Clock;
 use crate::engine::view::CollectionView;
 use crate::model::{Cell, CollectionId, CommitLsn, Lsn, MAX_COLUMNS, Op, RowImage, RowKey, Value, Version};
 use crate::storage::Result;
@@ -42,12 +43,13 @@ impl CollectionWriter {
         state: &State,
         record: CollectionRecord,
         segment_rows: usize,
+        clock: &Clock,
     ) -> Result<CollectionWriter> {
         let id = record.def.id;
         let mut indexes = Vec::new();
         for (number, column) in record.def.vectors.iter().enumerate() {
             let stored = record.indexes[number].clone();
-            indexes.push(IndexWriter::open(epoch, id, number, column.clone(), stored, segment_rows)?);
+            indexes.push(IndexWriter::open(epoch, id, number, column.clone(), stored, segment_rows, clock)?);
         }
         let mut collection =
             CollectionWriter { record, indexes, rows: 0, dead: 0, graph_writes: 0, changed: true, missing: Vec::new() };

@@ -2,6 +2,7 @@
 
 use crate::engine::rows::{NewRow, Rows};
 use crate::engine::segment::Segment;
+use crate::engine::tiers::{Clock, Keeping, Touches};
 use crate::engine::view::IndexView;
 use crate::model::{CollectionId, VectorColumn};
 use crate::storage::files;
@@ -43,6 +44,7 @@ pub struct IndexWriter {
     segment_rows: usize,
     ids: Arc<AtomicU64>,
     gone: Arc<AtomicBool>,
+    touches: Arc<Touches>,
     /// Files no longer named by the record; they go once that is durable.
     retired: Vec<PathBuf>,
 }
@@ -56,7 +58,10 @@ impl IndexWriter {
         column: VectorColumn,
         record: IndexRecord,
         segment_rows: usize,
+        clock: &Clock,
     ) -> Result<IndexWriter> {
+        let touches = Touches::new(clock.clone());
+        touches.load(&touches_path(epoch, collection, number));
         let ids = Arc::new(AtomicU64::new(record.next_segment));
         let mut index = IndexWriter {
             collection,
@@ -72,6 +77,7 @@ impl IndexWriter {
             segment_rows,
             ids,
             gone: Arc::default(),
+            touches: Arc::new(touches),
             retired: Vec::new(),
         };
         files::create_dir(&index.dir)?;
@@ -86,7 +92,12 @@ impl IndexWriter {
         let reader = self.open_reader(dimensions)?;
         for sealed in std::mem::take(&mut self.record.sealed) {
             let path = self.dir.join(&sealed.file);
-            match Segment::open(&path, sealed.id, &self.column, dimensions, &reader, self.record.nodes) {
+            let keeping = match sealed.tier {
+                Some((tier, since)) => Keeping { tier: Some(tier), since, encoding: self.column.encoding },
+                None => Keeping::plain(self.column.encoding),
+            };
+            let how = (dimensions, keeping);
+            match Segment::open(&path, sealed.id, &self.column, how, &reader, self.record.nodes) {
                 Ok(segment) => {
                     self.sealed.push(Arc::new(segment));
                     self.record.sealed.push(sealed);
@@ -201,9 +212,11 @@ impl IndexWriter {
             // Of rows that are gone.
             return self.retired.push(self.segment_path(id));
         };
+        let Keeping { tier, since, .. } = sealed.keeping();
         *place = sealed;
         if !self.is_named(id) {
-            self.record.sealed.push(SealedRecord { id, file: Segment::file_name(self.collection.0, self.number, id) });
+            let file = Segment::file_name(self.collection.0, self.number, id);
+            self.record.sealed.push(SealedRecord { id, file, tier: tier.map(|tier| (tier, since)) });
         }
     }
 
@@ -241,17 +254,20 @@ impl IndexWriter {
         Ok(())
     }
 
-    /// `merged`, which has its file, takes the place of the segments `old`. False when one of them is gone meanwhile.
-    pub fn replace(&mut self, old: &[u64], merged: Arc<Segment>) -> bool {
+    /// `new` ones, which have their files, take the place of the segments `old`. False when one of them is gone meanwhile.
+    pub fn replace(&mut self, old: &[u64], new: Vec<Arc<Segment>>) -> bool {
         if !old.iter().all(|id| self.is_named(*id)) {
-            self.retired.push(self.segment_path(merged.id));
+            let paths: Vec<_> = new.iter().map(|segment| self.segment_path(segment.id)).collect();
+            self.retired.extend(paths);
             return false;
         }
         self.sealed.retain(|segment| !old.contains(&segment.id));
         let gone = self.record.sealed.extract_if(.., |sealed| old.contains(&sealed.id));
         self.retired.extend(gone.map(|sealed| self.dir.join(sealed.file)));
-        self.sealed.push(merged.clone());
-        self.sealed(merged);
+        for segment in new {
+            self.sealed.push(segment.clone());
+            self.sealed(segment);
+        }
         crate::failpoint!("index.replaced");
         true
     }
@@ -317,6 +333,12 @@ impl IndexWriter {
             ids: self.ids.clone(),
             originals: self.reader.clone(),
             gone: self.gone.clone(),
+            touches: self.touches.clone(),
         }
     }
+}
+
+/// Where it is kept when searches gave the nodes of a vector column.
+pub fn touches_path(epoch: &Path, collection: CollectionId, number: usize) -> PathBuf {
+    epoch.join("vectors").join(format!("{}-{number}.touched", collection.0))
 }

@@ -12,14 +12,16 @@ pub mod incoming;
 pub mod index;
 pub mod rows;
 pub mod segment;
+pub mod tiers;
 pub mod view;
 
 use crate::engine::apply::{Applier, Command, Inbox, Ordered};
 use crate::engine::collection::CollectionWriter;
 use crate::engine::incoming::Incoming;
 use crate::engine::index::IndexWriter;
+use crate::engine::tiers::Clock;
 use crate::engine::view::{CollectionView, View};
-use crate::model::{CollectionDef, CollectionId, Lsn, RowKey};
+use crate::model::{CollectionDef, CollectionId, Lsn, RowKey, TierPolicy};
 use crate::storage::changelog::{LogPosition, LogReader};
 use crate::storage::originals::{Element, Originals};
 use crate::storage::state::{CollectionRecord, CollectionState, DeadLetter, State, StoredRow};
@@ -27,7 +29,7 @@ use crate::storage::{Result, StorageError, damaged, files};
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use parking_lot::{Condvar, Mutex};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -46,12 +48,17 @@ pub struct Options {
     pub build_threads: usize,
     /// On a graceful stop, growing segments of at least this many rows get a file.
     pub seal_rows_on_stop: usize,
+    /// How rows are kept by how they are used, by collection; the others are kept all alike.
+    pub tiers: BTreeMap<String, TierPolicy>,
+    /// What ages are measured with.
+    pub clock: Clock,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let build_threads = std::thread::available_parallelism().map_or(2, usize::from);
-        Options { segment_rows: 65_536, build_threads, seal_rows_on_stop: 1_000 }
+        let (tiers, clock) = (BTreeMap::new(), Clock::default());
+        Options { segment_rows: 65_536, build_threads, seal_rows_on_stop: 1_000, tiers, clock }
     }
 }
 
@@ -96,6 +103,12 @@ pub struct Shared {
     wanted: Mutex<HashMap<CollectionId, HashSet<RowKey>>>,
     /// Files of the change log from here on stay.
     held: Mutex<Option<LogPosition>>,
+    /// As in the options, and as changed since.
+    tiers: ArcSwap<BTreeMap<String, TierPolicy>>,
+    /// Somebody wants tiers looked at now.
+    look: AtomicBool,
+    /// Collections whose segments somebody wants to be one.
+    compact: Mutex<HashSet<CollectionId>>,
 }
 
 /// Keeps the change log from being shortened while a collection is on its way to the applier.
@@ -133,7 +146,7 @@ impl Shared {
     fn open_incoming(&self, state: &State, record: CollectionRecord) -> Result<CollectionWriter> {
         // One segment for all of the copy, so that it becomes one graph.
         let rows = self.options.segment_rows.max(record.expected_rows.min(LARGEST_COPY_SEGMENT) as usize);
-        CollectionWriter::open(&self.epoch, state, record, rows)
+        CollectionWriter::open(&self.epoch, state, record, rows, &self.options.clock)
     }
 
     /// These rows have values that must be read again from the source.
@@ -229,6 +242,9 @@ impl Engine {
     /// was not taken in whole is taken in again from its copy log.
     pub fn start(epoch: &Path, state: Arc<State>, options: Options, logs: Logs) -> Result<Engine> {
         let shared = Arc::new(Shared {
+            tiers: ArcSwap::from_pointee(options.tiers.clone()),
+            look: AtomicBool::new(false),
+            compact: Mutex::default(),
             options,
             epoch: epoch.to_owned(),
             view: ArcSwap::default(),
@@ -252,7 +268,8 @@ impl Engine {
                 incoming.push(Incoming::new(collection, copy));
                 continue;
             }
-            let collection = CollectionWriter::open(epoch, &state, record, shared.options.segment_rows)?;
+            let Options { segment_rows, clock, .. } = &shared.options;
+            let collection = CollectionWriter::open(epoch, &state, record, *segment_rows, clock)?;
             collection.indexes.iter().try_for_each(IndexWriter::remove_orphans)?;
             collections.push(collection);
         }
@@ -327,6 +344,41 @@ impl Engine {
     /// The newest view.
     pub fn view(&self) -> Arc<View> {
         self.shared.view()
+    }
+
+    /// How rows are kept by how they are used, by collection, from the next look on.
+    pub fn set_tiers(&self, tiers: BTreeMap<String, TierPolicy>) {
+        if **self.shared.tiers.load() != tiers {
+            self.shared.tiers.store(Arc::new(tiers));
+            self.shared.look.store(true, Ordering::Release);
+        }
+    }
+
+    /// Looks now for rows that belong in another tier, instead of when it is time.
+    pub fn look_at_tiers(&self) {
+        self.shared.look.store(true, Ordering::Release);
+    }
+
+    /// Counts a row as used so much that it is hot at the next look, which is soon; of all vector columns. False when there
+    /// is no such row, or the collection has no tiers.
+    pub fn promote(&self, view: &CollectionView, key: &RowKey) -> Result<bool> {
+        let tiered = self.shared.tiers.load().contains_key(&view.def.name);
+        let Some(row) = self.state.row(view.def.id, key)?.filter(|_| tiered) else { return Ok(false) };
+        for (index, node) in view.indexes.iter().zip(row.nodes) {
+            node.into_iter().for_each(|node| index.touches.promote(node));
+        }
+        self.look_at_tiers();
+        Ok(true)
+    }
+
+    /// Makes one segment, for each tier, of a collection's sealed ones, without what is dead in them; in the background.
+    pub fn compact(&self, collection: CollectionId) {
+        self.shared.compact.lock().insert(collection);
+    }
+
+    /// Is that still to be done?
+    pub fn is_compacting(&self, collection: CollectionId) -> bool {
+        self.shared.compact.lock().contains(&collection)
     }
 
     /// The applied position, to wait on.

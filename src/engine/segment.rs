@@ -2,6 +2,7 @@
 
 use crate::engine::distance::prefetch;
 use crate::engine::hnsw::{FullRows, Graph, Params};
+use crate::engine::tiers::Keeping;
 use crate::model::{Encoding, VectorColumn};
 use crate::storage::originals::Originals;
 use crate::storage::{Result, StorageError, damaged, graph_file};
@@ -66,31 +67,32 @@ pub struct Segment {
     pub graph: Graph,
     nodes: Arc<Nodes>,
     capacity: usize,
+    keeping: Keeping,
     saved: AtomicBool,
     saving: Mutex<()>,
 }
 
-fn params(column: &VectorColumn, id: u64) -> Params {
-    Params { m: column.m, ef_construction: column.ef_construction, seed: id, encoding: column.encoding }
+fn params(column: &VectorColumn, id: u64, encoding: Encoding) -> Params {
+    Params { m: column.m, ef_construction: column.ef_construction, seed: id, encoding }
 }
 
 impl Segment {
-    fn new(id: u64, graph: Graph, nodes: Nodes, capacity: usize, saved: bool) -> Segment {
-        let saved = AtomicBool::new(saved);
-        Segment { id, graph, nodes: Arc::new(nodes), capacity, saved, saving: Mutex::default() }
+    fn new(id: u64, graph: Graph, nodes: Nodes, capacity: usize, keeping: Keeping) -> Segment {
+        let (nodes, saved) = (Arc::new(nodes), AtomicBool::new(false));
+        Segment { id, graph, nodes, capacity, keeping, saved, saving: Mutex::default() }
     }
 
     /// An empty segment that takes the nodes from `first` on, at most `capacity` of them.
     pub fn growing(id: u64, column: &VectorColumn, dimensions: usize, first: u32, capacity: usize) -> Segment {
-        let graph = Graph::new(column.metric, dimensions, capacity, params(column, id));
-        Segment::new(id, graph, Nodes::From(first), capacity, false)
+        let graph = Graph::new(column.metric, dimensions, capacity, params(column, id, column.encoding));
+        Segment::new(id, graph, Nodes::From(first), capacity, Keeping::plain(column.encoding))
     }
 
-    /// A new segment over what is still alive in `old`, linked with `threads` threads.
+    /// A new segment over what is still alive in `old`, linked with `threads` threads, and to be kept so.
     pub fn merged(
         id: u64,
         column: &VectorColumn,
-        dimensions: usize,
+        (dimensions, keeping): (usize, Keeping),
         old: &[&Segment],
         alive: &dyn Fn(u32) -> bool,
         threads: usize,
@@ -101,7 +103,8 @@ impl Segment {
             found.extend(slots.filter(|(node, ..)| alive(*node)));
         }
         found.sort_unstable_by_key(|(node, ..)| *node);
-        let graph = Graph::new(column.metric, dimensions, found.len().max(1), params(column, id));
+        let params = params(column, id, keeping.encoding);
+        let graph = Graph::new(column.metric, dimensions, found.len().max(1), params);
         let mut row = vec![0.0; dimensions];
         for (_, segment, slot) in &found {
             segment.graph.read_row(*slot, &mut row)?;
@@ -110,7 +113,7 @@ impl Segment {
         graph.build(threads, &|_| ());
         let nodes: Vec<u32> = found.iter().map(|(node, ..)| *node).collect();
         let capacity = nodes.len();
-        Ok(Segment::new(id, graph, Nodes::of(nodes), capacity, false))
+        Ok(Segment::new(id, graph, Nodes::of(nodes), capacity, keeping))
     }
 
     /// A full segment over these nodes, ascending, not linked yet.
@@ -121,22 +124,51 @@ impl Segment {
         nodes: Vec<u32>,
         mut vector: impl FnMut(u32) -> Result<Vec<f32>>,
     ) -> Result<Segment> {
-        let graph = Graph::new(column.metric, dimensions, nodes.len().max(1), params(column, id));
+        let params = params(column, id, column.encoding);
+        let graph = Graph::new(column.metric, dimensions, nodes.len().max(1), params);
         for &node in &nodes {
             graph.push(&vector(node)?);
         }
         let capacity = nodes.len();
-        Ok(Segment::new(id, graph, Nodes::of(nodes), capacity, false))
+        Ok(Segment::new(id, graph, Nodes::of(nodes), capacity, Keeping::plain(column.encoding)))
     }
 
-    /// Reads a sealed segment of nodes below `known`. Its full rows stay in the originals where it has codes.
+    /// Reads a sealed segment of nodes below `known`. Its full rows stay in the originals where it has codes and is not to
+    /// hold them.
     pub fn open(
         path: &Path,
         id: u64,
         column: &VectorColumn,
-        dimensions: usize,
+        (dimensions, keeping): (usize, Keeping),
         originals: &Arc<Originals>,
         known: u32,
+    ) -> Result<Segment> {
+        let segment = Segment::read(path, id, column, (dimensions, keeping), originals, (known, keeping.holds_rows()))?;
+        segment.saved.store(true, Ordering::Release);
+        Ok(segment)
+    }
+
+    /// The same nodes and links as in the file of a sealed segment, to be kept differently: it has no file yet.
+    pub fn to_keep(
+        path: &Path,
+        id: u64,
+        column: &VectorColumn,
+        (dimensions, keeping): (usize, Keeping),
+        originals: &Arc<Originals>,
+        known: u32,
+    ) -> Result<Segment> {
+        let mut segment = Segment::read(path, id, column, (dimensions, keeping), originals, (known, true))?;
+        segment.graph.want_encoding(keeping.encoding);
+        Ok(segment)
+    }
+
+    fn read(
+        path: &Path,
+        id: u64,
+        column: &VectorColumn,
+        (dimensions, keeping): (usize, Keeping),
+        originals: &Arc<Originals>,
+        (known, hold): (u32, bool),
     ) -> Result<Segment> {
         let (nodes, mut reader) = graph_file::Reader::open(path)?;
         let capacity = nodes.len();
@@ -149,7 +181,8 @@ impl Segment {
         }
         let nodes = Arc::new(Nodes::of(nodes));
         let rows = Box::new(Stored { nodes: nodes.clone(), count: capacity, originals: originals.clone() });
-        let graph = Graph::load(column.metric, dimensions, params(column, id), &mut reader, rows, false);
+        let params = params(column, id, keeping.encoding);
+        let graph = Graph::load(column.metric, dimensions, params, &mut reader, rows, hold);
         // An error that the originals gave is theirs.
         let graph = graph.map_err(|error| match error.downcast::<StorageError>() {
             Ok(error) => error,
@@ -157,7 +190,7 @@ impl Segment {
             Err(source) => StorageError::Io { action: "read", path: path.to_owned(), source },
         })?;
         reader.finish()?;
-        Ok(Segment { id, graph, nodes, capacity, saved: AtomicBool::new(true), saving: Mutex::default() })
+        Ok(Segment { id, graph, nodes, capacity, keeping, saved: AtomicBool::default(), saving: Mutex::default() })
     }
 
     /// Writes the segment's file unless it has one; it must be fully linked and take no more nodes.
@@ -174,20 +207,28 @@ impl Segment {
         Ok(())
     }
 
-    /// The saved segment as it is read from its file: of one with codes, without full rows in memory.
+    /// The saved segment as it is read from its file: of one with codes, without full rows in memory unless it is to hold
+    /// them.
     pub fn reopened(
         self: &Arc<Segment>,
         path: &Path,
         column: &VectorColumn,
         originals: Option<&Arc<Originals>>,
+        keeping: Keeping,
     ) -> Result<Arc<Segment>> {
         match originals {
-            Some(originals) if self.graph.encoding() != Encoding::F32 => {
+            Some(originals) if self.graph.encoding() != Encoding::F32 || keeping != self.keeping => {
                 let known = self.last_node().map_or(0, |last| last + 1);
-                Ok(Arc::new(Segment::open(path, self.id, column, self.graph.dim(), originals, known)?))
+                let how = (self.graph.dim(), keeping);
+                Ok(Arc::new(Segment::open(path, self.id, column, how, originals, known)?))
             }
             _ => Ok(self.clone()),
         }
+    }
+
+    /// How it keeps its rows.
+    pub fn keeping(&self) -> Keeping {
+        self.keeping
     }
 
     /// Has it a file?

@@ -3,6 +3,7 @@
 use crate::engine::hnsw::Query;
 use crate::engine::rows::{RowRef, Rows};
 use crate::engine::segment::Segment;
+use crate::engine::tiers::Touches;
 use crate::model::{CollectionDef, Lsn, VectorColumn};
 use crate::storage::originals::Originals;
 use crate::storage::state::CollectionState;
@@ -27,6 +28,8 @@ pub struct IndexView {
     pub originals: Option<Arc<Originals>>,
     /// Its files are being removed.
     pub gone: Arc<AtomicBool>,
+    /// When searches gave its nodes.
+    pub touches: Arc<Touches>,
 }
 
 impl IndexView {
@@ -44,7 +47,12 @@ impl IndexView {
     /// Bytes of vectors, links and rows in memory.
     pub fn memory_bytes(&self) -> usize {
         let graphs: usize = self.segments.iter().map(|segment| segment.graph.memory_bytes()).sum();
-        graphs + self.rows.memory_bytes()
+        graphs + self.rows.memory_bytes() + self.touches.memory_bytes()
+    }
+
+    /// A search gave these nodes, nearest first.
+    pub fn touch(&self, nodes: impl Iterator<Item = u32>) {
+        self.touches.touch(nodes);
     }
 
     /// Nodes, and how many of them walks can reach; the rest is scanned.

@@ -1,6 +1,7 @@
 //! How a graph keeps its rows for walks.
 
 use crate::model::metric::Metric;
+use crate::model::search::Exactness;
 use serde::{Deserialize, Serialize};
 
 /// What walks and linking compare. Answers are ordered by full floats in any case.
@@ -37,6 +38,17 @@ impl Encoding {
         match metric {
             Metric::L2 | Metric::Cosine | Metric::Ip => self,
             _ => Encoding::F32,
+        }
+    }
+
+    /// How many found by codes are compared by full vectors to return `want` of them, of `kept` that there are.
+    pub fn compared(self, exactness: Exactness, want: usize, kept: usize) -> usize {
+        match exactness {
+            Exactness::Fast => want,
+            // Coarse codes order little: what was kept is what they choose.
+            Exactness::Balanced if self == Encoding::Bq => self.overfetch(want).max(kept),
+            Exactness::Balanced => self.overfetch(want),
+            Exactness::Exact => self.overfetch(want).max(3 * want).max(kept),
         }
     }
 

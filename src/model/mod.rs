@@ -13,6 +13,7 @@ mod metric;
 mod relation;
 mod search;
 mod spec;
+mod tier;
 mod value;
 
 pub use change::{Change, CollectionId, LogRecord, Op, PageRange, RowImage, TransactionHead};
@@ -25,9 +26,10 @@ pub use lsn::{BadLsn, CommitLsn, Lsn, Version};
 pub use metric::Metric;
 pub use relation::{Relation, RelationColumn};
 pub use search::{
-    Answer, Candidate, Consistency, Ended, Example, Explain, ExplainSegment, Group, GroupBy, Hit, MAX_BATCH,
+    Answer, Candidate, Consistency, Ended, Exactness, Example, Explain, ExplainSegment, Group, GroupBy, Hit, MAX_BATCH,
     MAX_BATCH_ROWS, MAX_EF, MAX_EXAMPLES, MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Mmr, Recheck, RecheckReport,
     SearchBy, SearchRequest, SearchStats, Shape, Timings,
 };
 pub use spec::{CollectionSpec, VectorSpec, by_name};
+pub use tier::{Tier, TierPolicy};
 pub use value::{Cell, ColumnType, MAX_BITS, MAX_DIMENSIONS, Value};

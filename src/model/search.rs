@@ -107,6 +107,22 @@ pub struct Shape {
     pub mmr: Option<Mmr>,
     /// Tell how the answer came about.
     pub explain: bool,
+    /// What distances are compared with.
+    pub exactness: Exactness,
+}
+
+/// How much of a search is done with full vectors, where rows are found by codes. Another thing than `exact`, which
+/// compares every row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exactness {
+    /// Nothing: order and distances are those of codes, in memory alone.
+    Fast,
+    /// So many of the nearest by codes are compared as it takes to order the answer.
+    #[default]
+    Balanced,
+    /// Everything a walk kept is compared, and at least three times as many as are wanted.
+    Exact,
 }
 
 /// Grouped search: the groups nearest by their best row, each with its best rows.
@@ -189,6 +205,8 @@ pub struct SearchStats {
     pub reason: String,
     /// Why the search ended.
     pub ended: Ended,
+    /// How much was compared with full vectors.
+    pub exactness: Exactness,
 }
 
 /// Why a search ended.

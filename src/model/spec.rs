@@ -2,8 +2,10 @@
 
 use crate::model::encoding::Encoding;
 use crate::model::metric::Metric;
+use crate::model::tier::TierPolicy;
 use serde::de::{Error, IntoDeserializer, value};
 use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::BTreeMap;
 
 /// A vector column as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +50,7 @@ fn default_ef_construction() -> usize {
 }
 
 /// A collection as configured.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CollectionSpec {
     /// `schema.table`, or `table` for schema `public`. Taken literally: no quotes, no case folding.
@@ -61,12 +63,21 @@ pub struct CollectionSpec {
     /// Columns that filters can use and answers can show without asking the source.
     #[serde(default)]
     pub filter_columns: Vec<String>,
+    /// How rows are kept in memory by how they are used; all alike when absent.
+    #[serde(default)]
+    pub tiers: Option<TierPolicy>,
 }
 
 impl CollectionSpec {
     /// Schema and table.
     pub fn schema_and_table(&self) -> (&str, &str) {
         self.table.split_once('.').unwrap_or(("public", &self.table))
+    }
+
+    /// The collections that have tiers, by name.
+    pub fn tiers(specs: &[CollectionSpec]) -> BTreeMap<String, TierPolicy> {
+        let tiers = |spec: &CollectionSpec| Some((spec.name().to_owned(), spec.tiers.clone()?));
+        specs.iter().filter_map(tiers).collect()
     }
 
     /// What callers say.

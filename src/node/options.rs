@@ -108,6 +108,7 @@ impl TryFrom<&Config> for Options {
                     0 => engine_defaults.build_threads,
                     threads => threads,
                 },
+                tiers: CollectionSpec::tiers(&config.collections),
                 ..engine_defaults
             },
             query: query::Options { default_ef: config.search.default_ef },

@@ -683,6 +683,10 @@ impl Supervisor {
             let (publication, table) = (&self.options.publication, &gone.table);
             tracing::info!(table, publication, "no collection has this table any more; it stays in the publication");
         }
+        self.options.engine.tiers = CollectionSpec::tiers(&specs);
+        for epoch in self.making.iter().chain(&self.current) {
+            epoch.serving.engine.set_tiers(self.options.engine.tiers.clone());
+        }
         self.options.collections = specs;
         self.reconcile_now = true;
     }

@@ -139,6 +139,9 @@ impl<V: Visibility> QueryService<V> {
         let mut answers = Vec::with_capacity(searches.len());
         for (resolved, leg) in searches.iter().zip(legs) {
             let mut answer = blocking(|| leg.finish(resolved, serving))?;
+            // Those that the recheck dropped nobody was given.
+            let groups = answer.groups.iter().flatten().flat_map(|group| &group.hits);
+            resolved.index.touch(answer.hits.iter().chain(groups).map(|hit| hit.node));
             answer.applied_lsn = view.applied;
             // What stands still is not as fresh as what the others apply.
             answer.staleness = self.frontier.staleness(view.applied).filter(|_| follows);
@@ -329,7 +332,14 @@ fn answer<H>(
         staleness: None,
         stale: None,
         recheck: outcome.report,
-        stats: SearchStats { took_us: 0, visited: outcome.visited, plan: plan.name, reason, ended: outcome.ended },
+        stats: SearchStats {
+            took_us: 0,
+            visited: outcome.visited,
+            plan: plan.name,
+            reason,
+            ended: outcome.ended,
+            exactness: resolved.exactness(),
+        },
         explain,
     }
 }

@@ -180,6 +180,7 @@ impl<V: Visibility + 'static> QueryService<V> {
                     stream = None;
                 }
             }
+            resolved.index.touch(hits.iter().map(|hit| hit.node));
             if answer.send(Ok(hits)).await.is_err() {
                 return Ok(());
             }

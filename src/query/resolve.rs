@@ -6,9 +6,9 @@ use crate::engine::candidates::{Candidates, Method};
 use crate::engine::hnsw::Query;
 use crate::engine::view::{CollectionView, IndexView, View};
 use crate::model::{
-    Candidate, CollectionDef, Consistency, Encoding, Example, Filter, Hit, MAX_BATCH, MAX_BATCH_ROWS, MAX_EF,
-    MAX_EXAMPLES, MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Metric, Recheck, RowKey, SearchBy, SearchRequest,
-    Value, pgtype,
+    Candidate, CollectionDef, Consistency, Encoding, Exactness, Example, Filter, Hit, MAX_BATCH, MAX_BATCH_ROWS,
+    MAX_EF, MAX_EXAMPLES, MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Metric, Recheck, RowKey, SearchBy,
+    SearchRequest, Value, pgtype,
 };
 use crate::query::error::QueryError;
 use crate::query::groups::Grouping;
@@ -71,11 +71,20 @@ impl<'v> Resolved<'v> {
     pub fn open(&self) -> Option<Stream<'_, Candidates<'_>>> {
         let filter = self.request.filter.as_ref();
         let candidates = Candidates::open(self.index, self.prepared.as_ref()?, filter, self.plan.method);
+        let candidates = candidates.compared(self.exactness());
         let bound = self.request.shape.max_distance.map(|max| Bound {
             max: if self.request.recheck == Recheck::Exact { max + ROUNDING * (1.0 + max.abs()) } else { max },
             margin: self.ef(),
         });
         Some(Stream::new(candidates, &self.except, bound))
+    }
+
+    /// How much is compared with full vectors; a bound is one of true distances.
+    pub fn exactness(&self) -> Exactness {
+        match self.request.shape.exactness {
+            Exactness::Fast if self.request.shape.max_distance.is_some() => Exactness::Balanced,
+            exactness => exactness,
+        }
     }
 
     /// Rows that are not in the answer.
@@ -173,7 +182,8 @@ impl<'r> Grouping for ByColumn<'r> {
             None => condition,
         });
         let query = resolved.prepared.as_ref().expect("only a search that was opened is continued");
-        Candidates::open(resolved.index, query, Some(filter), if exact { Method::Exact } else { Method::Scan })
+        let method = if exact { Method::Exact } else { Method::Scan };
+        Candidates::open(resolved.index, query, Some(filter), method).compared(resolved.exactness())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::model::{
     CollectionDef, CollectionId, CollectionSpec, ColumnType, FilterColumn, KeyColumn, Lsn, MAX_COLUMNS, Metric,
-    VectorColumn, VectorSpec, quote_ident,
+    TierPolicy, VectorColumn, VectorSpec, quote_ident,
 };
 use crate::source::{Result, SourceError};
 use tokio_postgres::Client;
@@ -321,6 +321,9 @@ pub fn check_spec(spec: &CollectionSpec) -> std::result::Result<(), String> {
         if vector.dimensions == Some(0) {
             return Err(format!("collection {name}, column {column}: dimensions must be at least 1"));
         }
+    }
+    if let Some(why) = spec.tiers.as_ref().and_then(TierPolicy::refuse) {
+        return Err(format!("collection {name}, tiers: {why}"));
     }
     let mut names: Vec<_> = spec.vectors.iter().map(|vector| &vector.column).chain(&spec.filter_columns).collect();
     names.sort_unstable();

@@ -1,7 +1,7 @@
 //! The transactional state of an epoch (redb): identity, collections, rows, dead letters and the applied position, all
 //! moved in one transaction.
 
-use crate::model::{Cell, CollectionDef, CollectionId, CommitLsn, Lsn, RowKey, Version};
+use crate::model::{Cell, CollectionDef, CollectionId, CommitLsn, Lsn, RowKey, Tier, Version};
 use crate::storage::changelog::{self, LogPosition};
 use crate::storage::files::{self, Mode};
 use crate::storage::record::{BadRecord, Reader, get_cell, put_cell};
@@ -94,6 +94,9 @@ pub struct SealedRecord {
     pub id: u64,
     /// Name of its file.
     pub file: String,
+    /// Its tier and since when, where there are tiers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<(Tier, u32)>,
 }
 
 /// What is known of one vector column's index.

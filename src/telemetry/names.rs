@@ -113,6 +113,11 @@ metric_names! {
     COLLECTION_ROWS = Gauge "ruvector_collection_rows";
     /// Vectors that can be found.
     INDEX_VECTORS = Gauge "ruvector_index_vectors";
+    /// Nodes of a vector column in a tier, dead ones included: `growing`, `hot`, `warm`, `cool`, `cold`, or `none` without
+    /// tiers.
+    INDEX_TIER_VECTORS = Gauge "ruvector_index_tier_vectors";
+    /// Bytes in memory of a tier's codes, links and full vectors.
+    INDEX_TIER_BYTES = Gauge "ruvector_index_tier_bytes";
     /// Nodes of the index whose vector is no row's any more.
     INDEX_TOMBSTONES = Gauge "ruvector_index_tombstones";
     /// Bytes of vectors and links in memory.

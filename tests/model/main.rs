@@ -8,6 +8,7 @@ mod compare;
 mod epoch;
 mod random;
 mod stream;
+mod tiers;
 mod twin;
 
 use compare::{Recall, candidates, compare_answers, compare_rows, compare_view, is_lean, is_merged, nearest, service};
@@ -15,12 +16,13 @@ use epoch::Epoch;
 use random::Random;
 use ruvector::engine::Options;
 use ruvector::engine::candidates::Method;
+use ruvector::engine::tiers::Clock;
 use ruvector::model::{
     Cell, Change, CollectionDef, CommitLsn, LogRecord, Lsn, Metric, Op, RowImage, RowKey, SearchBy, TransactionHead,
     Value,
 };
 use ruvector::query::QueryError;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Read};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -56,8 +58,10 @@ struct Trial<'d> {
     mid_stream: usize,
     merged: usize,
     lean: usize,
+    tiered: usize,
     kills: usize,
     restarts: usize,
+    clock: Clock,
 }
 
 fn options(random: &mut Random) -> Options {
@@ -65,6 +69,8 @@ fn options(random: &mut Random) -> Options {
         segment_rows: random.between(64, 256) as usize,
         build_threads: random.between(1, 2) as usize,
         seal_rows_on_stop: *random.pick(&[1, 50, 1_000]),
+        tiers: if random.once_in(3) { BTreeMap::new() } else { tiers::policies(random) },
+        ..Options::default()
     }
 }
 
@@ -88,8 +94,10 @@ impl<'d> Trial<'d> {
             mid_stream: 0,
             merged: 0,
             lean: 0,
+            tiered: 0,
             kills: 0,
             restarts: 0,
+            clock: Clock::default(),
         }
     }
 
@@ -110,6 +118,9 @@ impl<'d> Trial<'d> {
             if self.random.once_in(60) {
                 self.compare_now();
             }
+            if self.random.once_in(80) {
+                self.pass_time();
+            }
         }
         let log = self.epoch.as_mut().and_then(|epoch| epoch.log.as_mut()).expect("open between restarts");
         log.sync().expect("sync");
@@ -120,6 +131,18 @@ impl<'d> Trial<'d> {
             0 => {}
             1 | 2 => self.restart(),
             _ => self.kill(),
+        }
+    }
+
+    /// Days go by, or somebody has segments merged; rows move in the background.
+    fn pass_time(&mut self) {
+        let epoch = self.epoch.as_ref().expect("open between restarts");
+        if self.random.once_in(3) {
+            let view = epoch.engine.view();
+            view.collections.values().for_each(|found| epoch.engine.compact(found.def.id));
+        } else {
+            self.clock.advance(60 * self.random.below(24 * 20) as u32);
+            epoch.engine.look_at_tiers();
         }
     }
 
@@ -138,6 +161,8 @@ impl<'d> Trial<'d> {
         self.mid_stream += usize::from(self.pending.back().is_some_and(|last| view.applied < last.end));
         self.merged += usize::from(view.collections.values().any(|found| found.indexes.iter().any(|i| is_merged(i))));
         self.lean += usize::from(view.collections.values().any(|found| found.indexes.iter().any(|i| is_lean(i))));
+        self.tiered +=
+            usize::from(view.collections.values().any(|found| found.indexes.iter().any(|i| tiers::is_tiered(i))));
         self.advance(view.applied);
         compare_view(&view, &self.twin, &mut self.random, &mut self.recall).expect("the disk is well");
         self.compared += 1;
@@ -165,8 +190,13 @@ impl<'d> Trial<'d> {
         self.restarts += 1;
     }
 
+    /// The clock goes on through restarts.
+    fn options(&mut self) -> Options {
+        Options { clock: self.clock.clone(), ..options(&mut self.random) }
+    }
+
     fn reopen(&mut self) {
-        self.epoch = Some(Epoch::open(self.dir, options(&mut self.random)));
+        self.epoch = Some(Epoch::open(self.dir, self.options()));
         self.compare_now();
     }
 
@@ -179,7 +209,7 @@ impl<'d> Trial<'d> {
         std::thread::sleep(Duration::from_millis(self.random.below(patience)));
         let synced = victim.kill();
         self.kills += 1;
-        let epoch = Epoch::open(self.dir, options(&mut self.random));
+        let epoch = Epoch::open(self.dir, self.options());
         let durable = epoch.durable();
         assert!(durable >= synced, "the log lost what was durable: {durable}, synced {synced}");
         while self.stream.head.position < durable {
@@ -292,7 +322,7 @@ fn a_stop_before_all_is_linked_loses_no_row() {
     let (_, copied) = Stream::new(1);
     let mut def = copied[1].0.clone();
     (def.vectors[0].metric, def.vectors[0].ef_construction) = (Metric::L2, 400);
-    let options = Options { segment_rows: 512, build_threads: 1, seal_rows_on_stop: 1 };
+    let options = Options { segment_rows: 512, build_threads: 1, seal_rows_on_stop: 1, ..Options::default() };
     let mut epoch = Epoch::create(dir.path(), vec![(def.clone(), Vec::new())], COPIED_AT, options.clone());
     fill(&mut epoch, &def, ROWS);
     // Long enough for the last segment, too short for the others.
@@ -342,7 +372,7 @@ fn a_search_that_meets_a_damaged_vector_tells_and_ends_the_engine() {
     let (_, copied) = Stream::new(1);
     let mut def = copied[1].0.clone();
     (def.vectors[0].metric, def.vectors[0].ef_construction) = (Metric::L2, 40);
-    let options = Options { segment_rows: 2_000, build_threads: 1, seal_rows_on_stop: 1 };
+    let options = Options { segment_rows: 2_000, build_threads: 1, seal_rows_on_stop: 1, ..Options::default() };
     let mut epoch = Epoch::create(dir.path(), vec![(def.clone(), Vec::new())], COPIED_AT, options);
     fill(&mut epoch, &def, 2_000);
     epoch.wait_until("the segment answers from its file", |epoch| {
@@ -391,13 +421,14 @@ fn the_engine_is_its_naive_twin_through_restarts_and_kills() {
 fn finish(trial: &Trial<'_>, rounds: u64) {
     let recall = trial.recall.found as f64 / trial.recall.wanted as f64;
     println!(
-        "seed {}: {} steps, {} views compared ({} behind, {} with merged segments, {} with lean ones), {} kills, {} restarts, recall {recall:.4}",
+        "seed {}: {} steps, {} views compared ({} behind, {} with merged segments, {} with lean ones, {} with tiers), {} kills, {} restarts, recall {recall:.4}",
         trial.seed,
         trial.steps,
         trial.compared,
         trial.mid_stream,
         trial.merged,
         trial.lean,
+        trial.tiered,
         trial.kills,
         trial.restarts
     );
@@ -406,5 +437,6 @@ fn finish(trial: &Trial<'_>, rounds: u64) {
         assert!(trial.kills > 0 && trial.restarts > 0 && trial.mid_stream > 0, "all of them happened");
         assert!(trial.merged > 0, "segments were sealed and merged");
         assert!(trial.lean > 0, "full vectors were read from disk");
+        assert!(trial.tiered > 0, "rows moved between tiers");
     }
 }

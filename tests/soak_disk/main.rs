@@ -80,6 +80,7 @@ fn options(random: &mut Random) -> Options {
         segment_rows: random.between(16, 64) as usize,
         build_threads: 1,
         seal_rows_on_stop: *random.pick(&[1, 50, 1_000]),
+        ..Options::default()
     }
 }
 

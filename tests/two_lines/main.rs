@@ -131,7 +131,7 @@ impl Lines {
     }
 
     fn within(dir: tempfile::TempDir, interval: Duration) -> Lines {
-        let options = Options { segment_rows: 64, build_threads: 1, seal_rows_on_stop: 16 };
+        let options = Options { segment_rows: 64, build_threads: 1, seal_rows_on_stop: 16, ..Options::default() };
         let epoch = Epoch::create(dir.path(), vec![(items(), Vec::new())], Lsn(START), options);
         let progress = Arc::new(Progress::default());
         let frontier = epoch.frontier(progress.clone());
@@ -682,7 +682,7 @@ async fn a_full_disk_ends_following_and_nothing_more_is_confirmed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collection_catches_up_across_a_roll_of_the_log() {
     let dir = tempfile::tempdir().expect("dir");
-    let options = Options { segment_rows: 64, build_threads: 1, seal_rows_on_stop: 1000 };
+    let options = Options { segment_rows: 64, build_threads: 1, seal_rows_on_stop: 1000, ..Options::default() };
     let mut epoch = Epoch::create(dir.path(), vec![(items(), Vec::new())], Lsn(START), options);
     let mut log = epoch.log.take().expect("the log");
     // A file per transaction: behind each there is a new one without a record.

@@ -296,14 +296,33 @@ impl Kernel {
             return;
         }
         // In f64 neither the largest nor the smallest f32 squares out of range.
-        let square: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        let square = self.square(row);
         if square > 0.0 && square.is_finite() {
-            let scale = 1.0 / square.sqrt();
-            row.iter_mut().for_each(|x| *x = (f64::from(*x) * scale) as f32);
+            self.scale(row, 1.0 / square.sqrt());
         } else {
             row.fill(0.0);
             row[0] = f32::NAN;
         }
+    }
+
+    /// Sealed rows are prepared whenever they are read, so this is compiled for the vector units too: with the same sums in
+    /// the same order, and so with the same bits.
+    fn square(&self, row: &[f32]) -> f64 {
+        #[cfg(target_arch = "x86_64")]
+        if matches!(self.isa, Isa::Avx2 | Isa::Avx512) {
+            // SAFETY: the CPU has it.
+            return unsafe { x86::prepare::square(row) };
+        }
+        scalar::square(row)
+    }
+
+    fn scale(&self, row: &mut [f32], by: f64) {
+        #[cfg(target_arch = "x86_64")]
+        if matches!(self.isa, Isa::Avx2 | Isa::Avx512) {
+            // SAFETY: the CPU has it.
+            return unsafe { x86::prepare::scale(row, by) };
+        }
+        scalar::scale(row, by);
     }
 
     /// Whether a prepared row has no direction and therefore no place in a graph.
@@ -314,7 +333,8 @@ impl Kernel {
     /// The distance users see.
     pub fn public(&self, inner: f32) -> f32 {
         match self.metric {
-            Metric::L2 => inner.sqrt(),
+            // Codes may say less than nothing.
+            Metric::L2 => inner.max(0.0).sqrt(),
             Metric::Cosine if inner == f32::INFINITY => f32::NAN,
             Metric::Cosine => inner.clamp(0.0, 2.0),
             Metric::Ip | Metric::L1 | Metric::Hamming | Metric::Jaccard => inner,

@@ -31,6 +31,26 @@ pub fn l1(a: &[f32], b: &[f32]) -> f32 {
     sum(a, b, |x, y| (x - y).abs())
 }
 
+/// Sum of squares in f64, in an order that does not depend on the CPU.
+#[inline(always)]
+pub fn square(row: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let (chunks, tail) = row.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            let x = f64::from(chunk[lane]);
+            lanes[lane] += x * x;
+        }
+    }
+    lanes.iter().sum::<f64>() + tail.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
+}
+
+/// Multiplies every element, in f64.
+#[inline(always)]
+pub fn scale(row: &mut [f32], by: f64) {
+    row.iter_mut().for_each(|x| *x = (f64::from(*x) * by) as f32);
+}
+
 /// Jaccard distance of bits as 0 and 1. Their sums are exact: there are fewer than 2^24.
 pub fn jaccard(a: &[f32], b: &[f32]) -> f32 {
     let (both, either) = (dot(a, b), sum(a, b, f32::max));

@@ -87,6 +87,22 @@ fn zero_vectors_sort_last_under_cosine() {
 }
 
 #[test]
+fn unit_vectors_have_the_same_bits_on_every_cpu() {
+    for len in [1, 15, 16, 17, 100, 384, 1_537] {
+        for scale in [1e-44, 1e-20, 1.0, 1e30] {
+            let row = noise(5, len, scale);
+            let prepared = |isa| {
+                let mut row = row.clone();
+                Kernel::with(Metric::Cosine, isa).prepare(&mut row);
+                row.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+            };
+            let expected = prepared(Isa::Scalar);
+            Isa::available().into_iter().for_each(|isa| assert_eq!(prepared(isa), expected, "{isa:?} {len} {scale}"));
+        }
+    }
+}
+
+#[test]
 fn gather_equals_one_by_one() {
     for metric in Metric::PLAIN {
         for isa in Isa::available() {

@@ -129,3 +129,20 @@ pub mod avx2 {
         |s, t| (s - t).abs()
     );
 }
+
+/// What makes unit vectors, in the operations and the order of plain Rust: nothing is fused.
+pub mod prepare {
+    use super::super::scalar;
+
+    /// Sum of squares.
+    #[target_feature(enable = "avx2")]
+    pub fn square(row: &[f32]) -> f64 {
+        scalar::square(row)
+    }
+
+    /// Multiplies every element.
+    #[target_feature(enable = "avx2")]
+    pub fn scale(row: &mut [f32], by: f64) {
+        scalar::scale(row, by);
+    }
+}

@@ -76,6 +76,7 @@ fn read_list(input: &mut dyn Read, list: &[AtomicU32], valid: impl Fn(u32) -> bo
 
 /// The fields before the lists.
 struct Header {
+    seed: u64,
     count: u32,
     entry: u32,
 }
@@ -86,7 +87,7 @@ impl Header {
         out.write_all(&[code(graph.metric())])?;
         out.write_all(&(graph.dim as u32).to_le_bytes())?;
         out.write_all(&(graph.params.m as u32).to_le_bytes())?;
-        out.write_all(&graph.params.seed.to_le_bytes())?;
+        out.write_all(&self.seed.to_le_bytes())?;
         out.write_all(&self.count.to_le_bytes())?;
         out.write_all(&self.entry.to_le_bytes())
     }
@@ -100,8 +101,8 @@ impl Header {
         }
         let (file_dim, m) = (read_u32(input)?, read_u32(input)?);
         let seed = u64::from(read_u32(input)?) | u64::from(read_u32(input)?) << 32;
-        let header = Header { count: read_u32(input)?, entry: read_u32(input)? };
-        if magic[8] != code(metric) || file_dim as usize != dim || m as usize != params.m || seed != params.seed {
+        let header = Header { seed, count: read_u32(input)?, entry: read_u32(input)? };
+        if magic[8] != code(metric) || file_dim as usize != dim || m as usize != params.m {
             return Err(wrong("of another metric, dimension or parameters"));
         }
         if header.count as usize >= MAX_SLOTS || header.entry > header.count {
@@ -115,7 +116,7 @@ impl Graph {
     /// Writes the links of the slots below `linked` (format: the head of this file). Linking may go on meanwhile.
     pub fn save(&self, out: &mut dyn Write) -> io::Result<()> {
         let count = self.linked();
-        Header { count, entry: self.entry_below(count) }.write(self, out)?;
+        Header { seed: self.params.seed, count, entry: self.entry_below(count) }.write(self, out)?;
         for slot in 0..count {
             self.save_list(0, slot, count, out)?;
         }
@@ -132,7 +133,9 @@ impl Graph {
             out.write_all(&next.to_le_bytes())?;
         }
         let sealed = self.sealed_codes(count)?;
-        match sealed.as_ref().or_else(|| self.codes.get().filter(|_| self.encoding() != Encoding::F32)) {
+        let compared =
+            || self.codes.get().filter(|_| ![self.encoding(), self.params.encoding].contains(&Encoding::F32));
+        match sealed.as_ref().or_else(compared) {
             Some(codes) => codes.save(count, out),
             None => out.write_all(&[0]),
         }
@@ -163,7 +166,7 @@ impl Graph {
     }
 
     /// Reads a graph that takes no more rows. `rows` has its full rows: they are read at once where the graph has no
-    /// codes or is to `hold` them, else when they are needed.
+    /// codes or is to `hold` them, else when they are needed. Of `params` the seed does not count, which the file has.
     ///
     /// Any bytes give a graph or an error: a corrupt file that happens to be consistent gives a graph of poor recall, so
     /// its checksum decides. An error of `rows` is inside the error.
@@ -175,7 +178,8 @@ impl Graph {
         rows: Box<dyn FullRows>,
         hold: bool,
     ) -> io::Result<Graph> {
-        let Header { count, entry } = Header::read(metric, dim, params, input)?;
+        let Header { seed, count, entry } = Header::read(metric, dim, params, input)?;
+        let params = Params { seed, ..params };
         let capacity = count as usize;
         if capacity != rows.count() {
             return Err(wrong("of another number of rows"));

@@ -369,16 +369,21 @@ impl Graph {
         self.kernel.public(inner)
     }
 
+    /// Memory in use by rows as floats and as codes.
+    pub fn row_bytes(&self) -> usize {
+        let len = self.len() as usize;
+        let held = if let Full::Held(table) = &self.full { table.bytes_of(len) } else { 0 };
+        held + self.codes.get().map_or(0, |codes| codes.bytes_of(len))
+    }
+
     /// Memory in use by rows, links and idle search state; untouched capacity is not counted.
     pub fn memory_bytes(&self) -> usize {
         let len = self.len() as usize;
         let upper = *self.writer.lock() as usize * self.params.m;
         let repeated = if self.repeated.load(Ordering::Relaxed) > 0 { len } else { 0 };
         let words = len + upper + repeated;
-        let held = if let Full::Held(table) = &self.full { table.bytes_of(len) } else { 0 };
-        let rows = held + self.codes.get().map_or(0, |codes| codes.bytes_of(len));
         let scratches: usize = self.scratches.lock().iter().map(|scratch| scratch.memory_bytes()).sum();
-        self.base.bytes_of(len) + words * 4 + rows + STRIPES + scratches
+        self.base.bytes_of(len) + words * 4 + self.row_bytes() + STRIPES + scratches
     }
 
     fn level(&self, slot: u32) -> u32 {
@@ -466,18 +471,25 @@ impl Graph {
         Ok(codes)
     }
 
-    /// Binary codes of the first `len` rows, where they are wanted and serve: a graph is not linked by them, but answers
-    /// from them when it is sealed.
+    /// Codes of the first `len` rows, where others are wanted than it was linked by and serve: it answers from them when it
+    /// is sealed.
     fn sealed_codes(&self, len: u32) -> io::Result<Option<Table>> {
-        if self.params.encoding != Encoding::Bq || self.encoding() == Encoding::F32 || !self.holds_rows() {
+        let (wanted, compared) = (self.params.encoding, self.encoding());
+        let settled = wanted == compared || [wanted, compared].contains(&Encoding::F32);
+        if settled || !self.holds_rows() {
             return Ok(None);
         }
-        let codes = self.encoded(Encoding::Bq, len, len as usize)?;
+        let codes = self.encoded(wanted, len, len as usize)?;
         let fit = self.judge(&codes, len) == Verdict::Fit;
         if !fit {
-            tracing::info!(rows = len, "bq does not tell these rows apart; keeping {}", self.encoding().name());
+            tracing::info!(rows = len, "{} does not tell these rows apart; keeping {}", wanted.name(), compared.name());
         }
         Ok(fit.then_some(codes))
+    }
+
+    /// What codes the next file of the graph is to have.
+    pub fn want_encoding(&mut self, encoding: Encoding) {
+        self.params.encoding = encoding.for_metric(self.metric());
     }
 
     /// Do codes find what floats find? Judged by some of the rows as queries against all, or very many, of them: the grid is

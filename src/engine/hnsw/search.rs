@@ -12,7 +12,7 @@ use super::links::{List, unpack};
 use super::table::Table;
 use super::{Graph, Query};
 use crate::engine::codes::Coded;
-use crate::model::Encoding;
+use crate::model::{Encoding, Exactness};
 use crate::storage::Result;
 
 /// Distance (as an ordered integer), slot and state in one number: comparing keys compares distances, then slots.
@@ -315,6 +315,7 @@ impl Graph {
             exhausted: limit == 0,
             distances: 0,
             budget: usize::MAX,
+            exactness: Exactness::default(),
         }
     }
 }
@@ -339,6 +340,7 @@ pub struct Walk<'g> {
     exhausted: bool,
     distances: usize,
     budget: usize,
+    exactness: Exactness,
 }
 
 /// Decides which slots may be returned.
@@ -357,13 +359,11 @@ impl Walk<'_> {
         let mut scratch = self.scratch.take().expect("a walk holds its scratch until dropped");
         let s = &mut *scratch;
         let encoding = self.table.encoding();
-        if encoding == Encoding::F32 {
+        if encoding == Encoding::F32 || self.exactness == Exactness::Fast {
             self.fetch(want, want, accept, s);
             out.extend(s.pool.taken(want).map(|key| (distance_of(key), slot_of(key))));
         } else {
-            // Coarse codes order little: the pool itself is what they choose.
-            let pool = if encoding == Encoding::Bq { self.ef } else { 0 };
-            let more = encoding.overfetch(want).max(pool).saturating_sub(self.held.len());
+            let more = encoding.compared(self.exactness, want, self.ef).saturating_sub(self.held.len());
             self.fetch(want.saturating_sub(self.held.len()), more, accept, s);
             let compared = self.compare_exactly(more, s);
             if compared.is_err() {
@@ -404,6 +404,11 @@ impl Walk<'_> {
     pub fn is_dry(&self) -> bool {
         let pool_is_empty = || self.scratch.as_ref().is_none_or(|scratch| scratch.pool.keys.is_empty());
         self.exhausted && self.held.is_empty() && pool_is_empty()
+    }
+
+    /// How much is compared with full vectors; to be said before the first page.
+    pub fn set_exactness(&mut self, exactness: Exactness) {
+        self.exactness = exactness;
     }
 
     /// Distances computed so far.

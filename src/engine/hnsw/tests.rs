@@ -471,7 +471,10 @@ fn save_and_load() {
             assert_eq!(exact(&graph, &a, 20), exact(&loaded, &b, 20));
         }
         assert_eq!(loaded.link_next(5), 0);
-        assert!(load(Metric::L2, &rows, Params { seed: 8, ..params }, &bytes, hold).is_err());
+        let other =
+            load(Metric::L2, &rows, Params { seed: 8, ..params }, &bytes, hold).expect("the seed is the file's");
+        assert_eq!(other.params(), params);
+        assert!(load(Metric::L2, &rows, Params { m: params.m + 1, ..params }, &bytes, hold).is_err());
         assert!(load(Metric::L2, &rows, params, &bytes[..bytes.len() - 1], hold).is_err());
     }
 }

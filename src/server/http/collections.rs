@@ -1,15 +1,20 @@
 //! What there is: collections, their progress, rows that could not be indexed, verification.
 
 use crate::consistency::verify;
+use crate::engine::tiers::{self, TierReport};
 use crate::engine::view::{CollectionView, View};
 use crate::model::{CollectionDef, VectorColumn};
 use crate::query::QueryError;
 use crate::replication::progress::Phase;
+use crate::server::http::listing::parse;
+use crate::server::http::search::parse_id;
 use crate::server::http::{App, Name, Shared};
 use crate::server::problem::Problem;
 use crate::storage::state::{CollectionState, DeadLetter};
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -47,6 +52,8 @@ struct Vector<'a> {
     encodings: BTreeMap<&'static str, u32>,
     /// Vectors and links in memory.
     memory_bytes: usize,
+    /// Nodes by how they are kept.
+    tiers: Vec<TierReport>,
 }
 
 /// A collection as shown.
@@ -64,6 +71,8 @@ pub struct Shown {
     rows: u64,
     dead_letters: u64,
     graph_writes: u64,
+    /// Its segments are being made one, as somebody asked.
+    compacting: bool,
     /// Of the copy that will answer when it is whole; until then this one does.
     #[serde(skip_serializing_if = "Option::is_none")]
     copy: Option<Copy>,
@@ -91,6 +100,7 @@ fn shown(app: &App, view: &View, found: &CollectionView) -> Shown {
             segments: index.segments.len(),
             encodings,
             memory_bytes: index.memory_bytes(),
+            tiers: tiers::report(index),
         })
         .unwrap_or_default()
     };
@@ -120,6 +130,7 @@ fn shown(app: &App, view: &View, found: &CollectionView) -> Shown {
         rows: found.rows,
         dead_letters: found.dead_letters,
         graph_writes: found.graph_writes,
+        compacting: frontier.serving().is_some_and(|serving| serving.engine.is_compacting(found.def.id)),
         copy,
         trouble: failed.or_else(|| trouble(app)),
         applied_lsn: applied.to_string(),
@@ -173,6 +184,38 @@ pub async fn rebuild(State(app): Shared, Name(name): Name) -> Result<(StatusCode
     app.query.frontier.progress.ask_rebuild(&def.name);
     let body = serde_json::json!({ "collection": def.name, "follow": format!("/v1/collections/{name}") });
     Ok((StatusCode::ACCEPTED, Json(body)))
+}
+
+/// `POST /v1/admin/collections/{name}/compact`: one segment, for each tier, of the sealed ones, in the background; the
+/// collection says `compacting` until that is done.
+pub async fn compact(State(app): Shared, Name(name): Name) -> Result<(StatusCode, Json<serde_json::Value>), Problem> {
+    let def = app.query.definition(&name)?;
+    let (serving, _) = app.query.frontier.view(&Default::default()).await?;
+    serving.engine.compact(def.id);
+    let body = serde_json::json!({ "collection": def.name, "follow": format!("/v1/collections/{name}") });
+    Ok((StatusCode::ACCEPTED, Json(body)))
+}
+
+/// What is promoted.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Promoted {
+    id: serde_json::Value,
+}
+
+/// `POST /v1/admin/collections/{name}/promote`: a row is counted as used so much that it becomes hot.
+pub async fn promote(
+    State(app): Shared,
+    Name(name): Name,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<(StatusCode, Json<serde_json::Value>), Problem> {
+    let def = app.query.definition(&name)?;
+    let Promoted { id } = parse(body, "id")?;
+    let key = parse_id(&def, &id)?;
+    let (serving, view) = app.query.frontier.view(&Default::default()).await?;
+    let found = view.collections.get(&name).ok_or(QueryError::Copying(name))?;
+    let promoted = serving.engine.promote(found, &key).map_err(QueryError::Storage)?;
+    Ok((StatusCode::ACCEPTED, Json(serde_json::json!({ "collection": def.name, "promoted": promoted }))))
 }
 
 /// `POST /v1/admin/collections/{name}/verify`

@@ -125,7 +125,7 @@ pub async fn count(
     Ok(rendered(&Counted { count, moment: moment(as_of) }, lsn))
 }
 
-fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, fields: &str) -> Result<T, Problem> {
+pub(super) fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, fields: &str) -> Result<T, Problem> {
     let malformed = |error: serde_json::Error| {
         let text = error.to_string();
         let unknown = text.starts_with("unknown field");

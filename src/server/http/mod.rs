@@ -143,6 +143,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/collections/{name}/count", post(listing::count))
         .route("/v1/admin/collections/{name}/rebuild", post(collections::rebuild))
         .route("/v1/admin/collections/{name}/verify", post(collections::verify))
+        .route("/v1/admin/collections/{name}/compact", post(collections::compact))
+        .route("/v1/admin/collections/{name}/promote", post(collections::promote))
         .route("/v1/status", get(probes::status))
         .route("/errors/{code}", get(probes::error_page))
         .route("/livez", get(probes::livez))

@@ -1,5 +1,6 @@
 //! Is it alive, is it ready, what are its figures.
 
+use crate::engine::tiers;
 use crate::engine::view::View;
 use crate::model::Lsn;
 use crate::replication::guard::Holding;
@@ -226,6 +227,12 @@ fn gauges(app: &App) {
             metrics::gauge!(names::INDEX_TOMBSTONES, &labels).set(nodes.saturating_sub(index.live) as f64);
             metrics::gauge!(names::INDEX_BYTES, &labels).set(index.memory_bytes() as f64);
             metrics::gauge!(names::INDEX_SEGMENTS, &labels).set(index.segments.len() as f64);
+            for (tier, vectors, bytes) in tiers::sizes(index) {
+                let [collection, vector] = labels.clone();
+                let labels = [collection, vector, ("tier", tier.to_owned())];
+                metrics::gauge!(names::INDEX_TIER_VECTORS, &labels).set(vectors as f64);
+                metrics::gauge!(names::INDEX_TIER_BYTES, &labels).set(bytes as f64);
+            }
         }
     }
 }

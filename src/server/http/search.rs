@@ -1,8 +1,8 @@
 //! `POST /v1/collections/{name}/search`: bytes -> `SearchRequest`.
 
 use crate::model::{
-    CollectionDef, Consistency, Example, Filter, GroupBy, MAX_LIMIT, MAX_MMR_CANDIDATES, Mmr, Recheck, RowKey,
-    SearchBy, SearchRequest, Shape, pgtype,
+    CollectionDef, Consistency, Exactness, Example, Filter, GroupBy, MAX_LIMIT, MAX_MMR_CANDIDATES, Mmr, Recheck,
+    RowKey, SearchBy, SearchRequest, Shape, pgtype,
 };
 use crate::query::filter;
 use crate::server::http::{App, Name, Shared, answers, vector};
@@ -99,6 +99,8 @@ struct Tuning {
     ef: Option<usize>,
     #[serde(default)]
     exact: bool,
+    #[serde(default)]
+    exactness: Option<Exactness>,
 }
 
 #[derive(Deserialize, Default)]
@@ -182,7 +184,9 @@ impl Body {
     /// Does it ask for nothing itself?
     fn is_empty(&self) -> bool {
         let lists = self.params.is_empty() && self.columns.is_empty();
-        let tuning = self.search.ef.is_none() && !self.search.exact && self.explain.is_none() && self.recheck.is_none();
+        let Tuning { ef, exact, exactness } = &self.search;
+        let searched = ef.is_none() && !exact && exactness.is_none();
+        let tuning = searched && self.explain.is_none() && self.recheck.is_none();
         let what = self.query.is_none() && self.filter.is_none() && self.limit.is_none();
         let shape = self.max_distance.is_none() && self.group_by.is_none() && self.group_size.is_none();
         lists && tuning && what && shape && self.mmr.is_none()
@@ -273,7 +277,8 @@ fn shape(body: &Body) -> Result<Shape, Problem> {
         lambda: mmr.lambda.unwrap_or(DEFAULT_LAMBDA),
         candidates: mmr.candidates.unwrap_or(candidates),
     });
-    Ok(Shape { max_distance: body.max_distance, group, mmr, explain: body.explain.unwrap_or(false) })
+    let (explain, exactness) = (body.explain.unwrap_or(false), body.search.exactness.unwrap_or_default());
+    Ok(Shape { max_distance: body.max_distance, group, mmr, explain, exactness })
 }
 
 /// A filter with its parameters, where there is one.
@@ -315,7 +320,7 @@ pub fn check_columns(columns: &[String]) -> Result<(), Problem> {
 fn malformed(error: serde_json::Error) -> Problem {
     let text = error.to_string();
     let hint = "the fields are query {vector|id|recommend {positive, negative}, using}, filter, params, limit, columns, \
-                search {ef, exact}, recheck, max_distance, group_by, group_size, mmr {lambda, candidates}, explain, \
+                search {ef, exact, exactness}, recheck, max_distance, group_by, group_size, mmr {lambda, candidates}, explain, \
                 consistency {at_least, timeout_ms}; or searches, a list of such, and consistency";
     if text.starts_with("unknown field") {
         return Problem::new(problem::UNKNOWN_FIELD, text).hint(hint);

@@ -377,10 +377,12 @@ impl<'a, 'q> Planner<'a, 'q> {
     fn apply_settings(&self, options: &mut Map<String, Json>) {
         let recheck = self.context.recheck();
         options.entry("recheck").or_insert_with(|| serde_json::to_value(recheck).unwrap_or_default());
-        if let Some(ef) = self.context.settings.ef() {
-            let search = options.entry("search").or_insert_with(|| json!({}));
-            if let Some(search) = search.as_object_mut() {
-                search.entry("ef").or_insert(json!(ef));
+        let settings = self.context.settings;
+        let search =
+            [("ef", settings.ef().map(|ef| json!(ef))), ("exactness", settings.exactness().map(|how| json!(how)))];
+        for (name, value) in search.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            if let Some(search) = options.entry("search").or_insert_with(|| json!({})).as_object_mut() {
+                search.entry(name).or_insert(value);
             }
         }
         if let Some(lsn) = self.context.settings.min_lsn() {

@@ -1,6 +1,6 @@
 //! A session's settings: what clients set is accepted and shown again; a few names mean something here.
 
-use crate::model::{Lsn, Recheck};
+use crate::model::{Exactness, Lsn, Recheck};
 use crate::server::problem::{self, Problem};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -88,6 +88,9 @@ impl Settings {
                 return bad("none, exists or exact");
             }
             "ruvector.ef_search" | "hnsw.ef_search" if value.parse::<usize>().is_err() => return bad("a number"),
+            "ruvector.search_exactness" if exactness(value).is_none() && !value.is_empty() => {
+                return bad("fast, balanced or exact");
+            }
             "ruvector.min_lsn" if value.parse::<Lsn>().is_err() && !value.is_empty() => {
                 return bad("an LSN, as pg_current_wal_lsn() gives it");
             }
@@ -175,6 +178,11 @@ impl Settings {
         self.get("ruvector.ef_search").or_else(|| self.get("hnsw.ef_search")).and_then(|value| value.parse().ok())
     }
 
+    /// How much is compared with full vectors.
+    pub fn exactness(&self) -> Option<Exactness> {
+        self.get("ruvector.search_exactness").and_then(exactness)
+    }
+
     /// How sure answers have to be.
     pub fn recheck(&self) -> Option<Recheck> {
         self.get("ruvector.recheck").and_then(recheck)
@@ -188,6 +196,15 @@ impl Settings {
     /// How long a statement may take.
     pub fn statement_timeout(&self) -> Option<Duration> {
         self.get("statement_timeout").and_then(milliseconds).filter(|ms| *ms > 0).map(Duration::from_millis)
+    }
+}
+
+fn exactness(value: &str) -> Option<Exactness> {
+    match value.to_lowercase().as_str() {
+        "fast" => Some(Exactness::Fast),
+        "balanced" => Some(Exactness::Balanced),
+        "exact" => Some(Exactness::Exact),
+        _ => None,
     }
 }
 
@@ -291,6 +308,7 @@ mod tests {
             ("ruvector.recheck", "sometimes"),
             ("ruvector.min_lsn", "x"),
             ("hnsw.ef_search", "many"),
+            ("ruvector.search_exactness", "slow"),
             ("client_encoding", "LATIN1"),
             ("statement_timeout", "soon"),
         ] {
