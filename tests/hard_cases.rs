@@ -30,6 +30,58 @@ fn a_partition_root_with_another_identity_than_its_leaf_loses_no_vector() {
 }
 
 #[test]
+fn a_row_to_be_read_again_is_not_forgotten_by_a_crash() {
+    let database = Database::shared();
+    database.sql.run(
+        "CREATE TABLE docs (id bigint PRIMARY KEY, section text, embedding real[]) PARTITION BY RANGE (id);
+         CREATE TABLE low PARTITION OF docs FOR VALUES FROM (0) TO (100);
+         INSERT INTO docs SELECT i, 's', vec(i, 600) FROM generate_series(1, 20) i;
+         CREATE TABLE more (LIKE docs INCLUDING ALL);
+         ALTER TABLE more ALTER embedding SET STORAGE EXTERNAL;
+         INSERT INTO more SELECT i, 's', vec(i, 600) FROM generate_series(200, 209) i",
+    );
+    // A comparison would find the rows as well.
+    let once = "reconcile_s = 3600";
+    let mut service = Service::configured(&database, once, DOCS);
+    service.start();
+    service.wait_ready();
+    // The updates tell of rows that never came, and as long as they are in no partition nobody can read them by their keys.
+    let attach = "ALTER TABLE docs ATTACH PARTITION more FOR VALUES FROM (200) TO (300)";
+    database.sql.run(&format!(
+        "BEGIN; {attach}; UPDATE docs SET section = 'touched' WHERE id >= 200; ALTER TABLE docs DETACH PARTITION more; COMMIT"
+    ));
+    let end = database.sql.lsn();
+    service.catch_up(&database.sql);
+    wait_until("it is confirmed", || database.sql.confirmed(&database.name) >= Some(end));
+    let are_awaited = |service: &Service| {
+        let found = service.collection("docs");
+        assert_eq!(service.logged("read rows again that were missing here"), 0, "{}", service.log_tail());
+        found["rows"] == 30 && found["dead_letters"] == 10
+    };
+    assert!(are_awaited(&service), "{:#}", service.collection("docs"));
+    // The first time they may be known from the log, the second time only from the state.
+    service.kill();
+    service.start_checking_confirmed(&database);
+    service.catch_up(&database.sql);
+    assert!(are_awaited(&service), "{:#}", service.collection("docs"));
+    service.terminate();
+    service.start_checking_confirmed(&database);
+    service.catch_up(&database.sql);
+    assert!(are_awaited(&service), "{:#}", service.collection("docs"));
+    service.kill();
+    // Its tables were looked at when it has said that this one cannot be copied; it does not look again.
+    let absent = DOCS.replace("public.docs", "public.absent").replace("name = \"docs\"", "name = \"absent\"");
+    service.configure(&database.dsn, once, &format!("{DOCS}{absent}"));
+    service.start_checking_confirmed(&database);
+    service.wait_for("tables are looked at", |service| service.logged("a collection cannot be copied") > 0);
+    database.sql.run(attach);
+    service.wait_for("the rows are whole", |service| service.collection("docs")["dead_letters"] == 0);
+    assert_eq!(service.verify_clean("docs"), 30);
+    assert_eq!(ids(&service.search("docs", &near(205, 600, 1))), [205]);
+    assert_eq!(service.logged("comparing with the source"), 0, "{}", service.log_tail());
+}
+
+#[test]
 fn text_settings_of_the_database_change_no_value() {
     let database = Database::shared();
     let name = &database.name;

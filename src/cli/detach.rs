@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::model::{quote_ident, quote_literal};
 use crate::source::connect::Dsn;
 use crate::source::slots::{self, Measured};
-use crate::source::{SourceError, publication};
+use crate::source::{SourceError, catalog, publication};
 use crate::storage::data_dir::DataDir;
 use crate::storage::ownership;
 use crate::storage::state::State;
@@ -46,7 +46,7 @@ struct Found {
 
 impl Found {
     async fn look(client: &Client, config: &Config, known: &[String]) -> Result<Found, SourceError> {
-        let database: String = client.query_one("SELECT current_database()::text", &[]).await?.get(0);
+        let database = catalog::database(client).await?;
         let mut proven = slots::measure(client, known).await?;
         proven.retain(|slot| slot.plugin.as_deref() == Some("pgoutput") && slot.database.as_ref() == Some(&database));
         let mut by_name = slots::called(client, &config.source.slot).await?;

@@ -441,3 +441,13 @@ pub async fn server_version(client: &Client) -> Result<i32> {
     let row = client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await?;
     Ok(row.get(0))
 }
+
+/// The database of a connection.
+pub async fn database(client: &Client) -> Result<String> {
+    Ok(client.query_one("SELECT current_database()::text", &[]).await?.get(0))
+}
+
+/// Is the server a standby?
+pub async fn in_recovery(client: &Client) -> Result<bool> {
+    Ok(client.query_one("SELECT pg_is_in_recovery()", &[]).await?.get(0))
+}
