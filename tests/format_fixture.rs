@@ -38,6 +38,8 @@ fn definition() -> CollectionDef {
         m: 4,
         ef_construction: 16,
         encoding: Default::default(),
+        index: Default::default(),
+        lists: None,
     };
     let filter = |name: &str, kind| FilterColumn { name: name.into(), kind };
     CollectionDef {

@@ -292,6 +292,8 @@ fn column(kind: ColumnType) -> VectorColumn {
         m: 4,
         ef_construction: 16,
         encoding: Default::default(),
+        index: Default::default(),
+        lists: None,
     }
 }
 

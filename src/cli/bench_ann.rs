@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::cli::npy::{self, Matrix};
 use crate::engine::hnsw::{Graph, Params, Query};
-use crate::model::{Encoding, Metric};
+use crate::model::{Encoding, IndexKind, Metric};
 
 /// How a graph is built.
 #[derive(clap::Args, Debug)]
@@ -31,6 +31,9 @@ pub struct GraphArgs {
     /// What walks compare: f32, sq8, sq4, or bq in sealed segments. The answer is ordered by full floats in any case.
     #[arg(long, default_value = "sq8", value_parser = parse_encoding)]
     pub(super) encoding: Encoding,
+    /// hnsw, ivfflat (in sealed segments) or flat; `bench ann` is of hnsw in any case.
+    #[arg(long, default_value = "hnsw", value_parser = parse_index)]
+    pub(super) index: IndexKind,
 }
 
 /// What is searched for what, and how well: shared by benches that know the true neighbours.
@@ -77,6 +80,11 @@ const LARGEST_EF: usize = 4096;
 fn parse_metric(name: &str) -> Result<Metric, String> {
     let known = Metric::PLAIN.into_iter().find(|metric| metric.name() == name);
     known.ok_or_else(|| format!("one of {}", Metric::PLAIN.map(Metric::name).join(", ")))
+}
+
+fn parse_index(name: &str) -> Result<IndexKind, String> {
+    let known = IndexKind::ALL.into_iter().find(|kind| kind.name() == name);
+    known.ok_or_else(|| format!("one of {}", IndexKind::ALL.map(IndexKind::name).join(", ")))
 }
 
 fn parse_encoding(name: &str) -> Result<Encoding, String> {
@@ -149,6 +157,7 @@ fn build(args: &Args, base: &Matrix<f32>) -> Graph {
         m: args.graph.m,
         ef_construction: args.graph.ef_construction,
         encoding: args.graph.encoding,
+        ..Params::default()
         ..Params::default()
     };
     let (wall, cpu) = (Instant::now(), cpu_seconds(libc::CLOCK_PROCESS_CPUTIME_ID));

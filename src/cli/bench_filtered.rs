@@ -120,6 +120,8 @@ fn build(args: &Args, base: &Matrix<f32>, filters: &[Filtered]) -> IndexView {
         m: args.graph.m,
         ef_construction: args.graph.ef_construction,
         encoding: args.graph.encoding,
+        index: args.graph.index,
+        lists: None,
     };
     let segment = Segment::growing(1, &column, base.columns, 0, base.rows);
     let mut rows = Rows::default();
@@ -231,7 +233,8 @@ fn search(args: &Args, index: &IndexView, filtered: &Filtered, query: &Query, pl
             let segments = index.segments.len();
             let coded = index.segments.iter().any(|segment| segment.graph.encoding() != crate::model::Encoding::F32);
             let (live, passing, limit) = (index.live, Some(passing), args.k);
-            let facts = PlanFacts { live, passing, segments, limit, ef, coded, ranged: false, exact: false };
+            let index = args.graph.index;
+            let facts = PlanFacts { live, passing, segments, limit, ef, coded, ranged: false, exact: false, index };
             let plan = plan::choose(facts);
             (plan.method, plan.name)
         }

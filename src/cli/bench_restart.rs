@@ -86,6 +86,8 @@ fn definition(args: &IndexArgs, base: &Matrix<f32>) -> CollectionDef {
         m: args.graph.m,
         ef_construction: args.graph.ef_construction,
         encoding: args.graph.encoding,
+        index: args.graph.index,
+        lists: None,
     };
     CollectionDef {
         id: CollectionId(0),

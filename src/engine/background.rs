@@ -343,6 +343,8 @@ mod tests {
             m: 4,
             ef_construction: 8,
             encoding: Default::default(),
+            index: Default::default(),
+            lists: None,
         };
         let segment = Segment::growing(1, &column, 2, 0, 4);
         for n in 0..4u8 {
@@ -380,6 +382,8 @@ mod tests {
             m: 4,
             ef_construction: 8,
             encoding: Default::default(),
+            index: Default::default(),
+            lists: None,
         };
         let segment = Arc::new(Segment::growing(1, &column, 2, 0, 100));
         for n in 0..50u8 {

@@ -3,7 +3,7 @@
 use crate::engine::distance::prefetch;
 use crate::engine::hnsw::{FullRows, Graph, Params};
 use crate::engine::tiers::Keeping;
-use crate::model::{Encoding, VectorColumn};
+use crate::model::{Encoding, IndexKind, VectorColumn};
 use crate::storage::originals::Originals;
 use crate::storage::{Result, StorageError, damaged, graph_file};
 use parking_lot::Mutex;
@@ -73,7 +73,8 @@ pub struct Segment {
 }
 
 fn params(column: &VectorColumn, id: u64, encoding: Encoding) -> Params {
-    Params { m: column.m, ef_construction: column.ef_construction, seed: id, encoding }
+    let VectorColumn { m, ef_construction, index, lists, .. } = *column;
+    Params { m, ef_construction, seed: id, encoding, index, lists }
 }
 
 impl Segment {
@@ -217,7 +218,11 @@ impl Segment {
         keeping: Keeping,
     ) -> Result<Arc<Segment>> {
         match originals {
-            Some(originals) if self.graph.encoding() != Encoding::F32 || keeping != self.keeping => {
+            Some(originals)
+                if self.graph.encoding() != Encoding::F32
+                    || keeping != self.keeping
+                    || column.index == IndexKind::Ivfflat =>
+            {
                 let known = self.last_node().map_or(0, |last| last + 1);
                 let how = (self.graph.dim(), keeping);
                 Ok(Arc::new(Segment::open(path, self.id, column, how, originals, known)?))
@@ -252,9 +257,9 @@ impl Segment {
         self.graph.len() as usize >= self.capacity
     }
 
-    /// Reachable by walks in all its slots?
+    /// Reachable in all its slots as well as it will be?
     pub fn is_linked(&self) -> bool {
-        self.graph.linked() == self.graph.len()
+        self.graph.is_settled()
     }
 
     /// Name of its file.

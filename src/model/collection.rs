@@ -2,6 +2,7 @@
 
 use crate::model::change::CollectionId;
 use crate::model::encoding::Encoding;
+use crate::model::index_kind::IndexKind;
 use crate::model::key::KeyColumn;
 use crate::model::metric::Metric;
 use crate::model::value::ColumnType;
@@ -28,10 +29,16 @@ pub struct VectorColumn {
     /// What walks compare. Collections of before there was a choice get what new ones get: their files hold no codes.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub encoding: Encoding,
+    /// How searches find their way.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub index: IndexKind,
+    /// Lists of a sealed segment, where there are lists; the square root of its rows when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lists: Option<usize>,
 }
 
-fn is_usual(encoding: &Encoding) -> bool {
-    *encoding == Encoding::default()
+fn is_usual<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl VectorColumn {

@@ -6,6 +6,7 @@ mod change;
 mod collection;
 mod encoding;
 mod filter;
+mod index_kind;
 mod key;
 mod listing;
 mod lsn;
@@ -20,6 +21,7 @@ pub use change::{Change, CollectionId, LogRecord, Op, PageRange, RowImage, Trans
 pub use collection::{CollectionDef, FilterColumn, MAX_COLUMNS, VectorColumn, quote_ident, quote_literal};
 pub use encoding::Encoding;
 pub use filter::{Comparison, Filter};
+pub use index_kind::IndexKind;
 pub use key::{KeyColumn, RowKey};
 pub use listing::{AsOf, CountRequest, Listed, Page, ScrollRequest};
 pub use lsn::{BadLsn, CommitLsn, Lsn, Version};

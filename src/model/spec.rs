@@ -1,6 +1,7 @@
 //! What the operator asks for: a collection before it is resolved against the source's catalog.
 
 use crate::model::encoding::Encoding;
+use crate::model::index_kind::IndexKind;
 use crate::model::metric::Metric;
 use crate::model::tier::TierPolicy;
 use serde::de::{Error, IntoDeserializer, value};
@@ -28,6 +29,12 @@ pub struct VectorSpec {
     /// What walks compare.
     #[serde(default, deserialize_with = "by_name")]
     pub encoding: Encoding,
+    /// How searches find their way.
+    #[serde(default, deserialize_with = "by_name")]
+    pub index: IndexKind,
+    /// Lists of a sealed segment, where there are lists; the square root of its rows when absent.
+    #[serde(default)]
+    pub lists: Option<usize>,
 }
 
 /// A value that has a name, such as a variant of an enum: a name that is none is answered with those there are, which not

@@ -124,6 +124,8 @@ mod tests {
                 m,
                 ef_construction: 100,
                 encoding: Default::default(),
+                index: Default::default(),
+                lists: None,
             }],
             filters: Vec::new(),
         }

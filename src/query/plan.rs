@@ -1,6 +1,8 @@
 //! The choice of a plan: pure, with its reason.
 
 use crate::engine::candidates::{Method, WALK_COST};
+use crate::engine::hnsw::{ROWS_PER_EF, usual_lists};
+use crate::model::IndexKind;
 
 /// Distances of a walk: so many on its way down, and so many for each candidate it keeps or rejects. Measured with `bench
 /// filtered` on 50,000 texts, within a tenth from 64 to 640 candidates; a walk that turns out worse is given up.
@@ -26,6 +28,8 @@ pub struct PlanFacts {
     pub ranged: bool,
     /// The caller asked for the exact answer.
     pub exact: bool,
+    /// The way to the rows.
+    pub index: IndexKind,
 }
 
 /// The choice.
@@ -41,7 +45,7 @@ pub struct Plan {
 
 /// Chooses what costs less: comparing with every row that passes, or a walk through the others too.
 pub fn choose(facts: PlanFacts) -> Plan {
-    let PlanFacts { live, passing, segments, limit, ef, coded, ranged, exact } = facts;
+    let PlanFacts { live, passing, segments, limit, ef, coded, ranged, exact, index } = facts;
     let proof = |reason: String| Plan { method: Method::Exact, name: "exact", reason };
     if exact {
         return proof("asked for".into());
@@ -51,11 +55,25 @@ pub fn choose(facts: PlanFacts) -> Plan {
     let ef = ef.max(limit);
     // To keep `ef` candidates that pass, a walk sees as many more as the filter is selective.
     let kept = ef as f64 * live as f64 / passes.max(1) as f64;
-    let walk = (DESCENT + PER_CANDIDATE * kept) * segments.max(1) as f64 * WALK_COST;
+    let segments = segments.max(1) as f64;
+    let walk = match index {
+        IndexKind::Hnsw => (DESCENT + PER_CANDIDATE * kept) * segments * WALK_COST,
+        // Of the rows of a list only those that pass are compared, until enough were met and enough of them pass.
+        IndexKind::Ivfflat => {
+            let compared = (ef * ROWS_PER_EF) as f64 * passes as f64 / live.max(1) as f64;
+            (usual_lists(live) as f64 + compared.max(ef as f64)) * segments
+        }
+        IndexKind::Flat => f64::INFINITY,
+    };
     if passes as f64 <= walk {
         return if coded && !ranged { Plan { method: Method::Scan, name: "scan", reason: rows } } else { proof(rows) };
     }
-    let name = if passing.is_some() { "hnsw+filter" } else { "hnsw" };
+    let name = match (index, passing.is_some()) {
+        (IndexKind::Ivfflat, false) => "ivfflat",
+        (IndexKind::Ivfflat, true) => "ivfflat+filter",
+        (_, false) => "hnsw",
+        (_, true) => "hnsw+filter",
+    };
     Plan { method: Method::Walk { ef }, name, reason: format!("ef {ef}, {rows}") }
 }
 
@@ -74,6 +92,7 @@ mod tests {
             coded: true,
             ranged: false,
             exact: false,
+            index: IndexKind::Hnsw,
         };
         let name = |change: fn(&mut PlanFacts)| {
             let mut facts = facts;

@@ -199,7 +199,8 @@ fn choose(index: &IndexView, request: &SearchRequest, default_ef: usize) -> Plan
     let segments = index.segments.len();
     let ranged = shape.max_distance.is_some();
     let coded = index.segments.iter().any(|segment| segment.graph.encoding() != Encoding::F32);
-    let facts = PlanFacts { live: index.live, passing, segments, limit, ef, coded, ranged, exact: request.exact };
+    let (live, exact, kind) = (index.live, request.exact, index.column.index);
+    let facts = PlanFacts { live, passing, segments, limit, ef, coded, ranged, exact, index: kind };
     let plan = plan::choose(facts);
     match plan.method {
         // Nobody knows how many rows are within the distance: the limit is a cap and no width to begin with.

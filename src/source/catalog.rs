@@ -199,6 +199,8 @@ pub fn define(id: CollectionId, spec: &CollectionSpec, table: &Table) -> Result<
             m: wanted.m,
             ef_construction: wanted.ef_construction,
             encoding: wanted.encoding,
+            index: wanted.index,
+            lists: wanted.lists,
         })
     });
     let filters = spec.filter_columns.iter().map(|wanted| {
@@ -316,6 +318,13 @@ pub fn check_spec(spec: &CollectionSpec) -> std::result::Result<(), String> {
                 "collection {name}, column {column}: ef_construction is {}, not 4 to 4000",
                 vector.ef_construction
             ));
+        }
+        if !vector.index.serves(vector.metric) {
+            let (index, metric) = (vector.index.name(), vector.metric);
+            return Err(format!("collection {name}, column {column}: {index} does not serve {metric}; use hnsw or flat"));
+        }
+        if vector.lists.is_some_and(|lists| !(1..=65_536).contains(&lists)) {
+            return Err(format!("collection {name}, column {column}: lists are 1 to 65536"));
         }
         // How many they may be depends on the column's type, which the source knows.
         if vector.dimensions == Some(0) {

@@ -139,7 +139,7 @@ impl Epoch {
         self.wait_until("all is linked", |epoch| {
             let view = epoch.engine.view();
             let indexes = || view.collections.values().flat_map(|collection| &collection.indexes);
-            indexes().all(|index| index.linked().0 == index.linked().1)
+            indexes().all(|index| index.segments.iter().all(|segment| segment.is_linked()))
         });
     }
 

@@ -3,8 +3,8 @@
 use crate::random::Random;
 use crate::twin::{Row, Step, Table, Twin};
 use ruvector::model::{
-    Cell, Change, CollectionDef, CollectionId, ColumnType, CommitLsn, FilterColumn, KeyColumn, LogRecord, Lsn, Metric,
-    Op, RowImage, RowKey, TransactionHead, Value, VectorColumn, Version,
+    Cell, Change, CollectionDef, CollectionId, ColumnType, CommitLsn, FilterColumn, IndexKind, KeyColumn, LogRecord, Lsn,
+    Metric, Op, RowImage, RowKey, TransactionHead, Value, VectorColumn, Version,
 };
 
 /// Dimensions of valid vectors, by collection and vector column.
@@ -93,7 +93,7 @@ impl Stream {
         let mut random = Random::new(seed);
         let mut tables = Vec::new();
         let mut copied = Vec::new();
-        for (collection, def) in definitions().into_iter().enumerate() {
+        for (collection, def) in definitions(seed).into_iter().enumerate() {
             let mut table = Table::new(def.clone());
             let mut rows = Vec::new();
             for number in 0..300 {
@@ -165,8 +165,10 @@ impl Stream {
     }
 }
 
-/// Two collections: two vector columns, one of a length yet to be learned; and a small one.
-fn definitions() -> Vec<CollectionDef> {
+/// Two collections: two vector columns, one of a length yet to be learned; and a small one. The second column is indexed as
+/// the seed says.
+fn definitions(seed: u64) -> Vec<CollectionDef> {
+    let kind = |name: &str| IndexKind::ALL[if name == "title" { seed as usize % 3 } else { 0 }];
     let column = |name: &str, metric, dimensions| VectorColumn {
         name: name.into(),
         kind: ColumnType::Vector,
@@ -175,6 +177,8 @@ fn definitions() -> Vec<CollectionDef> {
         m: 8,
         ef_construction: 48,
         encoding: Default::default(),
+        index: kind(name),
+        lists: None,
     };
     let def = |id, name: &str, vectors| CollectionDef {
         id: CollectionId(id),

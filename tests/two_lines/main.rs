@@ -61,6 +61,8 @@ fn items() -> CollectionDef {
             m: 8,
             ef_construction: 32,
             encoding: Default::default(),
+            index: Default::default(),
+            lists: None,
         }],
         filters: vec![FilterColumn { name: "grp".into(), kind: ColumnType::Int4 }],
     }

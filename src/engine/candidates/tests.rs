@@ -17,6 +17,8 @@ fn column() -> VectorColumn {
         m: 8,
         ef_construction: 50,
         encoding: Default::default(),
+        index: Default::default(),
+        lists: None,
     }
 }
 

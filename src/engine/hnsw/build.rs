@@ -6,7 +6,7 @@ use super::search::{Scratch, distance_of, key, slot_of};
 use super::table::Table;
 use super::{Graph, STRIPES};
 use crate::engine::codes::Coded;
-use crate::model::{Encoding, Metric};
+use crate::model::{Encoding, IndexKind, Metric};
 
 /// Slots linked by one thread first, so that several threads do not begin on an empty graph.
 const SEED_SLOTS: u32 = 256;
@@ -18,6 +18,9 @@ impl Graph {
     pub fn link_next(&self, max: usize) -> usize {
         let _alone = self.linker.lock();
         self.settle_codes();
+        if self.params.index != IndexKind::Hnsw {
+            return 0;
+        }
         let (from, len) = (self.linked(), self.len());
         let to = from + (len - from).min(u32::try_from(max).unwrap_or(u32::MAX));
         self.link_in_order(from, to);
@@ -30,6 +33,9 @@ impl Graph {
         let _alone = self.linker.lock();
         self.settle_codes();
         let (from, len) = (self.linked(), self.len());
+        if self.params.index != IndexKind::Hnsw {
+            return progress(len as usize);
+        }
         let seeded = len.min(from.max(SEED_SLOTS));
         self.link_in_order(from, seeded);
         progress((seeded - from) as usize);

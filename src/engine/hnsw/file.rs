@@ -18,6 +18,7 @@
 //! centre     u32 n (0 or dim), n times f32
 //! nowhere    u32     rows without a direction under cosine: their codes are all zero bytes
 //! codes      count times the bytes of a row, padded (`src/engine/codes/mod.rs`)
+//! lists      of an `ivfflat` alone: u32 n, n times dim f32, count times u32 list
 //! ```
 //!
 //! Slots at or above `count` (being linked while the file was written) appear nowhere.
@@ -26,10 +27,11 @@ use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::links::{Base, Packed};
+use super::lists::Lists;
 use super::table::Table;
 use super::{Full, FullRows, Graph, MAX_SLOTS, Params};
 use crate::engine::distance::Kernel;
-use crate::model::{Encoding, Metric};
+use crate::model::{Encoding, IndexKind, Metric};
 
 const MAGIC: [u8; 8] = *b"RVHNSW\0\x02";
 
@@ -115,7 +117,7 @@ impl Header {
 impl Graph {
     /// Writes the links of the slots below `linked` (format: the head of this file). Linking may go on meanwhile.
     pub fn save(&self, out: &mut dyn Write) -> io::Result<()> {
-        let count = self.linked();
+        let count = if self.params.index == IndexKind::Hnsw { self.linked() } else { self.len() };
         Header { seed: self.params.seed, count, entry: self.entry_below(count) }.write(self, out)?;
         for slot in 0..count {
             self.save_list(0, slot, count, out)?;
@@ -136,8 +138,19 @@ impl Graph {
         let compared =
             || self.codes.get().filter(|_| ![self.encoding(), self.params.encoding].contains(&Encoding::F32));
         match sealed.as_ref().or_else(compared) {
-            Some(codes) => codes.save(count, out),
-            None => out.write_all(&[0]),
+            Some(codes) => codes.save(count, out)?,
+            None => out.write_all(&[0])?,
+        }
+        if self.params.index != IndexKind::Ivfflat {
+            return Ok(());
+        }
+        match self.lists.get() {
+            Some(lists) => lists.save(out),
+            None => {
+                let Params { lists, seed, .. } = self.params;
+                let row = |slot| &self.row(slot)[..self.dim];
+                Lists::train(self.metric(), self.dim, count, lists, seed, row).save(out)
+            }
         }
     }
 
@@ -210,7 +223,12 @@ impl Graph {
         if let Some(slot) = entry.checked_sub(1) {
             graph.entry.store(u64::from(graph.level(slot)) << 32 | u64::from(entry), Ordering::Relaxed);
         }
-        graph.linked.store(count, Ordering::Release);
+        if params.index != IndexKind::Flat {
+            graph.linked.store(count, Ordering::Release);
+        }
+        if params.index == IndexKind::Ivfflat {
+            _ = graph.lists.set(Lists::load(dim, count, input)?);
+        }
         match codes {
             Some(codes) => _ = graph.codes.set(codes),
             None => graph.settle_codes(),

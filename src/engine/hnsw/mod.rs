@@ -1,7 +1,7 @@
 //! The HNSW graph (Malkov and Yashunin, 2016): rows and their links in fixed memory, searched while it is being linked.
 //!
 //! Reading order: this file (what is stored, and who may touch it when), `build.rs` (a slot gets its links), `search.rs`
-//! (a walk), `file.rs` (links as bytes).
+//! (a walk), `file.rs` (links as bytes). `lists.rs` is another way to the rows than links; what has neither is scanned.
 //!
 //! - One writer pushes rows; a row never changes once `len` covers it.
 //! - One linker links slots in order behind it; `linked` is the prefix that walks are bound to find.
@@ -13,6 +13,7 @@
 mod build;
 mod file;
 mod links;
+mod lists;
 mod search;
 mod table;
 #[cfg(test)]
@@ -28,10 +29,12 @@ use parking_lot::Mutex;
 use crate::engine::arena::Arena;
 use crate::engine::codes::{Codec, Coded};
 use crate::engine::distance::{Kernel, prefetch};
-use crate::model::{Encoding, Metric};
+use crate::model::{Encoding, IndexKind, Metric};
 use crate::storage::Result;
 
 use links::{Base, List};
+use lists::Lists;
+pub use lists::{ROWS_PER_EF, usual as usual_lists};
 use search::Scratch;
 pub use search::Walk;
 use table::Table;
@@ -66,11 +69,16 @@ pub struct Params {
     pub seed: u64,
     /// What walks and linking compare, once there are rows enough to choose codes by.
     pub encoding: Encoding,
+    /// The way to the rows; all that is said of links is of `Hnsw`.
+    pub index: IndexKind,
+    /// Lists of an `Ivfflat`; the square root of its rows when absent.
+    pub lists: Option<usize>,
 }
 
 impl Default for Params {
     fn default() -> Params {
-        Params { m: 16, ef_construction: 200, seed: 1, encoding: Encoding::Sq8 }
+        let (index, lists) = (IndexKind::Hnsw, None);
+        Params { m: 16, ef_construction: 200, seed: 1, encoding: Encoding::Sq8, index, lists }
     }
 }
 
@@ -114,6 +122,8 @@ pub struct Graph {
     judged_at: AtomicU32,
     /// The codes stopped telling rows apart: floats are compared again.
     refused: AtomicBool,
+    /// The way to the rows where there are no links.
+    lists: OnceLock<Lists>,
     /// Level 0: lists of at most `2 m` links.
     base: Base,
     /// Levels 1 and up: blocks of `m` words, a slot's blocks one after the other.
@@ -174,6 +184,7 @@ impl Graph {
             codes: OnceLock::new(),
             judged_at: AtomicU32::new(crate::failpoint::size("TRAIN_ROWS", u64::from(TRAIN_ROWS)) as u32),
             refused: AtomicBool::new(false),
+            lists: OnceLock::new(),
             base,
             upper: Arena::try_new(blocks * params.m)?,
             upper_at: Arena::try_new(capacity)?,
@@ -243,6 +254,11 @@ impl Graph {
     /// Walks find the slots below this; the others, up to `len`, are to be scanned.
     pub fn linked(&self) -> u32 {
         self.linked.load(Ordering::Acquire)
+    }
+
+    /// Is nothing left to be done for searches until it is sealed?
+    pub fn is_settled(&self) -> bool {
+        self.params.index != IndexKind::Hnsw || self.linked() == self.len()
     }
 
     /// The slots that walks do not promise to find: to be scanned.
@@ -383,7 +399,8 @@ impl Graph {
         let repeated = if self.repeated.load(Ordering::Relaxed) > 0 { len } else { 0 };
         let words = len + upper + repeated;
         let scratches: usize = self.scratches.lock().iter().map(|scratch| scratch.memory_bytes()).sum();
-        self.base.bytes_of(len) + words * 4 + self.row_bytes() + STRIPES + scratches
+        let lists = self.lists.get().map_or(0, Lists::memory_bytes);
+        self.base.bytes_of(len) + lists + words * 4 + self.row_bytes() + STRIPES + scratches
     }
 
     fn level(&self, slot: u32) -> u32 {

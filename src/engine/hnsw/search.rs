@@ -9,6 +9,7 @@ use std::collections::BinaryHeap;
 use std::sync::atomic::{Ordering, fence};
 
 use super::links::{List, unpack};
+use super::lists::{Lists, Probe};
 use super::table::Table;
 use super::{Graph, Query};
 use crate::engine::codes::Coded;
@@ -316,6 +317,8 @@ impl Graph {
             distances: 0,
             budget: usize::MAX,
             exactness: Exactness::default(),
+            probe: None,
+            given: 0,
         }
     }
 }
@@ -341,6 +344,10 @@ pub struct Walk<'g> {
     distances: usize,
     budget: usize,
     exactness: Exactness,
+    /// Where there are lists instead of links.
+    probe: Option<Box<Probe>>,
+    /// Returned so far, of lists.
+    given: usize,
 }
 
 /// Decides which slots may be returned.
@@ -356,6 +363,9 @@ impl Walk<'_> {
         accept: &mut dyn FnMut(u32) -> bool,
         out: &mut Vec<(f32, u32)>,
     ) -> Result<()> {
+        if let Some(lists) = self.graph.lists.get() {
+            return self.next_of_lists(lists, want, accept, out);
+        }
         let mut scratch = self.scratch.take().expect("a walk holds its scratch until dropped");
         let s = &mut *scratch;
         let encoding = self.table.encoding();
@@ -375,6 +385,38 @@ impl Walk<'_> {
             out.extend(nearest.map(|Reverse(key)| (distance_of(key), slot_of(key))));
         }
         self.scratch = Some(scratch);
+        Ok(())
+    }
+
+    /// The same where there are lists instead of links.
+    fn next_of_lists(
+        &mut self,
+        lists: &Lists,
+        want: usize,
+        accept: Accept<'_>,
+        out: &mut Vec<(f32, u32)>,
+    ) -> Result<()> {
+        let (graph, encoding) = (self.graph, self.table.encoding());
+        let mut probe = self.probe.take().unwrap_or_else(|| {
+            self.distances += lists.len();
+            Box::new(Probe::new(graph, lists, self.query))
+        });
+        let as_found = encoding == Encoding::F32 || self.exactness == Exactness::Fast;
+        let more = encoding.compared(self.exactness, want, self.ef).saturating_sub(self.held.len());
+        let (least, width) = (if as_found { want } else { more }, self.ef.max(self.given + want));
+        let budget = self.budget.saturating_sub(self.distances);
+        self.distances += probe.look((graph, lists), (least, width), budget, accept);
+        let from = out.len();
+        if as_found {
+            out.extend(probe.take(want).map(|key| (distance_of(key), slot_of(key))));
+        } else {
+            let ids: Vec<u32> = probe.take(more).map(slot_of).collect();
+            let held = &mut self.held;
+            graph.measure(self.query, &ids, &mut |slot, inner| held.push(Reverse(key(inner, slot))))?;
+            out.extend((0..want).map_while(|_| held.pop()).map(|Reverse(key)| (distance_of(key), slot_of(key))));
+        }
+        self.given += out.len() - from;
+        self.probe = Some(probe);
         Ok(())
     }
 
@@ -402,6 +444,9 @@ impl Walk<'_> {
 
     /// Whether every accepted slot has been returned.
     pub fn is_dry(&self) -> bool {
+        if self.graph.lists.get().is_some() {
+            return self.limit == 0 || self.held.is_empty() && self.probe.as_ref().is_some_and(|probe| probe.is_dry());
+        }
         let pool_is_empty = || self.scratch.as_ref().is_none_or(|scratch| scratch.pool.keys.is_empty());
         self.exhausted && self.held.is_empty() && pool_is_empty()
     }

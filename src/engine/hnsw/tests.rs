@@ -581,3 +581,85 @@ fn corrupt(rng: &mut Rng, (rows, graph, bytes): (Vec<Vec<f32>>, Graph, Vec<u8>))
     }
     assert!(survivors > 50, "{survivors} of 1000 were consistent enough to be used");
 }
+
+fn through_bytes(metric: Metric, rows: &[Vec<f32>], params: Params) -> (Graph, Vec<u8>) {
+    let graph = Graph::new(metric, rows[0].len(), rows.len(), params);
+    rows.iter().for_each(|row| _ = graph.push(row));
+    graph.build(1, &|_| ());
+    assert!(graph.is_settled() && graph.linked() == 0, "there is nothing to link");
+    let mut bytes = Vec::new();
+    graph.save(&mut bytes).expect("memory");
+    (load(metric, rows, params, &bytes, false).expect("what was saved"), bytes)
+}
+
+#[test]
+fn lists_find_what_graphs_find() {
+    let mut rows = clustered(61, 6_000, 24);
+    let queries = rows.split_off(5_900);
+    rows.extend([vec![0.0; 24], rows[7].clone(), rows[7].clone()]);
+    for metric in Metric::PLAIN {
+        for encoding in [Encoding::Sq8, Encoding::F32] {
+            let params = Params { m: 8, encoding, index: IndexKind::Ivfflat, ..Params::default() };
+            let (graph, bytes) = through_bytes(metric, &rows, params);
+            assert_eq!(graph.holds_rows(), encoding.for_metric(metric) == Encoding::F32);
+            let found = recall(&graph, &queries, 10, 30);
+            assert!(found > 0.95, "{metric} {encoding:?}: {found}");
+            let mut again = Vec::new();
+            graph.save(&mut again).expect("memory");
+            assert_eq!(bytes, again);
+            // Page after page every row comes once, and each page ascends.
+            let query = graph.prepare(&queries[0]);
+            let (mut walk, mut seen) = (graph.walk(&query, 20), HashSet::new());
+            while !walk.is_dry() {
+                let page = page(&mut walk, 700);
+                assert!(page.is_sorted_by(|a, b| a.0 <= b.0) && !page.is_empty());
+                assert!(page.iter().all(|(_, slot)| seen.insert(*slot)), "{metric}: a row came twice");
+            }
+            assert_eq!(seen.len(), rows.len());
+            // Few that may be returned are found as well, however far away their lists are.
+            let mut rare = Vec::new();
+            graph.walk(&query, 20).next_page(30, &mut |slot| slot % 200 == 3, &mut rare).expect("held");
+            assert_eq!(rare.len(), 30);
+            // A budget ends it early.
+            let mut short = graph.walk(&query, 1_000);
+            short.set_budget(500);
+            page(&mut short, 10);
+            assert!((500..3_000).contains(&short.visited()), "{}", short.visited());
+        }
+    }
+}
+
+#[test]
+fn lists_come_back_from_any_bytes_or_are_refused() {
+    let rows = clustered(67, 1_200, 6);
+    let params = Params { m: 4, index: IndexKind::Ivfflat, lists: Some(9), ..Params::default() };
+    let (graph, bytes) = through_bytes(Metric::L2, &rows, params);
+    assert_eq!(graph.lists.get().expect("lists").len(), 9);
+    for end in (bytes.len() - 5_200..bytes.len()).step_by(97) {
+        assert!(load(Metric::L2, &rows, params, &bytes[..end], false).is_err());
+    }
+    let lists = bytes.len() - 4 * rows.len() - 4 * 9 * 6 - 4;
+    for (at, value) in [(lists, 0u32), (lists, 1_201), (lists, u32::MAX), (bytes.len() - 4, 9)] {
+        let mut wrong = bytes.clone();
+        wrong[at..][..4].copy_from_slice(&value.to_le_bytes());
+        assert!(load(Metric::L2, &rows, params, &wrong, false).is_err(), "{at} {value}");
+    }
+    // More lists than rows, one row, none with a direction.
+    for rows in [vec![vec![1.0, 2.0]], vec![vec![0.0, 0.0]; 3]] {
+        let params = Params { lists: Some(100), ..params };
+        let (graph, _) = through_bytes(Metric::Cosine, &rows, params);
+        let query = graph.prepare(&[1.0, 1.0]);
+        assert_eq!(page(&mut graph.walk(&query, 10), 10).len(), rows.len());
+    }
+}
+
+#[test]
+fn flat_rows_are_for_scans() {
+    let rows = clustered(71, 1_500, 6);
+    let params = Params { m: 4, index: IndexKind::Flat, ..Params::default() };
+    let (graph, _) = through_bytes(Metric::L2, &rows, params);
+    assert_eq!((graph.linked(), graph.tail(), graph.encoding()), (0, 0..1_500, Encoding::Sq8));
+    let query = graph.prepare(&rows[3]);
+    assert!(graph.walk(&query, 10).is_dry());
+    assert_eq!(exact(&graph, &query, 1), [3]);
+}

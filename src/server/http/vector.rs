@@ -74,6 +74,8 @@ mod tests {
             m: 16,
             ef_construction: 200,
             encoding: Default::default(),
+            index: Default::default(),
+            lists: None,
         };
         let def = CollectionDef {
             id: CollectionId(0),
