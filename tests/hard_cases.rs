@@ -29,9 +29,8 @@ fn a_partition_root_with_another_identity_than_its_leaf_loses_no_vector() {
     }
 }
 
-#[test]
-fn a_row_to_be_read_again_is_not_forgotten_by_a_crash() {
-    let database = Database::shared();
+/// A partition that is not attached, beside one that is; their vectors are out of line.
+fn with_a_partition_aside(database: &Database) {
     database.sql.run(
         "CREATE TABLE docs (id bigint PRIMARY KEY, section text, embedding real[]) PARTITION BY RANGE (id);
          CREATE TABLE low PARTITION OF docs FOR VALUES FROM (0) TO (100);
@@ -40,16 +39,27 @@ fn a_row_to_be_read_again_is_not_forgotten_by_a_crash() {
          ALTER TABLE more ALTER embedding SET STORAGE EXTERNAL;
          INSERT INTO more SELECT i, 's', vec(i, 600) FROM generate_series(200, 209) i",
     );
-    // A comparison would find the rows as well.
-    let once = "reconcile_s = 3600";
-    let mut service = Service::configured(&database, once, DOCS);
+}
+
+const ATTACH: &str = "ALTER TABLE docs ATTACH PARTITION more FOR VALUES FROM (200) TO (300)";
+/// Tables are looked at when streaming begins and not again: a comparison would find what is to be found otherwise.
+const ONCE: &str = "reconcile_s = 3600";
+
+/// Updates that leave the vectors out, of rows that never came.
+fn update_aside(database: &Database) {
+    let update = "UPDATE docs SET section = 'touched' WHERE id >= 200";
+    database.sql.run(&format!("BEGIN; {ATTACH}; {update}; ALTER TABLE docs DETACH PARTITION more; COMMIT"));
+}
+
+#[test]
+fn a_row_to_be_read_again_is_not_forgotten_by_a_crash() {
+    let database = Database::shared();
+    with_a_partition_aside(&database);
+    let mut service = Service::configured(&database, ONCE, DOCS);
     service.start();
     service.wait_ready();
-    // The updates tell of rows that never came, and as long as they are in no partition nobody can read them by their keys.
-    let attach = "ALTER TABLE docs ATTACH PARTITION more FOR VALUES FROM (200) TO (300)";
-    database.sql.run(&format!(
-        "BEGIN; {attach}; UPDATE docs SET section = 'touched' WHERE id >= 200; ALTER TABLE docs DETACH PARTITION more; COMMIT"
-    ));
+    // As long as they are in no partition nobody can read them by their keys.
+    update_aside(&database);
     let end = database.sql.lsn();
     service.catch_up(&database.sql);
     wait_until("it is confirmed", || database.sql.confirmed(&database.name) >= Some(end));
@@ -71,14 +81,30 @@ fn a_row_to_be_read_again_is_not_forgotten_by_a_crash() {
     service.kill();
     // Its tables were looked at when it has said that this one cannot be copied; it does not look again.
     let absent = DOCS.replace("public.docs", "public.absent").replace("name = \"docs\"", "name = \"absent\"");
-    service.configure(&database.dsn, once, &format!("{DOCS}{absent}"));
+    service.configure(&database.dsn, ONCE, &format!("{DOCS}{absent}"));
     service.start_checking_confirmed(&database);
     service.wait_for("tables are looked at", |service| service.logged("a collection cannot be copied") > 0);
-    database.sql.run(attach);
+    database.sql.run(ATTACH);
     service.wait_for("the rows are whole", |service| service.collection("docs")["dead_letters"] == 0);
     assert_eq!(service.verify_clean("docs"), 30);
     assert_eq!(ids(&service.search("docs", &near(205, 600, 1))), [205]);
     assert_eq!(service.logged("comparing with the source"), 0, "{}", service.log_tail());
+}
+
+#[test]
+fn with_replica_identity_full_the_old_row_brings_the_vector_of_a_row_that_never_came() {
+    let database = Database::shared();
+    with_a_partition_aside(&database);
+    database.sql.run("ALTER TABLE docs REPLICA IDENTITY FULL; ALTER TABLE more REPLICA IDENTITY FULL");
+    let mut service = Service::configured(&database, ONCE, DOCS);
+    service.start();
+    service.wait_ready();
+    update_aside(&database);
+    service.catch_up(&database.sql);
+    let found = service.collection("docs");
+    assert_eq!((&found["rows"], &found["dead_letters"]), (&json!(30), &json!(0)), "{found:#}");
+    database.sql.run(ATTACH);
+    assert_eq!(service.verify_clean("docs"), 30);
 }
 
 #[test]
@@ -162,6 +188,27 @@ fn slots_of(database: &Database) -> String {
 }
 
 // Transactions and messages.
+
+#[test]
+fn interleaved_transactions_arrive_whole_in_the_order_of_their_commits() {
+    let database = Database::shared();
+    database.docs(10);
+    let mut service = Service::ready(&database, DOCS);
+    let [a, b, c] = [(); 3].map(|()| database.connect());
+    a.run("BEGIN; INSERT INTO docs VALUES (20, 'a', 'b', vec(20, 4))");
+    b.run("BEGIN; INSERT INTO docs VALUES (30, 'b', 'b', vec(30, 4)); UPDATE docs SET embedding = vec(31, 4) WHERE id = 1");
+    c.run("BEGIN; DELETE FROM docs WHERE id = 2; INSERT INTO docs VALUES (40, 'c', 'b', vec(40, 4)); COMMIT");
+    service.catch_up(&database.sql);
+    // From here on what comes lies before what was applied.
+    b.run("INSERT INTO docs VALUES (32, 'b', 'b', vec(32, 4)); COMMIT");
+    service.catch_up(&database.sql);
+    a.run("UPDATE docs SET embedding = vec(21, 4) WHERE id = 1; INSERT INTO docs VALUES (2, 'a', 'b', vec(22, 4)); COMMIT");
+    service.catch_up(&database.sql);
+    assert_eq!(service.verify_clean("docs"), 14);
+    for (seed, id) in [(20, 20), (30, 30), (21, 1), (22, 2)] {
+        assert_eq!(ids(&service.search("docs", &near(seed, 4, 1))), [id]);
+    }
+}
 
 #[test]
 fn messages_of_others_change_nothing() {
@@ -248,6 +295,34 @@ fn an_old_transaction_delays_the_slot_and_leaves_none_behind() {
     service.wait_ready();
     assert_eq!(service.verify_clean("docs"), 10);
     assert_eq!(database.sql.one("SELECT count(*) FROM pg_replication_slots"), "1");
+}
+
+#[test]
+fn timeouts_that_the_database_gives_its_sessions_end_nothing_of_ours() {
+    let database = Database::shared();
+    database.docs(3_000);
+    let name = &database.name;
+    // The exported snapshot, the copy and the comparison are transactions with pauses; rows are waited for.
+    database.sql.run(&format!(
+        "ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '1ms';
+         ALTER DATABASE {name} SET idle_session_timeout = '1s'; ALTER DATABASE {name} SET statement_timeout = '1s'"
+    ));
+    let mut service = Service::ready(&database, DOCS);
+    assert_eq!(service.logged("copy was interrupted") + service.logged("copy ended"), 0, "{}", service.log_tail());
+    assert_eq!(ids(&service.search("docs", &near(7, 4, 1))), [7]);
+    database.sql.run("BEGIN; LOCK TABLE docs IN ACCESS EXCLUSIVE MODE");
+    std::thread::scope(|scope| {
+        let verified = scope.spawn(|| service.verify_clean("docs"));
+        let waiting = "SELECT count(*) > 0 FROM pg_locks WHERE relation = 'docs'::regclass AND NOT granted";
+        wait_until("it waits for the table", || database.sql.one(waiting) == "t");
+        std::thread::sleep(Duration::from_millis(1_500));
+        database.sql.run("COMMIT");
+        assert_eq!(verified.join().expect("verified"), 3_000);
+    });
+    database.sql.run("DELETE FROM docs WHERE id = 7");
+    service.catch_up(&database.sql);
+    assert_ne!(ids(&service.search("docs", &near(7, 4, 1))), [7]);
+    assert_eq!(service.verify_clean("docs"), 2_999);
 }
 
 #[test]
@@ -346,6 +421,40 @@ fn a_publication_that_hides_rows_columns_or_operations_is_refused_with_the_sql()
         assert!(why.contains(said) && why.contains("ALTER PUBLICATION"), "{published}: {why}");
         assert_eq!(database.sql.text(&slots_of(&database)), None);
     }
+}
+
+#[test]
+fn a_publication_that_sends_partitions_under_their_own_names_is_refused_with_the_sql() {
+    let database = Database::shared();
+    with_a_partition_aside(&database);
+    database.sql.run(&format!("CREATE PUBLICATION {} FOR TABLE docs", database.name));
+    let mut service = Service::configured(&database, "", DOCS);
+    let why = service.refusal();
+    let sql = format!("ALTER PUBLICATION \"{}\" SET (publish_via_partition_root = true);", database.name);
+    assert!(why.contains(&sql), "{why}");
+    assert_eq!(database.sql.text(&slots_of(&database)), None);
+    database.sql.run(&sql);
+    service.start();
+    service.wait_ready();
+    assert_eq!(service.verify_clean("docs"), 20);
+}
+
+#[test]
+fn nothing_but_a_publication_and_a_slot_is_made_in_the_source() {
+    let database = Database::shared();
+    database.docs(10);
+    let catalogs =
+        ["class", "proc", "type", "trigger", "event_trigger", "rewrite", "extension", "namespace", "language"];
+    let counts = catalogs.map(|name| format!("(SELECT count(*) FROM pg_{name})")).join(", ");
+    let objects = || database.sql.one(&format!("SELECT concat_ws(' ', {counts})"));
+    let before = objects();
+    let mut service = Service::ready(&database, DOCS);
+    database.sql.run("ALTER TABLE docs ADD COLUMN more int; UPDATE docs SET section = 't'");
+    service.catch_up(&database.sql);
+    service.verify_clean("docs");
+    assert_eq!(objects(), before, "{catalogs:?}");
+    assert_eq!(database.sql.one("SELECT string_agg(pubname, ' ') FROM pg_publication"), database.name);
+    assert_eq!(database.sql.one(&slots_of(&database)), database.name);
 }
 
 #[test]

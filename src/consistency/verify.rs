@@ -6,7 +6,7 @@ use crate::engine::apply::Command;
 use crate::engine::view::CollectionView;
 use crate::model::{Cell, CollectionDef, Consistency, Lsn, RowKey, Value, Version};
 use crate::source::SourceError;
-use crate::source::connect::{Dsn, Pool};
+use crate::source::connect::{Dsn, Pool, without_limits};
 use crate::source::{catalog, rows};
 use crate::storage::StorageError;
 use crate::storage::record::put_cell;
@@ -103,7 +103,8 @@ pub async fn compare(
     collection: &str,
 ) -> Result<Option<(Report, Vec<RowKey>)>, VerifyError> {
     let client = dsn.connect().await?;
-    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(SourceError::from)?;
+    let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {}", without_limits(true));
+    client.batch_execute(&begin).await.map_err(SourceError::from)?;
     let (_, view) = frontier.view(&Consistency::default()).await?;
     let Some(def) = view.collections.get(collection).map(|found| found.def.clone()) else { return Ok(None) };
     let mut source = Rows::new();

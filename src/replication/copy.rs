@@ -9,7 +9,7 @@ use crate::replication::ReplicationError;
 use crate::replication::copy_rows::{CopyError, CopyRows};
 use crate::replication::progress::{CopyStatus, Progress};
 use crate::replication::transport::{NewSlot, PgWalSource, SlotKind};
-use crate::source::connect::Dsn;
+use crate::source::connect::{Dsn, without_limits};
 use crate::source::policy::Backoff;
 use crate::source::{SourceError, catalog};
 use crate::storage::changelog::{self, ChangeLog, LogReader};
@@ -302,9 +302,10 @@ async fn open_sessions(
     for _ in 0..count {
         let client = dsn.connect().await?;
         let sql = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; SET LOCAL statement_timeout = 0; \
-             SET LOCAL idle_in_transaction_session_timeout = 0; LOCK TABLE {} IN ACCESS SHARE MODE",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; {}; \
+             LOCK TABLE {} IN ACCESS SHARE MODE",
             quote_literal(snapshot),
+            without_limits(true),
             names.join(", ")
         );
         client.batch_execute(&sql).await.map_err(SourceError::from)?;

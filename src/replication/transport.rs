@@ -5,7 +5,7 @@ use crate::replication::ReplicationError;
 use crate::replication::frame::Frame;
 use crate::replication::start::fork_point;
 use crate::replication::stream::WalSource;
-use crate::source::connect::Dsn;
+use crate::source::connect::{Dsn, without_limits};
 use crate::source::session::{Row, Session};
 use bytes::{BufMut, BytesMut};
 use std::time::{Duration, SystemTime};
@@ -107,6 +107,8 @@ impl PgWalSource {
         version: i32,
         lock_timeout: Duration,
     ) -> Result<NewSlot, ReplicationError> {
+        // The snapshot is an idle transaction until somebody has taken it up.
+        self.ask(&without_limits(false), ANSWER_LIMIT).await?;
         self.ask(&format!("SET lock_timeout = {}", lock_timeout.as_millis()), ANSWER_LIMIT).await?;
         let sql = create_slot_sql(name, version, kind);
         // A slot is found consistent in up to three rounds of waiting; the server ends each.

@@ -261,6 +261,15 @@ const SESSION: &str = "SET search_path = pg_catalog; SET TimeZone = 'UTC'; SET D
      SET IntervalStyle = 'iso_8601'; SET extra_float_digits = 1; SET bytea_output = 'hex'; \
      SET standard_conforming_strings = on; SET lock_timeout = '10s'";
 
+/// Lifts the limits that the role or the database sets for statements and transactions, where the server knows them: for
+/// the session, or for the transaction where that is `local`. For work that takes its time.
+pub fn without_limits(local: bool) -> String {
+    format!(
+        "SELECT pg_catalog.set_config(name, '0', {local}) FROM pg_catalog.pg_settings
+          WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
+    )
+}
+
 /// A client for statements, and the task that serves it.
 struct Sql;
 
