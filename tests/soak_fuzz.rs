@@ -784,7 +784,9 @@ impl Target for Segments {
         let Some(file) = input.first() else { return false };
         let path = self.dir.path().join("f.graph");
         std::fs::write(&path, file).expect("write");
-        let Ok(segment) = Segment::open(&path, 9, &column(ColumnType::Vector), 3, &self.originals, ROWS) else {
+        let keeping = ruvector::engine::tiers::Keeping::plain(Default::default());
+        let Ok(segment) = Segment::open(&path, 9, &column(ColumnType::Vector), (3, keeping), &self.originals, ROWS)
+        else {
             return false;
         };
         let query = segment.graph.prepare(&[3.0, 4.0, 50.0]);

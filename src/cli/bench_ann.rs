@@ -158,7 +158,6 @@ fn build(args: &Args, base: &Matrix<f32>) -> Graph {
         ef_construction: args.graph.ef_construction,
         encoding: args.graph.encoding,
         ..Params::default()
-        ..Params::default()
     };
     let (wall, cpu) = (Instant::now(), cpu_seconds(libc::CLOCK_PROCESS_CPUTIME_ID));
     let graph = Graph::new(args.graph.metric, base.columns, base.rows, params);

@@ -321,7 +321,9 @@ pub fn check_spec(spec: &CollectionSpec) -> std::result::Result<(), String> {
         }
         if !vector.index.serves(vector.metric) {
             let (index, metric) = (vector.index.name(), vector.metric);
-            return Err(format!("collection {name}, column {column}: {index} does not serve {metric}; use hnsw or flat"));
+            return Err(format!(
+                "collection {name}, column {column}: {index} does not serve {metric}; use hnsw or flat"
+            ));
         }
         if vector.lists.is_some_and(|lists| !(1..=65_536).contains(&lists)) {
             return Err(format!("collection {name}, column {column}: lists are 1 to 65536"));

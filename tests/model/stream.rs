@@ -3,8 +3,8 @@
 use crate::random::Random;
 use crate::twin::{Row, Step, Table, Twin};
 use ruvector::model::{
-    Cell, Change, CollectionDef, CollectionId, ColumnType, CommitLsn, FilterColumn, IndexKind, KeyColumn, LogRecord, Lsn,
-    Metric, Op, RowImage, RowKey, TransactionHead, Value, VectorColumn, Version,
+    Cell, Change, CollectionDef, CollectionId, ColumnType, CommitLsn, FilterColumn, IndexKind, KeyColumn, LogRecord,
+    Lsn, Metric, Op, RowImage, RowKey, TransactionHead, Value, VectorColumn, Version,
 };
 
 /// Dimensions of valid vectors, by collection and vector column.

@@ -53,7 +53,8 @@ impl Lists {
         let directed = |slot: &u32| row(*slot)[0].is_finite();
         let every = (rows as usize).div_ceil((count * SAMPLE_EACH).min(SAMPLE)).max(1);
         let sample: Vec<u32> = (0..rows).step_by(every).filter(directed).collect();
-        let mut centroids: Vec<f32> = (0..count).flat_map(|list| first(&sample, list, count, seed, dim, &row)).collect();
+        let mut centroids: Vec<f32> =
+            (0..count).flat_map(|list| first(&sample, list, count, seed, dim, &row)).collect();
         for _ in 0..PASSES {
             let mut sums = vec![0.0f64; count * dim];
             let mut members = vec![0u32; count];
@@ -74,7 +75,8 @@ impl Lists {
                 }
             }
         }
-        let assigned = (0..rows).map(|slot| if directed(&slot) { nearest(&l2, &centroids, row(slot)) as u32 } else { 0 });
+        let assigned =
+            (0..rows).map(|slot| if directed(&slot) { nearest(&l2, &centroids, row(slot)) as u32 } else { 0 });
         let assigned: Vec<u32> = assigned.collect();
         let kernel = Kernel::new(metric);
         centroids.chunks_exact_mut(dim).for_each(|centroid| kernel.prepare(centroid));
@@ -153,7 +155,14 @@ fn members_seed(list: usize) -> u64 {
 }
 
 /// A row of the sample to begin a list with: another for every list.
-fn first<'r>(sample: &[u32], list: usize, lists: usize, seed: u64, dim: usize, row: &impl Fn(u32) -> &'r [f32]) -> Vec<f32> {
+fn first<'r>(
+    sample: &[u32],
+    list: usize,
+    lists: usize,
+    seed: u64,
+    dim: usize,
+    row: &impl Fn(u32) -> &'r [f32],
+) -> Vec<f32> {
     if sample.is_empty() {
         return vec![0.0; dim];
     }
@@ -204,9 +213,8 @@ impl Probe {
         accept: &mut dyn FnMut(u32) -> bool,
     ) -> usize {
         let (table, mut distances) = (graph.compared(), 0);
-        let enough = |probe: &Probe| {
-            probe.found.len() >= least && probe.seen >= width * ROWS_PER_EF && probe.accepted >= width
-        };
+        let enough =
+            |probe: &Probe| probe.found.len() >= least && probe.seen >= width * ROWS_PER_EF && probe.accepted >= width;
         while !enough(self) && distances < budget {
             let Some(list) = self.left.pop() else { break };
             let slots = lists.slots(list);

@@ -42,7 +42,7 @@ fn graph_of(metric: Metric, rows: &[Vec<f32>], threads: usize) -> Graph {
 }
 
 fn encoded(encoding: Encoding, metric: Metric, rows: &[Vec<f32>], threads: usize) -> Graph {
-    let params = Params { m: 8, ef_construction: 80, seed: 7, encoding };
+    let params = Params { m: 8, ef_construction: 80, seed: 7, encoding, ..Params::default() };
     let graph = Graph::new(metric, rows[0].len(), rows.len() + 10, params);
     rows.iter().for_each(|row| _ = graph.push(row));
     graph.build(threads, &|_| {});
@@ -132,7 +132,7 @@ fn rows_that_say_nothing_choose_no_codes() {
     // Placeholders first, the real rows later: no grid is learned of the former.
     for (metric, placeholder) in [(Metric::Cosine, 0.0), (Metric::L2, 0.0), (Metric::L2, 7.0), (Metric::Ip, 1.0)] {
         let real = clustered(41, 3000, 24);
-        let params = Params { m: 8, ef_construction: 80, seed: 9, encoding: Encoding::Sq8 };
+        let params = Params { m: 8, ef_construction: 80, seed: 9, encoding: Encoding::Sq8, ..Params::default() };
         let graph = Graph::new(metric, 24, 9000, params);
         (0..1500).for_each(|_| _ = graph.push(&[placeholder; 24]));
         while graph.link_next(64) > 0 {}
@@ -151,7 +151,7 @@ fn rows_that_say_nothing_choose_no_codes() {
 fn codes_that_fit_the_first_rows_only_are_refused_later() {
     // The first rows lie in a corner that the grid is made for; the others are far outside it.
     let rows = clustered(43, 6000, 12);
-    let params = Params { m: 8, ef_construction: 80, seed: 9, encoding: Encoding::Sq8 };
+    let params = Params { m: 8, ef_construction: 80, seed: 9, encoding: Encoding::Sq8, ..Params::default() };
     let graph = Graph::new(Metric::L2, 12, rows.len(), params);
     for (slot, row) in rows.iter().enumerate() {
         let scale = if slot < 1000 { 0.001 } else { 1.0 };
@@ -192,7 +192,7 @@ fn a_row_chained_by_codes_keeps_its_own_distance() {
 #[test]
 fn codes_come_while_rows_are_pushed_and_searched() {
     let rows = clustered(21, 3000, 16);
-    let params = Params { m: 8, ef_construction: 60, seed: 5, encoding: Encoding::Sq4 };
+    let params = Params { m: 8, ef_construction: 60, seed: 5, encoding: Encoding::Sq4, ..Params::default() };
     let graph = Graph::new(Metric::L2, 16, rows.len(), params);
     let pushed = AtomicBool::new(false);
     std::thread::scope(|scope| {
