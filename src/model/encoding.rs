@@ -9,27 +9,63 @@ use serde::{Deserialize, Serialize};
 pub enum Encoding {
     /// Full floats, four bytes an element.
     F32,
+    /// Half-precision floats, two bytes an element.
+    F16,
     /// One byte an element.
     #[default]
     Sq8,
     /// Half a byte an element.
     Sq4,
+    /// Product codes of an eighth of the floats' bytes, in sealed segments; growing ones have `Sq8`.
+    Pq8,
+    /// Of a sixteenth.
+    Pq16,
+    /// Of a thirty-second.
+    Pq32,
     /// A bit an element, in sealed segments; growing ones have `Sq8`.
     Bq,
 }
 
 impl Encoding {
     /// Every encoding, largest first.
-    pub const ALL: [Encoding; 4] = [Encoding::F32, Encoding::Sq8, Encoding::Sq4, Encoding::Bq];
+    pub const ALL: [Encoding; 8] = [
+        Encoding::F32,
+        Encoding::F16,
+        Encoding::Sq8,
+        Encoding::Sq4,
+        Encoding::Pq8,
+        Encoding::Pq16,
+        Encoding::Pq32,
+        Encoding::Bq,
+    ];
 
     /// The name used in configuration and reports.
     pub fn name(self) -> &'static str {
         match self {
             Encoding::F32 => "f32",
+            Encoding::F16 => "f16",
             Encoding::Sq8 => "sq8",
             Encoding::Sq4 => "sq4",
+            Encoding::Pq8 => "pq8",
+            Encoding::Pq16 => "pq16",
+            Encoding::Pq32 => "pq32",
             Encoding::Bq => "bq",
         }
+    }
+
+    /// Of product codes: how many bytes of floats become one.
+    pub fn ratio(self) -> Option<usize> {
+        match self {
+            Encoding::Pq8 => Some(8),
+            Encoding::Pq16 => Some(16),
+            Encoding::Pq32 => Some(32),
+            _ => None,
+        }
+    }
+
+    /// Only for sealed segments: graphs are linked by `Sq8`.
+    pub fn is_sealed(self) -> bool {
+        self == Encoding::Bq || self.ratio().is_some()
     }
 
     /// What serves a metric: codes add up products and squares only.
@@ -45,9 +81,12 @@ impl Encoding {
     pub fn overfetch(self, want: usize) -> usize {
         match self {
             Encoding::F32 => want,
+            Encoding::F16 => want + (want / 4).clamp(2, 64),
             Encoding::Sq8 => want + (want / 2).clamp(6, 256),
             Encoding::Sq4 => want + want.clamp(20, 512),
-            Encoding::Bq => want + (5 * want).clamp(50, 4096),
+            Encoding::Pq8 => want + want.clamp(20, 512),
+            Encoding::Pq16 => want + (2 * want).clamp(30, 1024),
+            Encoding::Pq32 | Encoding::Bq => want + (5 * want).clamp(50, 4096),
         }
     }
 }

@@ -205,6 +205,9 @@ impl Graph {
         if let Some(codes) = self.codes.get() {
             // SAFETY: as above.
             unsafe { codes.encode(slot, row, self.kernel.is_directionless(row)) };
+            if !codes.holds(row) {
+                self.refuse("a row is out of their range");
+            }
         }
         self.publish(slot, &mut next_block);
         slot
@@ -376,7 +379,7 @@ impl Graph {
         let repeated = if self.repeated.load(Ordering::Relaxed) > 0 { len } else { 0 };
         let words = len + upper + repeated;
         let held = if let Full::Held(table) = &self.full { table.bytes_of(len) } else { 0 };
-        let rows = held + self.codes.get().map_or(0, |codes| codes.bytes_of(len));
+        let rows = held + self.codes.get().map_or(0, |codes| codes.memory_bytes(len));
         let scratches: usize = self.scratches.lock().iter().map(|scratch| scratch.memory_bytes()).sum();
         self.base.bytes_of(len) + words * 4 + rows + STRIPES + scratches
     }
@@ -423,10 +426,16 @@ impl Graph {
             Some(_) if self.refused.load(Ordering::Relaxed) => {}
             Some(codes) => {
                 if self.judge(codes, len) == Verdict::Refused {
-                    tracing::info!(rows = len, "codes do not tell these rows apart any more; comparing floats");
-                    self.refused.store(true, Ordering::Relaxed);
+                    self.refuse("they do not tell these rows apart any more");
                 }
             }
+        }
+    }
+
+    /// Compares floats from now on.
+    fn refuse(&self, why: &str) {
+        if !self.refused.swap(true, Ordering::Relaxed) {
+            tracing::info!(rows = self.len(), "codes are given up, floats are compared: {why}");
         }
     }
 
@@ -436,6 +445,7 @@ impl Graph {
         let _alone = self.writer.lock();
         let len = self.len();
         let tried: &[Encoding] = match self.params.encoding {
+            Encoding::F16 => &[Encoding::F16],
             Encoding::Sq4 => &[Encoding::Sq4, Encoding::Sq8],
             _ => &[Encoding::Sq8],
         };
@@ -466,16 +476,18 @@ impl Graph {
         Ok(codes)
     }
 
-    /// Binary codes of the first `len` rows, where they are wanted and serve: a graph is not linked by them, but answers
-    /// from them when it is sealed.
+    /// Binary or product codes of the first `len` rows, where they are wanted and serve: a graph is not linked by them, but
+    /// answers from them when it is sealed.
     fn sealed_codes(&self, len: u32) -> io::Result<Option<Table>> {
-        if self.params.encoding != Encoding::Bq || self.encoding() == Encoding::F32 || !self.holds_rows() {
+        let wanted = self.params.encoding;
+        if !wanted.is_sealed() || self.encoding() == Encoding::F32 || !self.holds_rows() {
             return Ok(None);
         }
-        let codes = self.encoded(Encoding::Bq, len, len as usize)?;
+        let codes = self.encoded(wanted, len, len as usize)?;
         let fit = self.judge(&codes, len) == Verdict::Fit;
         if !fit {
-            tracing::info!(rows = len, "bq does not tell these rows apart; keeping {}", self.encoding().name());
+            let (wanted, kept) = (wanted.name(), self.encoding().name());
+            tracing::info!(rows = len, "{wanted} does not tell these rows apart; keeping {kept}");
         }
         Ok(fit.then_some(codes))
     }
@@ -484,6 +496,9 @@ impl Graph {
     /// one for all elements, and rows that differ in a small element beside a large one look the same on it. Rows of which
     /// most are equal, or have no direction, tell nothing.
     fn judge(&self, codes: &Table, len: u32) -> Verdict {
+        if !(0..len).all(|slot| codes.holds(&self.row(slot)[..self.dim])) {
+            return Verdict::Refused;
+        }
         let slots: Vec<u32> = (0..len).step_by(len.div_ceil(PROBED_ROWS) as usize).collect();
         let (mut found, mut wanted) = (0, 0);
         for &probe in slots.iter().step_by(slots.len().div_ceil(PROBES)) {
