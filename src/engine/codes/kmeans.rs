@@ -1,6 +1,5 @@
 //! 256 centroids of points, by Lloyd's algorithm, and how points are compared with them. Centroids are kept an element a
-//! column, so that all 256 are compared at once; the compiler makes vectors of the loops, without fused operations: every
-//! instruction set gives the same bits.
+//! column, so that many are compared at once; without fused operations: every instruction set gives the same bits.
 
 use crate::engine::distance::Isa;
 
@@ -40,40 +39,58 @@ fn scores(point: &[f32], columns: &[Column], base: &Column, block: usize) -> [f3
     scores
 }
 
-/// The nearest of two, the first of equals; numbers are floats, so that they are chosen as the scores are, in vectors.
-#[inline(always)]
-fn nearer(one: (f32, f32), other: (f32, f32)) -> (f32, f32) {
-    let other_is = (other.0 < one.0) | ((other.0 == one.0) & (other.1 < one.1));
-    (if other_is { other.0 } else { one.0 }, if other_is { other.1 } else { one.1 })
-}
-
-#[inline(always)]
-fn assign_with(points: &[f32], columns: &[Column], base: &Column, mut each: impl FnMut(usize, u8, f32)) {
+fn assign_plain(points: &[f32], columns: &[Column], base: &Column, mut each: impl FnMut(usize, u8, f32)) {
     for (number, point) in points.chunks_exact(columns.len()).enumerate() {
-        let (mut best, mut at): ([f32; LANES], [f32; LANES]) =
-            ([f32::INFINITY; LANES], std::array::from_fn(|lane| lane as f32));
+        let (mut best, mut nearest) = (f32::INFINITY, 0);
         for block in 0..base.len() {
-            let scores = scores(point, columns, base, block);
-            for lane in 0..LANES {
-                let number = (block * LANES + lane) as f32;
-                let is_nearer = scores[lane] < best[lane];
-                best[lane] = if is_nearer { scores[lane] } else { best[lane] };
-                at[lane] = if is_nearer { number } else { at[lane] };
+            for (lane, score) in scores(point, columns, base, block).into_iter().enumerate() {
+                if score < best {
+                    (best, nearest) = (score, block * LANES + lane);
+                }
             }
         }
-        for width in [8, 4, 2, 1] {
-            for lane in 0..width {
-                (best[lane], at[lane]) = nearer((best[lane], at[lane]), (best[lane + width], at[lane + width]));
-            }
-        }
-        each(number, at[0] as u8, best[0]);
+        each(number, nearest as u8, best);
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn assign_avx2(points: &[f32], columns: &[Column], base: &Column, each: impl FnMut(usize, u8, f32)) {
-    assign_with(points, columns, base, each);
+fn assign_avx2(points: &[f32], columns: &[Column], base: &Column, mut each: impl FnMut(usize, u8, f32)) {
+    use std::arch::x86_64::*;
+    // SAFETY: half a block is eight floats.
+    let load = |block: &[f32; LANES], half: usize| unsafe { _mm256_loadu_ps(block.as_ptr().add(8 * half)) };
+    let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    for (number, point) in points.chunks_exact(columns.len()).enumerate() {
+        let (mut best, mut at) =
+            ([_mm256_set1_ps(f32::INFINITY); 2], [lanes, _mm256_add_epi32(lanes, _mm256_set1_epi32(8))]);
+        let mut here = at;
+        for (block, base) in base.iter().enumerate() {
+            let mut scores = [load(base, 0), load(base, 1)];
+            for (&x, column) in point.iter().zip(columns) {
+                let x = _mm256_set1_ps(x);
+                for half in 0..2 {
+                    scores[half] = _mm256_sub_ps(scores[half], _mm256_mul_ps(x, load(&column[block], half)));
+                }
+            }
+            for half in 0..2 {
+                let nearer = _mm256_cmp_ps::<_CMP_LT_OQ>(scores[half], best[half]);
+                best[half] = _mm256_blendv_ps(best[half], scores[half], nearer);
+                at[half] = _mm256_blendv_epi8(at[half], here[half], _mm256_castps_si256(nearer));
+                here[half] = _mm256_add_epi32(here[half], _mm256_set1_epi32(LANES as i32));
+            }
+        }
+        // The smallest of all lanes, in every lane; then the smallest number that has it.
+        let least = _mm256_min_ps(best[0], best[1]);
+        let least = _mm256_min_ps(least, _mm256_permute2f128_ps::<1>(least, least));
+        let least = _mm256_min_ps(least, _mm256_permute_ps::<0b01_00_11_10>(least));
+        let least = _mm256_min_ps(least, _mm256_permute_ps::<0b10_11_00_01>(least));
+        let others = |half: usize| _mm256_castps_si256(_mm256_cmp_ps::<_CMP_NEQ_OQ>(best[half], least));
+        let first = _mm256_min_epu32(_mm256_or_si256(at[0], others(0)), _mm256_or_si256(at[1], others(1)));
+        let first = _mm256_min_epu32(first, _mm256_permute2x128_si256::<1>(first, first));
+        let first = _mm256_min_epu32(first, _mm256_shuffle_epi32::<0b01_00_11_10>(first));
+        let first = _mm256_min_epu32(first, _mm256_shuffle_epi32::<0b10_11_00_01>(first));
+        each(number, _mm256_cvtsi256_si32(first) as u8, _mm256_cvtss_f32(least));
+    }
 }
 
 /// Tells each point's number, its nearest centroid, the first of equals, and the score: half the squared distance, less half
@@ -86,7 +103,7 @@ pub fn assign(isa: Isa, points: &[f32], columns: &[Column], base: &Column, each:
         return unsafe { assign_avx2(points, columns, base, each) };
     }
     let _ = isa;
-    assign_with(points, columns, base, each);
+    assign_plain(points, columns, base, each);
 }
 
 #[inline(always)]

@@ -123,33 +123,27 @@ pub fn query(codec: &Codec, books: &Books, row: &[f32], into: &mut Coded) {
         Metric::Ip => row.to_vec(),
         _ => row.iter().enumerate().map(|(at, x)| x - codec.offset(at)).collect(),
     };
-    let length = |run: usize| around[books.run(run).0].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
     // Between these a run's scores are, by Cauchy and Schwarz, and as no square is below zero.
     let between = |run: usize| {
-        let (query, reach) = (length(run), f64::from(books.reach[run]));
+        let square = around[books.run(run).0].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
+        let (both, reach) = (square.sqrt() * f64::from(books.reach[run]), f64::from(books.reach[run]));
         match metric {
-            Metric::Ip => (-query * reach, query * reach),
-            _ => ((-query * reach).max(-query * query / 2.0), query * reach + reach * reach / 2.0),
+            Metric::Ip => (-both, both),
+            _ => (f64::max(-both, -square / 2.0), both + reach * reach / 2.0),
         }
     };
-    let runs = books.reach.len();
-    let widest = (0..runs).map(|run| between(run).1 - between(run).0).fold(0.0, f64::max);
+    let ranges: Vec<(f64, f64)> = (0..books.reach.len()).map(between).collect();
+    let widest = ranges.iter().map(|(low, high)| high - low).fold(0.0, f64::max);
     let unit = (widest / f64::from(TOP)).max(1e-30);
-    into.tables.resize(runs, [0; CENTROIDS]);
+    into.tables.resize(ranges.len(), [0; CENTROIDS]);
     let mut shared = 0.0;
-    for run in 0..runs {
-        let low = between(run).0 - f64::from(MARGIN) * unit;
+    for (run, (low, _)) in ranges.into_iter().enumerate() {
+        let low = low - f64::from(MARGIN) * unit;
         shared += low;
         let (at, columns) = books.run(run);
         let base = if metric == Metric::Ip { &BLANK } else { &books.halves[run] };
-        kmeans::tabulate(
-            codec.kernel.isa(),
-            &around[at],
-            columns,
-            base,
-            (low as f32, 1.0 / unit as f32),
-            &mut into.tables[run],
-        );
+        let grid = (low as f32, (1.0 / unit) as f32);
+        kmeans::tabulate(codec.kernel.isa(), &around[at], columns, base, grid, &mut into.tables[run]);
     }
     let square: f64 = around.iter().map(|&x| f64::from(x).powi(2)).sum();
     let along = || (0..codec.dim).map(|at| f64::from(codec.offset(at)) * f64::from(row[at])).sum::<f64>();
@@ -195,4 +189,11 @@ pub unsafe fn gather(query: &Coded, table: *const u8, slots: &[u32], out: &mut [
         // `min` returns the other operand when one is NaN: of infinities.
         *value = f32::min(estimate, f32::INFINITY);
     }
+}
+
+/// The vector that a row's code stands for.
+#[cfg(test)]
+pub fn decode(codec: &Codec, books: &Books, row: &[u8]) -> Vec<f32> {
+    let named = |run: usize| books.run(run).1.iter().map(move |column| column.as_flattened()[usize::from(row[run])]);
+    (0..row.len()).flat_map(named).enumerate().map(|(at, x)| codec.offset(at) + x).collect()
 }

@@ -362,7 +362,7 @@ impl Walk<'_> {
             out.extend(s.pool.taken(want).map(|key| (distance_of(key), slot_of(key))));
         } else {
             // Coarse codes order little: the pool itself is what they choose.
-            let pool = if encoding.is_sealed() { self.ef } else { 0 };
+            let pool = if encoding.is_coarse() { self.ef } else { 0 };
             let more = encoding.overfetch(want).max(pool).saturating_sub(self.held.len());
             self.fetch(want.saturating_sub(self.held.len()), more, accept, s);
             let compared = self.compare_exactly(more, s);
