@@ -28,7 +28,8 @@ pub struct GraphArgs {
     /// Pool size while building.
     #[arg(long, default_value_t = 200)]
     pub(super) ef_construction: usize,
-    /// What walks compare: f32, sq8, sq4, or bq in sealed segments. The answer is ordered by full floats in any case.
+    /// What walks compare: f32, f16, sq8, sq4, or in sealed segments pq8, pq16, pq32, bq. The answer is ordered by full
+    /// floats in any case.
     #[arg(long, default_value = "sq8", value_parser = parse_encoding)]
     pub(super) encoding: Encoding,
     /// hnsw, ivfflat (in sealed segments) or flat; `bench ann` is of hnsw in any case.

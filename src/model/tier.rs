@@ -65,7 +65,7 @@ impl Default for TierPolicy {
             cool_after_h: 168.0,
             cold_after_h: 720.0,
             warm: Encoding::Sq8,
-            cool: Encoding::Sq4,
+            cool: Encoding::Pq16,
             cold: Encoding::Bq,
             promote_hits: 3,
             residence_h: 1.0,

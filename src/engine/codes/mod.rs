@@ -1,18 +1,23 @@
-//! How rows are encoded for walks: full floats, or small integer codes on one grid, and how a query meets them.
+//! How rows are encoded for walks: full floats, half ones, or small codes, and how a query meets them.
 //!
 //! | encoding | bytes an element | a row element is about |
 //! |---|---|---|
 //! | `F32` | 4 | itself |
+//! | `F16` | 2 | itself, to eleven bits (`half.rs`) |
 //! | `Sq8` | 1 | centre + step x code, code in -127..=127 |
 //! | `Sq4` | 1/2 | centre + step x level, one of 16 levels placed for a normal distribution |
+//! | `Pq8`, `Pq16`, `Pq32` | 1/2, 1/4, 1/8 | centre + the nearest of 256 centroids of its run (`product.rs`) |
 //! | `Bq` | 1/8, and 8 a row | centre + or - a factor of the row (`binary.rs`) |
 //!
-//! One step serves all elements, so the error is spread evenly over them, and products of codes are products of vectors:
-//! a row can be the query without being decoded. The centre, per element, is used by L2, where it cancels out, and by binary codes. The
+//! On a grid one step serves all elements, so the error is spread evenly over them, and products of codes are products of vectors:
+//! a row can be the query without being decoded. The centre, per element, is used by L2, where it cancels out, and by binary and product codes. The
 //! query keeps 16 bits an element. What a walk found by codes is ordered by the full floats afterwards (`hnsw/search.rs`).
 
 mod binary;
+mod half;
 mod kernels;
+mod kmeans;
+mod product;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +39,7 @@ pub struct Coded {
     floats: Vec<Line>,
     ints: Vec<i16>,
     planes: binary::Planes,
+    tables: Vec<product::Scores>,
     /// The inner value is `bias + scale * sum`.
     bias: f32,
     scale: f32,
@@ -56,6 +62,8 @@ pub struct Codec {
     center: Box<[f32]>,
     step: f32,
     sums: Sums,
+    /// Of product codes.
+    books: Option<product::Books>,
 }
 
 impl Codec {
@@ -65,16 +73,24 @@ impl Codec {
     }
 
     fn new(encoding: Encoding, kernel: Kernel, dim: usize, center: Box<[f32]>, step: f32) -> Codec {
-        let unit = if encoding == Encoding::F32 { LINE } else { BLOCK };
+        let unit = match encoding {
+            Encoding::F32 => LINE,
+            Encoding::F16 => half::UNIT,
+            _ => BLOCK,
+        };
         let sums = sums(encoding, kernel.metric(), kernel.isa());
-        Codec { encoding, kernel, dim, padded: dim.next_multiple_of(unit), center, step, sums }
+        Codec { encoding, kernel, dim, padded: dim.next_multiple_of(unit), center, step, sums, books: None }
     }
 
-    /// Learns the grid from rows as the kernel prepares them: at least one, a sample of all.
+    /// Learns the grid, or the centroids, from rows as the kernel prepares them: at least one, a sample of all.
     pub fn train<'r>(encoding: Encoding, kernel: Kernel, dim: usize, rows: impl Iterator<Item = &'r [f32]>) -> Codec {
         let sample: Vec<&[f32]> = rows.filter(|row| row[0].is_finite()).collect();
         let center = if is_centered(encoding, kernel.metric()) { mean(dim, &sample) } else { Box::default() };
-        if encoding == Encoding::Bq {
+        if let Some(ratio) = encoding.ratio() {
+            let books = product::Books::train(&kernel, product::runs(dim, ratio), &center, &sample);
+            return Codec { books: Some(books), ..Codec::new(encoding, kernel, dim, center, 1.0) };
+        }
+        if matches!(encoding, Encoding::Bq | Encoding::F16) {
             return Codec::new(encoding, kernel, dim, center, 1.0);
         }
         let keep = (TRAINED_ON / dim).clamp(1, sample.len().max(1));
@@ -96,11 +112,16 @@ impl Codec {
             Encoding::Sq8 => 1,
             Encoding::Sq4 => 2,
             Encoding::Bq => 3,
+            Encoding::F16 => 4,
+            Encoding::Pq8 => 5,
+            Encoding::Pq16 => 6,
+            Encoding::Pq32 => 7,
         };
         out.write_all(&[encoding])?;
         out.write_all(&self.step.to_le_bytes())?;
         out.write_all(&(self.center.len() as u32).to_le_bytes())?;
-        self.center.iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))
+        self.center.iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))?;
+        self.books.iter().try_for_each(|books| books.save(out))
     }
 
     /// Reads what [`Codec::save`] wrote; `None` where it is about full floats.
@@ -117,6 +138,10 @@ impl Codec {
             1 => Encoding::Sq8,
             2 => Encoding::Sq4,
             3 => Encoding::Bq,
+            4 => Encoding::F16,
+            5 => Encoding::Pq8,
+            6 => Encoding::Pq16,
+            7 => Encoding::Pq32,
             _ => return Err(wrong("of an unknown kind")),
         };
         let step = f32::from_le_bytes(word()?);
@@ -126,7 +151,9 @@ impl Codec {
         }
         let center = (0..if centered { dim } else { 0 }).map(|_| word().map(f32::from_le_bytes));
         let center = center.collect::<io::Result<Box<[f32]>>>()?;
-        Ok(Some(Codec::new(encoding, kernel, dim, center, step)))
+        let runs = encoding.ratio().map(|ratio| product::runs(dim, ratio));
+        let books = runs.map(|runs| product::Books::load(runs, dim, input)).transpose()?;
+        Ok(Some(Codec { books, ..Codec::new(encoding, kernel, dim, center, step) }))
     }
 
     /// How rows are encoded.
@@ -138,10 +165,30 @@ impl Codec {
     pub fn stride(&self) -> usize {
         match self.encoding {
             Encoding::F32 => self.padded * 4,
+            Encoding::F16 => self.padded * 2,
             Encoding::Sq8 => self.padded,
             Encoding::Sq4 => self.padded / 2,
             Encoding::Bq => 8 * binary::words(self.dim) + binary::TAIL,
+            Encoding::Pq8 | Encoding::Pq16 | Encoding::Pq32 => product::runs(self.dim, self.ratio()),
         }
+    }
+
+    fn ratio(&self) -> usize {
+        self.encoding.ratio().expect("asked of product codes")
+    }
+
+    fn books(&self) -> &product::Books {
+        self.books.as_ref().expect("product codes have centroids")
+    }
+
+    /// Bytes in memory beside the rows.
+    pub fn memory_bytes(&self) -> usize {
+        size_of_val(&*self.center) + self.books.as_ref().map_or(0, product::Books::memory_bytes)
+    }
+
+    /// Can the encoding say what a prepared row is, whatever was learned? Else its codes do not serve it.
+    pub fn holds(&self, row: &[f32]) -> bool {
+        self.encoding != Encoding::F16 || self.kernel.is_directionless(row) || half::holds(row)
     }
 
     fn offset(&self, at: usize) -> f32 {
@@ -154,7 +201,9 @@ impl Codec {
         let scaled = |at: usize| (row[at] - self.offset(at)) / self.step;
         match self.encoding {
             Encoding::F32 => unreachable!("floats are written where they are kept"),
+            Encoding::F16 => half::encode(row, out),
             Encoding::Bq => binary::encode(self, row, out),
+            Encoding::Pq8 | Encoding::Pq16 | Encoding::Pq32 => product::encode(self, self.books(), row, out),
             Encoding::Sq8 => (0..self.dim).for_each(|at| out[at] = byte(scaled(at)) as u8),
             Encoding::Sq4 => {
                 for at in 0..self.padded {
@@ -189,10 +238,16 @@ impl Codec {
             }
             return;
         }
-        if self.encoding == Encoding::Bq {
-            binary::query(self, row, into);
-            return self.place(row, into);
+        match self.encoding {
+            Encoding::F16 => half::query(self, row.iter().copied(), into),
+            Encoding::Bq => binary::query(self, row, into),
+            Encoding::Pq8 | Encoding::Pq16 | Encoding::Pq32 => product::query(self, self.books(), row, into),
+            _ => self.grid_query(row, into),
         }
+        self.place(row, into);
+    }
+
+    fn grid_query(&self, row: &[f32], into: &mut Coded) {
         let reach = self.reach();
         into.ints.clear();
         if self.kernel.metric() == Metric::L2 {
@@ -205,7 +260,6 @@ impl Codec {
             into.scale = -unit * self.step;
         }
         self.finish(into);
-        self.place(row, into);
     }
 
     /// A query without a direction is as far from everything as floats say.
@@ -228,7 +282,10 @@ impl Codec {
                 }));
                 return;
             }
-            Encoding::Bq => unreachable!("graphs are not linked by binary codes"),
+            Encoding::F16 => return half::query(self, half::decode(row), into),
+            Encoding::Bq | Encoding::Pq8 | Encoding::Pq16 | Encoding::Pq32 => {
+                unreachable!("graphs are not linked by these codes")
+            }
             Encoding::Sq8 => into.ints.extend(row.iter().map(|&code| i16::from(code as i8))),
             Encoding::Sq4 => {
                 for block in row.chunks_exact(BLOCK / 2) {
@@ -266,12 +323,20 @@ impl Codec {
             return unsafe { self.kernel.gather(query.row(), table.cast(), slots, out) };
         }
         let out = &mut out[..slots.len()];
-        if self.encoding == Encoding::Bq {
+        // SAFETY: by contract.
+        match self.encoding {
+            Encoding::Bq => return unsafe { binary::gather(self, query, table, slots, out) },
+            Encoding::Pq8 | Encoding::Pq16 | Encoding::Pq32 => {
+                return unsafe { product::gather(query, table, slots, out) };
+            }
+            _ => {}
+        }
+        let table = Table { start: table, stride: self.stride() };
+        if self.encoding == Encoding::F16 {
             // SAFETY: by contract.
-            return unsafe { binary::gather(self, query, table, slots, out) };
+            return unsafe { half::gather(self, query, table, slots, out) };
         }
         debug_assert_eq!(query.ints.len(), self.padded);
-        let table = Table { start: table, stride: self.stride() };
         // SAFETY: `sums` was chosen for this CPU, the rows are the caller's, and an `f32` has room for an `i32`.
         unsafe { (self.sums)(&query.ints, table, slots, out.as_mut_ptr().cast()) };
         for value in out {
@@ -306,7 +371,11 @@ fn level(scaled: f32) -> u8 {
 
 /// Do these codes count from a centre?
 fn is_centered(encoding: Encoding, metric: Metric) -> bool {
-    metric == Metric::L2 || encoding == Encoding::Bq
+    match encoding {
+        Encoding::F32 | Encoding::F16 => false,
+        Encoding::Sq8 | Encoding::Sq4 => metric == Metric::L2,
+        Encoding::Bq | Encoding::Pq8 | Encoding::Pq16 | Encoding::Pq32 => true,
+    }
 }
 
 fn mean(dim: usize, rows: &[&[f32]]) -> Box<[f32]> {

@@ -23,6 +23,7 @@ fn rows(metric: Metric, isa: Isa, count: u64, dim: usize) -> (Kernel, Vec<Vec<f3
 }
 
 const CODED: [Encoding; 2] = [Encoding::Sq8, Encoding::Sq4];
+const PRODUCT: [Encoding; 3] = [Encoding::Pq8, Encoding::Pq16, Encoding::Pq32];
 const METRICS: [Metric; 3] = [Metric::L2, Metric::Cosine, Metric::Ip];
 
 fn encoded(codec: &Codec, rows: &[Vec<f32>]) -> Vec<u8> {
@@ -140,16 +141,17 @@ fn no_sum_overflows_however_far_the_query_is() {
 }
 
 #[test]
-fn binary_codes_put_the_nearest_among_the_first() {
-    for metric in METRICS {
-        for (dim, least) in [(17, 0.5), (100, 0.7), (384, 0.85)] {
+fn coarse_codes_put_the_nearest_among_the_first() {
+    let least = |encoding, of_binary: f64| if encoding == Encoding::Bq { of_binary } else { 0.98 };
+    for (encoding, metric) in PRODUCT.into_iter().chain([Encoding::Bq]).flat_map(|e| METRICS.map(|m| (e, m))) {
+        for (dim, of_binary) in [(17, 0.5), (100, 0.7), (384, 0.85)] {
             let (kernel, mut rows) = rows(metric, Isa::detect(), 600, dim);
             // Not around the origin, and each element of another width.
             for row in &mut rows {
                 row.iter_mut().enumerate().for_each(|(at, x)| *x = 0.2 + *x * (1.0 + (at % 5) as f32));
                 kernel.prepare(row);
             }
-            let codec = Codec::train(Encoding::Bq, kernel, dim, rows.iter().map(Vec::as_slice));
+            let codec = Codec::train(encoding, kernel, dim, rows.iter().map(Vec::as_slice));
             let table = encoded(&codec, &rows);
             let slots: Vec<u32> = (0..600).collect();
             let (mut found, mut error, mut query) = (0, 0.0, Coded::default());
@@ -164,31 +166,206 @@ fn binary_codes_put_the_nearest_among_the_first() {
                     order.sort_by(|&a, &b| values[a as usize].total_cmp(&values[b as usize]));
                     order
                 };
-                let first = order(&values)[..Encoding::Bq.overfetch(10)].to_vec();
+                let first = order(&values)[..encoding.overfetch(10)].to_vec();
                 found += order(&exact)[..10].iter().filter(|slot| first.contains(slot)).count();
                 let spread = exact.iter().copied().fold(0.0f32, |most, x| most.max(x.abs()));
                 error +=
                     values.iter().zip(&exact).map(|(a, b)| f64::from((a - b) / spread)).sum::<f64>() / 600.0 / 30.0;
             }
-            assert!(f64::from(found as u32) >= least * 300.0, "{metric} {dim}: {found} of 300");
-            assert!(error.abs() < 0.02, "{metric} {dim}: estimates are off by {error} on average");
+            let least = least(encoding, of_binary) * 300.0;
+            assert!(f64::from(found as u32) >= least, "{encoding:?} {metric} {dim}: {found} of 300");
+            assert!(error.abs() < 0.02, "{encoding:?} {metric} {dim}: estimates are off by {error} on average");
         }
     }
 }
 
 #[test]
-fn binary_estimates_are_numbers_however_far_the_query_is() {
-    for metric in METRICS {
+fn estimates_are_numbers_however_far_the_query_is() {
+    let encodings = PRODUCT.into_iter().chain([Encoding::Bq, Encoding::F16]);
+    for (encoding, metric) in encodings.flat_map(|e| METRICS.map(|m| (e, m))) {
         let kernel = Kernel::new(metric);
         let sample = [vec![1.0; 70], vec![-1.0; 70], vec![0.0; 70]];
-        let codec = Codec::train(Encoding::Bq, kernel, 70, sample.iter().map(Vec::as_slice));
+        let codec = Codec::train(encoding, kernel, 70, sample.iter().map(Vec::as_slice));
         let table = encoded(&codec, &sample);
         let mut query = Coded::default();
         for far in [1e30, -3e38, 1e-40, 0.0] {
             codec.query(&[far; 70], &mut query);
             for row in table.chunks_exact(codec.stride()) {
-                assert!(!codec.one(&query, row).is_nan(), "{metric} {far}");
+                assert!(!codec.one(&query, row).is_nan(), "{encoding:?} {metric} {far}");
             }
         }
+    }
+}
+
+/// Inner values of the first row against all, from a table that begins at an odd address.
+fn gathered(codec: &Codec, query: &Coded, table: &[u8]) -> Vec<f32> {
+    let shifted: Vec<u8> = std::iter::once(0).chain(table.iter().copied()).collect();
+    let slots: Vec<u32> = (0..(table.len() / codec.stride()) as u32).collect();
+    let mut values = vec![0.0; slots.len()];
+    // SAFETY: the rows are whole, one byte later.
+    unsafe { codec.gather(query, shifted[1..].as_ptr(), &slots, &mut values) };
+    values
+}
+
+#[test]
+fn half_floats_are_compared_as_the_reference_says() {
+    let (most, least) = (65_504.0f32, 6e-8f32);
+    for (metric, isa) in METRICS.into_iter().flat_map(|m| Isa::available().into_iter().map(move |i| (m, i))) {
+        for dim in (1..130).chain([384, 1000, 2049]) {
+            let (_, mut rows) = rows(metric, isa, 9, dim);
+            if metric != Metric::Cosine {
+                rows.extend([vec![most; dim], vec![-most; dim], vec![least; dim], vec![0.0; dim], vec![1e30; dim]]);
+                rows.push((0..dim).map(|at| [most, -least, 1.0][at % 3]).collect());
+            }
+            let codec = Codec::train(Encoding::F16, Kernel::with(metric, isa), dim, rows.iter().map(Vec::as_slice));
+            let table = encoded(&codec, &rows);
+            let (mut query, mut as_query) = (Coded::default(), Coded::default());
+            codec.query(&rows[0], &mut query);
+            for (row, (bytes, value)) in
+                rows.iter().zip(table.chunks_exact(codec.stride()).zip(gathered(&codec, &query, &table)))
+            {
+                let near: Vec<f64> =
+                    row.iter().map(|&x| ::half::f16::from_f32(x.clamp(-most, most)).to_f64()).collect();
+                let terms = rows[0].iter().zip(&near).map(|(&q, x)| {
+                    let q = f64::from(q);
+                    if metric == Metric::L2 { (q - x) * (q - x) } else { -q * x }
+                });
+                let (sum, size) = terms.fold((0.0, 1.0), |(sum, size), x| (sum + x, size + x.abs()));
+                let exact = if metric == Metric::Cosine { 1.0 + sum } else { sum };
+                assert!((f64::from(value) - exact).abs() <= 1e-5 * size, "{metric} {isa:?} {dim}: {value} for {exact}");
+                // A row as query is the query of what its code stands for.
+                codec.row_as_query(bytes, &mut as_query);
+                let decoded: Vec<f32> = near.iter().map(|&x| x as f32).collect();
+                let mut other = Coded::default();
+                codec.query(&decoded, &mut other);
+                assert_eq!(gathered(&codec, &as_query, &table), gathered(&codec, &other, &table));
+            }
+        }
+    }
+}
+
+#[test]
+fn half_floats_say_which_rows_they_hold() {
+    let codec = |metric| Codec::train(Encoding::F16, Kernel::new(metric), 3, std::iter::once(&[1.0; 3][..]));
+    let l2 = codec(Metric::L2);
+    for row in [[0.0; 3], [1.0, 0.0, 1e-30], [65_504.0, 1.0, -65_504.0], [0.0, -6e-8, 0.0]] {
+        assert!(l2.holds(&row), "{row:?}");
+    }
+    for row in [[65_505.0, 0.0, 0.0], [1.0, -3e38, 1.0], [1e-8, 0.0, -1e-9], [0.0, 0.0, 1e-40]] {
+        assert!(!l2.holds(&row), "{row:?}");
+    }
+    assert!(codec(Metric::Cosine).holds(&[f32::NAN, 0.0, 0.0]), "without a direction");
+}
+
+#[test]
+fn product_estimates_are_distances_to_what_codes_stand_for() {
+    for (encoding, metric) in PRODUCT.into_iter().flat_map(|e| METRICS.map(|m| (e, m))) {
+        for dim in (1..20).chain([33, 64, 65, 100, 384]) {
+            let (kernel, rows) = rows(metric, Isa::detect(), 300, dim);
+            let codec = Codec::train(encoding, kernel, dim, rows.iter().map(Vec::as_slice));
+            assert_eq!(codec.stride(), (4 * dim).div_ceil(encoding.ratio().expect("product")));
+            let table = encoded(&codec, &rows);
+            let mut query = Coded::default();
+            codec.query(&rows[0], &mut query);
+            let values = gathered(&codec, &query, &table);
+            for (bytes, value) in table.chunks_exact(codec.stride()).zip(values) {
+                let near = product::decode(&codec, codec.books(), bytes);
+                let pairs = || rows[0].iter().zip(&near).map(|(&q, &x)| (f64::from(q), f64::from(x)));
+                let square = pairs().map(|(q, x)| (q - x) * (q - x)).sum::<f64>();
+                let exact = match metric {
+                    Metric::L2 => square,
+                    Metric::Cosine => square / 2.0,
+                    _ => -pairs().map(|(q, x)| q * x).sum::<f64>(),
+                };
+                let size = pairs().map(|(q, x)| q * q + x * x).sum::<f64>();
+                // Half a unit a run at most, and rounding.
+                let bound = f64::from(query.scale) * codec.stride() as f64 * 0.51 + 2e-6 * (1.0 + size);
+                assert!((f64::from(value) - exact).abs() <= bound, "{encoding:?} {metric} {dim}: {value} for {exact}");
+                assert!(bound < 0.002 * (1.0 + size), "{encoding:?} {metric} {dim}: {bound}");
+            }
+        }
+    }
+}
+
+#[test]
+fn product_codes_are_the_same_on_every_instruction_set() {
+    for (encoding, metric) in PRODUCT.into_iter().flat_map(|e| METRICS.map(|m| (e, m))) {
+        for dim in [1, 2, 7, 16, 61] {
+            let mut seen: Option<(Vec<u8>, Vec<u8>, Vec<f32>)> = None;
+            for isa in Isa::available() {
+                let (_, rows) = rows(metric, Isa::Scalar, 400, dim);
+                let codec = Codec::train(encoding, Kernel::with(metric, isa), dim, rows.iter().map(Vec::as_slice));
+                let (mut learned, mut query) = (Vec::new(), Coded::default());
+                codec.save(&mut learned).expect("memory");
+                let table = encoded(&codec, &rows);
+                codec.query(&rows[3], &mut query);
+                let values = gathered(&codec, &query, &table);
+                let all = (learned, table, values);
+                assert!(*seen.get_or_insert_with(|| all.clone()) == all, "{encoding:?} {metric} {dim} {isa:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn centroids_without_points_go_where_they_are_wanted() {
+    // Fewer places than centroids, most points in one of them: whoever is drawn there first leaves the others bare.
+    let places = noise(5, 200 * 3);
+    let place = |at: usize| &places[3 * at..][..3];
+    let points: Vec<f32> =
+        (0..9_000).flat_map(|at| place(if at % 10 == 0 { at / 10 % 200 } else { 0 }).to_vec()).collect();
+    for reserved in [0, 1] {
+        let mut columns = vec![kmeans::BLANK; 3];
+        kmeans::learn(Isa::detect(), &points, reserved, &mut columns);
+        for at in 0..200 {
+            let same = |k: usize| (0..3).all(|i| (columns[i].as_flattened()[k] - place(at)[i]).abs() < 1e-6);
+            assert!((0..kmeans::CENTROIDS).any(same), "place {at} is nobody's");
+        }
+        let first = |k: usize| columns.iter().map(|column| column.as_flattened()[k]).collect::<Vec<_>>();
+        assert!(reserved == 0 || first(0) == first(1));
+    }
+}
+
+#[test]
+fn centroids_settle_for_less_than_a_grid_loses() {
+    // Points of a normal distribution in two dimensions: 256 centroids lose less than 16 x 16 levels.
+    let points = noise(17, 2 * 10_000);
+    let mut columns = vec![kmeans::BLANK; 2];
+    kmeans::learn(Isa::detect(), &points, 0, &mut columns);
+    let mut lost = 0.0;
+    kmeans::assign(Isa::detect(), &points, &columns, &kmeans::halves(&columns), |at, _, score| {
+        let point = &points[2 * at..][..2];
+        lost += f64::from(point[0] * point[0] + point[1] * point[1] + 2.0 * score);
+    });
+    let step = best_step(Encoding::Sq4, &points);
+    let grid = |&x: &f32| f64::from(x - step * f32::from(LEVELS[usize::from(level(x / step))])).powi(2);
+    let levels = points.iter().map(grid).sum::<f64>();
+    assert!(lost < 0.95 * levels, "{lost} against {levels}");
+}
+
+#[test]
+fn what_was_learned_is_read_back_and_damage_is_told() {
+    for encoding in Encoding::ALL.into_iter().filter(|&encoding| encoding != Encoding::F32) {
+        let (kernel, rows) = rows(Metric::L2, Isa::detect(), 300, 21);
+        let codec = Codec::train(encoding, kernel, 21, rows.iter().map(Vec::as_slice));
+        let mut bytes = Vec::new();
+        codec.save(&mut bytes).expect("memory");
+        let load = |mut bytes: &[u8]| Codec::load(kernel, 21, &mut bytes);
+        let read = load(&bytes).expect("just saved").expect("codes");
+        assert_eq!((read.encoding(), encoded(&read, &rows)), (encoding, encoded(&codec, &rows)));
+        assert!((0..bytes.len()).step_by(7).chain([bytes.len() - 1]).all(|len| load(&bytes[..len]).is_err()));
+        let spoiled = |at: usize, with: &[u8]| {
+            let mut bad = bytes.clone();
+            bad[at..at + with.len()].copy_from_slice(with);
+            load(&bad).is_err()
+        };
+        assert!(spoiled(0, &[8]) && spoiled(1, &f32::NAN.to_le_bytes()) && spoiled(5, &[255; 4]), "{encoding:?}");
+        if encoding.ratio().is_some() {
+            let head = 9 + 4 * 21;
+            assert!(spoiled(head, &[255; 4]) && spoiled(head, &[1, 0, 0, 0]), "{encoding:?}: runs");
+            assert!(spoiled(head + 4 + 4 * 300, &f32::INFINITY.to_le_bytes()), "{encoding:?}: a centroid");
+        }
+        let dim = encoding == Encoding::F16 || Codec::load(kernel, 22, &mut &bytes[..]).is_err();
+        assert!(dim, "{encoding:?}: of another dimension");
     }
 }

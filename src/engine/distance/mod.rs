@@ -41,7 +41,7 @@ pub fn rows_ahead(bytes: usize) -> usize {
 pub enum Isa {
     /// x86-64 with AVX-512F.
     Avx512,
-    /// x86-64 with AVX2 and FMA.
+    /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// Anything else: simsimd where it has the function, else plain Rust.
     Simsimd,
@@ -57,7 +57,8 @@ impl Isa {
             if is_x86_feature_detected!("avx512f") {
                 return Isa::Avx512;
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            if avx2 && is_x86_feature_detected!("f16c") {
                 return Isa::Avx2;
             }
         }

@@ -13,9 +13,10 @@
 //! level 0    count times:  u8 n (at most 2 m), n times u32 slot
 //! upper      for each slot in order that has levels, for level 1 up to its own:  u8 n (at most m), n times u32 slot
 //! repeats    u32 n, n times: u32 slot, u32 next slot with the same row
-//! encoding   u8      0 full floats: nothing follows; 1 sq8; 2 sq4; 3 bq
-//! step       f32     of the grid
+//! encoding   u8      0 full floats: nothing follows; 1 sq8; 2 sq4; 3 bq; 4 f16; 5 pq8; 6 pq16; 7 pq32
+//! step       f32     of the grid; 1 where there is none
 //! centre     u32 n (0 or dim), n times f32
+//! centroids  pq only: u32 runs (4 dim / 8, / 16 or / 32, rounded up), dim times 256 f32: an element of all 256
 //! nowhere    u32     rows without a direction under cosine: their codes are all zero bytes
 //! codes      count times the bytes of a row, padded (`src/engine/codes/mod.rs`)
 //! lists      of an `ivfflat` alone: u32 n, n times dim f32, count times u32 list

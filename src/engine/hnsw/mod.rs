@@ -216,6 +216,9 @@ impl Graph {
         if let Some(codes) = self.codes.get() {
             // SAFETY: as above.
             unsafe { codes.encode(slot, row, self.kernel.is_directionless(row)) };
+            if !codes.holds(row) {
+                self.refuse("a row is out of their range");
+            }
         }
         self.publish(slot, &mut next_block);
         slot
@@ -389,7 +392,7 @@ impl Graph {
     pub fn row_bytes(&self) -> usize {
         let len = self.len() as usize;
         let held = if let Full::Held(table) = &self.full { table.bytes_of(len) } else { 0 };
-        held + self.codes.get().map_or(0, |codes| codes.bytes_of(len))
+        held + self.codes.get().map_or(0, |codes| codes.memory_bytes(len))
     }
 
     /// Memory in use by rows, links and idle search state; untouched capacity is not counted.
@@ -445,10 +448,16 @@ impl Graph {
             Some(_) if self.refused.load(Ordering::Relaxed) => {}
             Some(codes) => {
                 if self.judge(codes, len) == Verdict::Refused {
-                    tracing::info!(rows = len, "codes do not tell these rows apart any more; comparing floats");
-                    self.refused.store(true, Ordering::Relaxed);
+                    self.refuse("they do not tell these rows apart any more");
                 }
             }
+        }
+    }
+
+    /// Compares floats from now on.
+    fn refuse(&self, why: &str) {
+        if !self.refused.swap(true, Ordering::Relaxed) {
+            tracing::info!(rows = self.len(), "codes are given up, floats are compared: {why}");
         }
     }
 
@@ -458,6 +467,7 @@ impl Graph {
         let _alone = self.writer.lock();
         let len = self.len();
         let tried: &[Encoding] = match self.params.encoding {
+            Encoding::F16 => &[Encoding::F16],
             Encoding::Sq4 => &[Encoding::Sq4, Encoding::Sq8],
             _ => &[Encoding::Sq8],
         };
@@ -513,6 +523,9 @@ impl Graph {
     /// one for all elements, and rows that differ in a small element beside a large one look the same on it. Rows of which
     /// most are equal, or have no direction, tell nothing.
     fn judge(&self, codes: &Table, len: u32) -> Verdict {
+        if !(0..len).all(|slot| codes.holds(&self.row(slot)[..self.dim])) {
+            return Verdict::Refused;
+        }
         let slots: Vec<u32> = (0..len).step_by(len.div_ceil(PROBED_ROWS) as usize).collect();
         let (mut found, mut wanted) = (0, 0);
         for &probe in slots.iter().step_by(slots.len().div_ceil(PROBES)) {

@@ -28,6 +28,16 @@ impl Table {
         self.codec.encoding()
     }
 
+    /// Can the encoding say what a prepared row is?
+    pub fn holds(&self, row: &[f32]) -> bool {
+        self.codec.holds(row)
+    }
+
+    /// Bytes in memory of so many rows and of what was learned.
+    pub fn memory_bytes(&self, rows: usize) -> usize {
+        self.bytes_of(rows) + self.codec.memory_bytes()
+    }
+
     /// Bytes of so many rows.
     pub fn bytes_of(&self, rows: usize) -> usize {
         rows * self.codec.stride()

@@ -98,9 +98,9 @@ fn codes_lose_no_recall_and_order_nothing() {
     let queries = clustered(2, 6060, 96).split_off(6000);
     for metric in [Metric::L2, Metric::Cosine, Metric::Ip] {
         let floats = recall(&encoded(Encoding::F32, metric, &rows, 2), &queries, 10, 64);
-        for encoding in [Encoding::Sq8, Encoding::Sq4] {
+        for encoding in [Encoding::F16, Encoding::Sq8, Encoding::Sq4] {
             let graph = encoded(encoding, metric, &rows, 2);
-            assert_ne!(graph.compared().encoding(), Encoding::F32);
+            assert_eq!(graph.compared().encoding(), encoding);
             let coded = recall(&graph, &queries, 10, 64);
             let lost = if encoding == Encoding::Sq4 { 0.05 } else { 0.02 };
             assert!(coded > floats - lost, "{metric} {encoding:?}: {coded} with codes, {floats} with floats");
@@ -125,6 +125,31 @@ fn rows_that_codes_do_not_tell_apart_keep_their_floats() {
     }
     let near = clustered(31, 3000, 4);
     assert_eq!(encoded(Encoding::Sq8, Metric::L2, &near, 2).compared().encoding(), Encoding::Sq8);
+}
+
+#[test]
+fn rows_out_of_the_range_of_half_floats_keep_their_floats() {
+    let plain = clustered(33, 3000, 8);
+    let scaled = |by: f32| plain.iter().map(|row| row.iter().map(|x| x * by).collect()).collect::<Vec<Vec<f32>>>();
+    for (by, serves) in [(1.0, true), (1e3, true), (1e6, false), (1e-9, false), (1e-7, false)] {
+        for metric in [Metric::L2, Metric::Ip] {
+            let rows = scaled(by);
+            let graph = encoded(Encoding::F16, metric, &rows, 2);
+            let expected = if serves { Encoding::F16 } else { Encoding::F32 };
+            assert_eq!(graph.encoding(), expected, "{metric} {by}");
+            assert!(metric == Metric::Ip || recall(&graph, &rows[..50], 10, 64) > 0.95, "{metric} {by}");
+        }
+    }
+    // One such row among many is enough, at once.
+    let graph = Graph::new(Metric::L2, 8, 3_001, Params { encoding: Encoding::F16, ..Params::default() });
+    plain.iter().for_each(|row| _ = graph.push(row));
+    graph.build(2, &|_| {});
+    assert_eq!(graph.encoding(), Encoding::F16);
+    graph.push(&[1e5; 8]);
+    assert_eq!(graph.encoding(), Encoding::F32);
+    while graph.link_next(64) > 0 {}
+    let query = graph.prepare(&[2e5; 8]);
+    assert_eq!(page(&mut graph.walk(&query, 64), 1)[0].1, 3_000);
 }
 
 #[test]
@@ -431,9 +456,13 @@ fn levels_depend_on_seed_and_slot_only() {
 }
 
 fn saved(count: usize) -> (Vec<Vec<f32>>, Graph, Vec<u8>) {
+    saved_as(Encoding::default(), count)
+}
+
+fn saved_as(encoding: Encoding, count: usize) -> (Vec<Vec<f32>>, Graph, Vec<u8>) {
     let mut rows = clustered(31, count, 6);
     rows.extend(std::iter::repeat_n(vec![0.25f32; 6], 20));
-    let graph = graph_of(Metric::L2, &rows, 1);
+    let graph = encoded(encoding, Metric::L2, &rows, 1);
     let mut bytes = Vec::new();
     graph.save(&mut bytes).expect("writing to memory");
     (rows, graph, bytes)
@@ -484,7 +513,7 @@ fn rows_read_elsewhere_are_compared_as_they_were_pushed() {
     let mut rows = clustered(53, 2_000, 12);
     rows.extend([vec![0.0; 12], vec![1e-30; 12]]);
     for metric in [Metric::L2, Metric::Cosine, Metric::Ip] {
-        for encoding in [Encoding::Sq8, Encoding::Sq4] {
+        for encoding in [Encoding::F16, Encoding::Sq8, Encoding::Sq4] {
             let graph = encoded(encoding, metric, &rows, 1);
             let mut bytes = Vec::new();
             graph.save(&mut bytes).expect("memory");
@@ -504,20 +533,39 @@ fn rows_read_elsewhere_are_compared_as_they_were_pushed() {
 }
 
 #[test]
-fn a_graph_sealed_with_binary_codes_finds_nearly_all_in_a_fraction_of_the_memory() {
-    let rows = clustered(59, 4_000, 128);
-    let queries = clustered(59, 4_050, 128).split_off(4_000);
+fn a_graph_sealed_with_coarse_codes_finds_nearly_all_in_a_fraction_of_the_memory() {
+    let rows = clustered(59, 3_000, 128);
+    let queries = clustered(59, 3_050, 128).split_off(3_000);
+    // The floors of cold, cool and hot rows, at an effort that links alone allow.
+    let codes =
+        [(Encoding::Bq, 32, 0.93), (Encoding::Pq32, 32, 0.93), (Encoding::Pq16, 16, 0.96), (Encoding::Pq8, 8, 0.98)];
     for metric in [Metric::L2, Metric::Cosine, Metric::Ip] {
-        let graph = encoded(Encoding::Bq, metric, &rows, 2);
-        assert_eq!(graph.encoding(), Encoding::Sq8, "while it grows");
-        let mut bytes = Vec::new();
-        graph.save(&mut bytes).expect("memory");
-        let sealed = load(metric, &rows, graph.params(), &bytes, false).expect("just saved");
-        assert_eq!(sealed.encoding(), Encoding::Bq);
-        let found = recall(&sealed, &queries, 10, 100);
-        assert!(found > 0.93, "{metric}: {found}");
-        let links = 4_000 * (2 * 8 + 1) * 4;
-        assert!(sealed.memory_bytes() < links + 4_000 * 128 * 4 / 8, "{}", sealed.memory_bytes());
+        let graph = encoded(Encoding::Sq8, metric, &rows, 2);
+        let mut linked = Vec::new();
+        graph.save(&mut linked).expect("memory");
+        for (encoding, ratio, least) in codes {
+            let params = Params { encoding, ..graph.params() };
+            let sealed = || {
+                let mut bytes = Vec::new();
+                let growing = load(metric, &rows, params, &linked, true).expect("just saved");
+                assert_eq!(growing.encoding(), Encoding::Sq8, "while it grows");
+                growing.save(&mut bytes).expect("memory");
+                bytes
+            };
+            let bytes = sealed();
+            let sealed_graph = load(metric, &rows, params, &bytes, false).expect("just saved");
+            assert_eq!(sealed_graph.encoding(), encoding);
+            let found = recall(&sealed_graph, &queries, 10, 100);
+            let least = if metric == Metric::Ip { 0.93 } else { least };
+            assert!(found > least, "{encoding:?} {metric}: {found}");
+            // Binary rows have eight bytes beside their bits; centroids cost what 256 rows of floats do, and their squares.
+            let codes = sealed_graph.codes.get().expect("codes").bytes_of(3_000);
+            assert!(codes <= 3_000 * (128 * 4 / ratio + 8), "{encoding:?}: {codes}");
+            let learned = (256 + 256 * 4 / ratio) * 128 * 4 + 3_000 * 8;
+            let links = 3_000 * (2 * 8 + 1) * 4;
+            assert!(sealed_graph.memory_bytes() < links + codes + learned, "{}", sealed_graph.memory_bytes());
+            assert!(metric != Metric::L2 || bytes == sealed(), "{encoding:?}: the same rows give the same codes");
+        }
     }
 }
 
@@ -558,6 +606,12 @@ fn corrupt_files_never_panic() {
     let mut rng = Rng(77);
     for count in [600, 1_200] {
         corrupt(&mut rng, saved(count));
+    }
+    for encoding in [Encoding::F16, Encoding::Pq8, Encoding::Pq32, Encoding::Bq] {
+        let saved = saved_as(encoding, 1_200);
+        let sealed = load(Metric::L2, &saved.0, saved.1.params(), &saved.2, false).expect("just saved");
+        assert_eq!(sealed.encoding(), encoding);
+        corrupt(&mut rng, saved);
     }
 }
 
