@@ -213,7 +213,17 @@ mod tests {
             }
             let live = rows.live();
             let (column, segments, ids) = (column.clone(), segments.clone(), Arc::new(AtomicU64::new(2)));
-            choose(&IndexView { column, rows, segments, live, ids, originals: None, gone: Arc::default() }).is_some()
+            choose(&IndexView {
+                column,
+                rows,
+                segments,
+                live,
+                ids,
+                originals: None,
+                sparse: Default::default(),
+                gone: Arc::default(),
+            })
+            .is_some()
         };
         assert!(!chosen(&[true]), "three rows are not published yet");
         assert!(!chosen(&[true, true, true]), "one row is not published yet");

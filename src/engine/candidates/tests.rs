@@ -56,7 +56,16 @@ fn index() -> IndexView {
     growing.graph.link_next(2_400);
     let segments = vec![Arc::new(sealed), Arc::new(merged), Arc::new(growing)];
     let live = rows.live();
-    IndexView { column, rows, segments, live, ids: Arc::new(AtomicU64::new(4)), originals: None, gone: Arc::default() }
+    IndexView {
+        column,
+        rows,
+        segments,
+        live,
+        ids: Arc::new(AtomicU64::new(4)),
+        originals: None,
+        sparse: Default::default(),
+        gone: Arc::default(),
+    }
 }
 
 fn compare(column: usize, op: Comparison, number: i64) -> Filter {
