@@ -1,3 +1,5 @@
+//! Kernels against the written reference; vectors that come and go, beside a plain list of them.
+
 use super::*;
 
 /// Reproducible noise (SplitMix64).
