@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn equal_rows_come_in_their_order_and_undefined_ones_last() {
-        let vectors = vec![vec![0.0, 0.0], vec![1.0, 0.0], vec![1.0, 0.0]];
+        let vectors = [vec![0.0, 0.0], vec![1.0, 0.0], vec![1.0, 0.0]];
         let distances = [f64::NAN, 0.5, 0.5];
         let between = |a: usize, b: usize| Metric::Cosine.distance(&vectors[a], &vectors[b]);
         assert_eq!(order(&distances, between, 0.7, 3), [1, 2, 0]);
