@@ -148,7 +148,8 @@ fn read(root: &Path) -> Result<Json, Failure> {
     epoch.try_wait_until("all is applied", |epoch| epoch.engine.view().applied >= durable)?;
     let mut rows = Vec::new();
     epoch.engine.each_row(CollectionId(0), |key, vectors, row| {
-        rows.push(format!("{key} {:?} {:?} {:?} {}", row.version, vectors, row.filters, row.dead));
+        let vectors: Vec<_> = vectors.iter().map(|vector| vector.as_ref().and_then(|vector| vector.dense())).collect();
+        rows.push(format!("{key} {:?} {vectors:?} {:?} {}", row.version, row.filters, row.dead));
     })?;
     let letters = epoch.engine.dead_letters(CollectionId(0), 100)?;
     let view = epoch.engine.view();

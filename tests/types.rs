@@ -48,12 +48,16 @@ impl Case {
     }
 
     fn dimensions(self) -> usize {
-        if self.kind.is_bits() { 19 } else { 7 }
+        match self.kind {
+            ColumnType::Bit | ColumnType::Varbit => 19,
+            ColumnType::Sparsevec => 40,
+            _ => 7,
+        }
     }
 
     fn column_type(self) -> String {
         match self.kind {
-            ColumnType::Vector | ColumnType::Halfvec | ColumnType::Bit => {
+            ColumnType::Vector | ColumnType::Halfvec | ColumnType::Sparsevec | ColumnType::Bit => {
                 format!("{}({})", self.kind, self.dimensions())
             }
             kind => kind.to_string(),
@@ -63,7 +67,11 @@ impl Case {
     /// On a grid, so that there are ties, and halves are exact.
     fn row(self, random: &mut Random) -> Vec<f64> {
         let mut grid = |steps: u64, step: f64| -> Vec<f64> {
-            (0..self.dimensions()).map(|_| (random.below(2 * steps + 1) as f64 - steps as f64) * step).collect()
+            let element = |_| match self.kind == ColumnType::Sparsevec && random.below(6) > 0 {
+                true => 0.0,
+                false => (random.below(2 * steps + 1) as f64 - steps as f64) * step,
+            };
+            (0..self.dimensions()).map(element).collect()
         };
         match self.metric {
             Metric::Hamming | Metric::Jaccard => grid(1, 1.0).iter().map(|x| x.max(0.0)).collect(),
@@ -96,6 +104,7 @@ impl Case {
         let row = self.row(random);
         match self.metric {
             Metric::Lorentz | Metric::Hamming | Metric::Jaccard => row,
+            _ if self.kind == ColumnType::Sparsevec => row.iter().map(|x| x * 0.9).collect(),
             _ => row.iter().map(|x| x * 0.9 + 0.0123).collect(),
         }
     }
@@ -106,6 +115,7 @@ impl Case {
             ColumnType::Bit | ColumnType::Varbit => format!("B'{}'", join("")),
             ColumnType::Float4Array | ColumnType::Float8Array => format!("'{{{}}}'::{}", join(","), self.kind),
             ColumnType::Jsonb => format!("'[{}]'::jsonb", join(", ")),
+            ColumnType::Sparsevec => format!("'{}'::sparsevec", sparse_text(row)),
             kind => format!("'[{}]'::{kind}", join(",")),
         }
     }
@@ -113,6 +123,13 @@ impl Case {
     fn json(self, query: &[f64]) -> Json {
         match self.kind {
             ColumnType::Bit | ColumnType::Varbit => json!(query.iter().map(f64::to_string).collect::<String>()),
+            // In both forms.
+            ColumnType::Sparsevec if query.iter().sum::<f64>() < 0.5 => json!(sparse_text(query)),
+            ColumnType::Sparsevec => {
+                let (indices, values): (Vec<usize>, Vec<f64>) =
+                    query.iter().copied().enumerate().filter(|(_, x)| *x != 0.0).unzip();
+                json!({ "indices": indices, "values": values, "dim": query.len() })
+            }
             _ => json!(query),
         }
     }
@@ -194,6 +211,13 @@ impl Case {
     }
 }
 
+/// pgvector's form of a sparse vector.
+fn sparse_text(row: &[f64]) -> String {
+    let elements = row.iter().enumerate().filter(|(_, x)| **x != 0.0);
+    let elements: Vec<_> = elements.map(|(at, x)| format!("{}:{x}", at + 1)).collect();
+    format!("{{{}}}/{}", elements.join(","), row.len())
+}
+
 /// The same rows up to ties, at the same distances: as pgvector's operators give them, undefined ones last.
 fn compare(answer: &Json, theirs: &[(i64, f64)], limit: usize, context: &str) {
     let hits = answer["hits"].as_array().expect("hits");
@@ -213,9 +237,10 @@ fn compare(answer: &Json, theirs: &[(i64, f64)], limit: usize, context: &str) {
     }
 }
 
-const KINDS: [ColumnType; 7] = [
+const KINDS: [ColumnType; 8] = [
     ColumnType::Vector,
     ColumnType::Halfvec,
+    ColumnType::Sparsevec,
     ColumnType::Float4Array,
     ColumnType::Float8Array,
     ColumnType::Jsonb,
@@ -418,6 +443,129 @@ fn what_cannot_be_compared_is_a_dead_letter_with_the_reason() {
     database.sql.run("UPDATE odd SET j = '[1, 2]', b = B'010', p = '{0.5, 0.5}', l = '{1, 0}'");
     service.catch_up(&database.sql);
     assert_eq!(service.dead_letters("public.odd"), []);
+    service.terminate();
+}
+
+/// Rows of a billion dimensions, as long as pgvector lets them be, in every kind of search, over a `kill -9`.
+#[test]
+fn sparse_vectors_are_searched_in_every_way() {
+    let Some(bin_dir) = support::pgvector() else { return };
+    let postgres = cluster(Settings { bin_dir: Some(bin_dir), own_identity: true, ..Settings::default() });
+    let database = Database::of(&postgres);
+    // The third column has no dimensions of its own: its first vector says how many.
+    database.sql.run(
+        "CREATE EXTENSION vector;
+         CREATE TABLE thin (id bigint PRIMARY KEY, cat int, note text, e sparsevec(1000000000), free sparsevec);
+         CREATE FUNCTION few(i bigint) RETURNS sparsevec LANGUAGE sql IMMUTABLE AS $$
+           SELECT ('{' || string_agg(x || ':' || (1 + (i * x) % 7)::float4 / 4, ',') || '}/1000000000')::sparsevec
+             FROM (SELECT DISTINCT 1 + (i * n * 7919 + n * n) % CASE WHEN n % 2 = 0 THEN 60 ELSE 1000000000 END AS x
+                     FROM generate_series(1, 4 + i % 9) n) s $$;
+         CREATE FUNCTION many(i bigint) RETURNS sparsevec LANGUAGE sql IMMUTABLE AS $$
+           SELECT ('{' || string_agg(n * 60000 || ':' || (1 + (n * i + n / 7) % 5)::float4 / 4, ',') || '}/1000000000')::sparsevec
+             FROM generate_series(1, 16000) n $$;
+         INSERT INTO thin SELECT i, i % 5, 'n', few(i), '{1:1}/9' FROM generate_series(1, 3000) i;
+         INSERT INTO thin SELECT i, 1, 'many', many(i), NULL FROM generate_series(3001, 3003) i;
+         INSERT INTO thin VALUES (4000, 2, 'zero', '{}/1000000000', '{}/9'), (4001, 2, 'none', NULL, NULL)",
+    );
+    let collection = "[[collections]]\ntable = \"public.thin\"\nname = \"thin\"\nfilter_columns = [\"cat\"]\n
+        [[collections.vectors]]\ncolumn = \"e\"\nmetric = \"cosine\"\n
+        [[collections.vectors]]\ncolumn = \"free\"\nmetric = \"ip\"\n";
+    let mut service = Service::ready(&database, collection);
+    let check = |service: &Service, condition: &str, id: i64, limit: usize, recheck: &str| {
+        let condition_sql = if condition.is_empty() { "true" } else { condition };
+        let query = database.sql.one(&format!("SELECT e FROM thin WHERE id = {id}"));
+        let sql = format!(
+            "SELECT id, d FROM (SELECT id, e <=> '{query}' AS d FROM thin WHERE e IS NOT NULL AND {condition_sql}) s ORDER BY d"
+        );
+        let theirs = database.sql.rows(&sql);
+        let text = |row: &Vec<Option<String>>, at: usize| row[at].clone().expect("not NULL");
+        let theirs: Vec<(i64, f64)> = theirs
+            .iter()
+            .map(|row| (text(row, 0).parse().expect("a key"), text(row, 1).parse().expect("a distance")))
+            .collect();
+        let mut body = json!({ "query": { "vector": query, "using": "e" }, "limit": limit, "recheck": recheck });
+        if !condition.is_empty() {
+            body["filter"] = json!(condition);
+        }
+        let answer = service.search("thin", &body);
+        assert_eq!(answer["stats"]["plan"], "exact", "{answer}");
+        compare(&answer, &theirs, limit, &format!("{condition} {id} {recheck}"));
+        theirs
+    };
+    let check_all = |service: &Service| {
+        for (condition, id) in [("", 17), ("cat = 3", 18), ("", 3002), ("cat IN (1, 2)", 3001), ("", 4000)] {
+            check(service, condition, id, 40, "none");
+            check(service, condition, id, 25, "exact");
+        }
+    };
+    check_all(&service);
+    service.verify_clean("thin");
+    // Updates that do not carry the vector, which is stored apart; others that change it; what does not fit.
+    database.sql.run("UPDATE thin SET note = 'new', cat = 4 WHERE id > 3000 AND e IS NOT NULL");
+    database
+        .sql
+        .run("UPDATE thin SET e = few(id + 7) WHERE id % 11 = 0 AND id <= 3000; DELETE FROM thin WHERE id % 13 = 0");
+    database.sql.run("UPDATE thin SET free = '{1:1}/8' WHERE id = 1; UPDATE thin SET id = id + 100000 WHERE id = 2");
+    database.sql.run("UPDATE thin SET e = few(id + 8) WHERE id % 2 = 0 AND id <= 3000");
+    service.catch_up(&database.sql);
+    let letters = service.dead_letters("thin");
+    assert_eq!(letters, [("1".to_owned(), "8 dimensions instead of 9".to_owned())]);
+    service.verify_clean("thin");
+    check_all(&service);
+    // All that was taken in is there again, whether it was durable or not.
+    service.kill();
+    database.sql.run("INSERT INTO thin SELECT i, 3, 'late', few(i), NULL FROM generate_series(5001, 5500) i");
+    service.start();
+    service.wait_ready();
+    service.catch_up(&database.sql);
+    service.verify_clean("thin");
+    check_all(&service);
+    // All within a distance.
+    let theirs = check(&service, "", 19, 50, "none");
+    let (query, bound) = (json!({ "id": 19, "using": "e" }), theirs[30].1 + 1e-4);
+    let within = service.search("thin", &json!({ "query": query, "max_distance": bound, "recheck": "none" }));
+    let wanted = theirs.iter().filter(|(id, distance)| *id != 19 && *distance <= bound).count();
+    assert_eq!((within["hits"].as_array().map(Vec::len), &within["complete"]), (Some(wanted), &json!(true)));
+    // Groups: the nearest row of each.
+    let groups = service.search("thin", &json!({ "query": query, "group_by": "cat", "limit": 5, "recheck": "none" }));
+    for group in groups["groups"].as_array().expect("groups") {
+        let sql = format!(
+            "SELECT id FROM thin WHERE id <> 19 AND cat = {} ORDER BY e <=> (SELECT e FROM thin WHERE id = 19) LIMIT 1",
+            group["value"]
+        );
+        let theirs =
+            database.sql.one(&format!("SELECT e <=> (SELECT e FROM thin WHERE id = 19) FROM thin WHERE id = ({sql})"));
+        let (ours, theirs) = (group["hits"][0]["distance"].as_f64().expect("one"), theirs.parse::<f64>().expect("one"));
+        assert!((ours - theirs).abs() < 1e-5, "{group}: {theirs}");
+    }
+    assert_eq!(groups["groups"].as_array().map(Vec::len), Some(5));
+    // By examples, by difference, several at once.
+    let recommend = json!({ "query": { "recommend": { "positive": [19, { "indices": [3], "values": [2], "dim": 1000000000 }], "negative": [20] },
+                                       "using": "e" }, "limit": 5 });
+    let mmr = json!({ "query": query, "mmr": { "lambda": 0.3 }, "limit": 5 });
+    let answer = service.search("thin", &json!({ "searches": [recommend, mmr, { "query": query, "limit": 5 }] }));
+    for answer in answer["answers"].as_array().expect("answers") {
+        assert_eq!((answer["hits"].as_array().map(Vec::len), &answer["complete"]), (Some(5), &json!(true)), "{answer}");
+    }
+    for (using, vector, code) in [
+        ("e", json!([1, 2]), "RV1001"),
+        ("e", json!("{1:1}/5"), "RV1003"),
+        ("e", json!("{6:1}/5"), "RV1001"),
+        ("free", json!({ "indices": [0], "values": [1], "dim": 8 }), "RV1003"),
+        ("free", json!({ "indices": [0, 1], "values": [1], "dim": 9 }), "RV1001"),
+    ] {
+        let body = json!({ "query": { "vector": vector, "using": using } });
+        let error = service.try_search("thin", &body).expect_err("a problem");
+        assert!(format!("{error:#}").contains(code), "{body}: {error:#}");
+    }
+    // Nothing is left of a table that was emptied, and nodes are not given twice.
+    database.sql.run("TRUNCATE thin; INSERT INTO thin SELECT i, 1, 'n', few(i), NULL FROM generate_series(17, 40) i");
+    service.catch_up(&database.sql);
+    service.terminate();
+    service.start();
+    service.wait_ready();
+    assert_eq!(service.verify_clean("thin"), 24);
+    check(&service, "", 17, 100, "exact");
     service.terminate();
 }
 

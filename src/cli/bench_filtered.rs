@@ -11,10 +11,9 @@ use serde_json::{Value as Json, json};
 use crate::cli::bench_ann::{GraphArgs, cpu_seconds, round};
 use crate::cli::npy::{self, Matrix};
 use crate::engine::candidates::{Candidates, Method};
-use crate::engine::hnsw::Query;
 use crate::engine::rows::{NewRow, Rows};
 use crate::engine::segment::Segment;
-use crate::engine::view::IndexView;
+use crate::engine::view::{IndexView, Prepared};
 use crate::model::{Cell, ColumnType, Comparison, Filter, RowKey, Value, VectorColumn, Version};
 use crate::query::plan::{self, PlanFacts};
 
@@ -143,7 +142,8 @@ fn build(args: &Args, base: &Matrix<f32>, filters: &[Filtered]) -> IndexView {
     );
     let ids = Arc::new(AtomicU64::new(2));
     let (segments, gone, touches) = (vec![Arc::new(segment)], Arc::default(), Arc::default());
-    IndexView { column, rows, segments, live, ids, originals: None, gone, touches }
+    let (originals, sparse) = (None, Default::default());
+    IndexView { column, rows, segments, live, ids, originals, sparse, gone, touches }
 }
 
 /// What it costs to know which rows pass: at first, and when the filter comes again.
@@ -223,7 +223,14 @@ fn point(
 }
 
 /// One search, with everything that a search costs: knowing which rows pass, and the plan.
-fn search(args: &Args, index: &IndexView, filtered: &Filtered, query: &Query, plan: PlanName, ef: usize) -> Searched {
+fn search(
+    args: &Args,
+    index: &IndexView,
+    filtered: &Filtered,
+    query: &Prepared,
+    plan: PlanName,
+    ef: usize,
+) -> Searched {
     let (method, plan) = match plan {
         PlanName::Graph => return walk_graph(args, index, filtered, query, ef),
         PlanName::Walk => (Method::Walk { ef }, "hnsw+filter"),
@@ -245,9 +252,10 @@ fn search(args: &Args, index: &IndexView, filtered: &Filtered, query: &Query, pl
 }
 
 /// What a graph alone does with a filter: the walk goes on until it has found enough.
-fn walk_graph(args: &Args, index: &IndexView, filtered: &Filtered, query: &Query, ef: usize) -> Searched {
+fn walk_graph(args: &Args, index: &IndexView, filtered: &Filtered, query: &Prepared, ef: usize) -> Searched {
     let passing = index.rows.passing(Some(&filtered.filter));
     let (mut nodes, mut found, mut distances) = (Vec::new(), Vec::new(), 0);
+    let Prepared::Graph(query) = query else { unreachable!("the column has a graph") };
     for segment in &index.segments {
         let mut walk = segment.graph.walk(query, ef);
         walk.next_page(args.k, &mut |slot| passing.contains(segment.node(slot)), &mut found).expect("no file is read");

@@ -1,7 +1,7 @@
 //! The recheck: which of the candidates the source shows now. A miss never removes anything from the index: a commit can
 //! reach us before other sessions see it; only the stream deletes.
 
-use crate::model::{Candidate, Cell, CollectionDef, Hit, Metric, Recheck, RowKey, Value};
+use crate::model::{Candidate, Cell, CollectionDef, Embedding, Hit, Metric, Recheck, RowKey};
 use crate::source::SourceError;
 use crate::source::connect::Pool;
 use crate::source::rows::{self, Ask, HeapRow};
@@ -55,7 +55,7 @@ pub struct Checking<'a> {
     /// Its metric.
     pub metric: Metric,
     /// The query.
-    pub query: &'a [f32],
+    pub query: &'a Embedding,
     /// The filter as SQL with its parameters, for `exact`.
     pub condition: Option<(&'a str, &'a [String])>,
 }
@@ -71,10 +71,8 @@ impl<'a> Checking<'a> {
         let distance = match &row.vector {
             None => candidate.distance,
             // A row that has no usable vector any more is no neighbour.
-            Some(Cell::Value(Value::Vector(vector)))
-                if vector.len() == self.query.len() && def.vectors[self.vector].refuse(vector).is_none() =>
-            {
-                self.metric.distance(self.query, vector)
+            Some(Cell::Value(value)) if def.vectors[self.vector].refuse_value(value).is_none() => {
+                self.query.distance(self.metric, value)?
             }
             Some(_) => return None,
         };

@@ -109,7 +109,7 @@ pub async fn compare(
     let Some(def) = view.collections.get(collection).map(|found| found.def.clone()) else { return Ok(None) };
     let mut source = Rows::new();
     let scanned = rows::scan(&client, &def, |key, vectors, filters| {
-        let hash = hash(&key, &usable(&def, vectors), &filters);
+        let hash = hash(&key, usable(&def, vectors), &filters);
         source.insert(key, (hash, Version::default()));
     });
     scanned.await?;
@@ -154,8 +154,7 @@ async fn catch_up(frontier: &Frontier, at: Lsn) -> Result<(Arc<Serving>, Arc<cra
 fn scan_index(serving: &Serving, found: &CollectionView) -> Result<Rows, StorageError> {
     let mut index = Rows::new();
     serving.engine.each_row(found.def.id, |key, vectors, row| {
-        let vectors: Vec<_> = vectors.iter().map(Option::as_deref).collect();
-        let hash = hash(&key, &vectors, &row.filters);
+        let hash = hash(&key, vectors.iter().cloned().map(|vector| vector.map(Value::from)), &row.filters);
         index.insert(key, (hash, row.version));
     })?;
     Ok(index)
@@ -193,7 +192,7 @@ async fn look_again(
         .await?
         .into_iter()
         .map(|(key, vectors, filters)| {
-            let hash = hash(&key, &usable(def, vectors), &filters);
+            let hash = hash(&key, usable(def, vectors), &filters);
             (key, hash)
         })
         .collect();
@@ -216,20 +215,17 @@ async fn look_again(
 }
 
 /// The vectors of a source row that this service would index.
-fn usable(def: &CollectionDef, vectors: Vec<Cell>) -> Vec<Option<Box<[f32]>>> {
+fn usable(def: &CollectionDef, vectors: Vec<Cell>) -> impl Iterator<Item = Option<Value>> {
     let usable = |(cell, column): (Cell, &crate::model::VectorColumn)| match cell {
-        Cell::Value(Value::Vector(vector)) if column.refuse(&vector).is_none() => Some(vector),
+        Cell::Value(value) if column.refuse_value(&value).is_none() => Some(value),
         _ => None,
     };
-    vectors.into_iter().zip(&def.vectors).map(usable).collect()
+    vectors.into_iter().zip(&def.vectors).map(usable)
 }
 
-fn hash<V: std::ops::Deref<Target = [f32]>>(key: &RowKey, vectors: &[Option<V>], filters: &[Cell]) -> u128 {
+fn hash(key: &RowKey, vectors: impl Iterator<Item = Option<Value>>, filters: &[Cell]) -> u128 {
     let mut bytes = key.as_bytes().to_vec();
-    for vector in vectors {
-        let cell = vector.as_ref().map_or(Cell::Null, |vector| Cell::Value(Value::Vector((**vector).into())));
-        put_cell(&mut bytes, &cell);
-    }
+    vectors.for_each(|vector| put_cell(&mut bytes, &vector.map_or(Cell::Null, Cell::Value)));
     filters.iter().for_each(|cell| put_cell(&mut bytes, cell));
     xxh3_128(&bytes)
 }

@@ -1,9 +1,9 @@
 //! A search of one index at one view: candidates nearest first, resumable, complete when asked to the end.
 
-use crate::engine::hnsw::{Query, Walk};
+use crate::engine::hnsw::Walk;
 use crate::engine::rows::Passing;
 use crate::engine::segment::Segment;
-use crate::engine::view::IndexView;
+use crate::engine::view::{IndexView, Prepared};
 use crate::model::{Candidate, Encoding, Exactness, Filter};
 use crate::storage::Result;
 use std::cmp::Ordering;
@@ -30,6 +30,9 @@ pub enum Method {
         ef: usize,
     },
 }
+
+/// Number of the segment where there is none: the vectors of a sparse column, whose slots are nodes.
+const SPARSE: usize = u32::MAX as usize;
 
 /// A place found: distance, segment, slot.
 #[derive(Clone, Copy, PartialEq)]
@@ -60,7 +63,7 @@ impl PartialOrd for Found {
 /// An open search. Each page continues where the last one ended.
 pub struct Candidates<'v> {
     index: &'v IndexView,
-    query: &'v Query,
+    query: &'v Prepared,
     passing: Passing<'v>,
     /// One per segment, or none at all.
     walks: Vec<Walk<'v>>,
@@ -80,8 +83,13 @@ pub struct Candidates<'v> {
 }
 
 impl<'v> Candidates<'v> {
-    /// Opens a search for the rows that pass the filter.
-    pub fn open(index: &'v IndexView, query: &'v Query, filter: Option<&'v Filter>, method: Method) -> Candidates<'v> {
+    /// Opens a search for the rows that pass the filter. Sparse vectors are all compared, whatever the method.
+    pub fn open(
+        index: &'v IndexView,
+        query: &'v Prepared,
+        filter: Option<&'v Filter>,
+        method: Method,
+    ) -> Candidates<'v> {
         let passing = index.rows.passing(filter);
         let mut open = Candidates {
             index,
@@ -96,6 +104,10 @@ impl<'v> Candidates<'v> {
             returned: HashSet::new(),
             scanned: 0,
             given_up: None,
+        };
+        let Prepared::Graph(query) = query else {
+            open.unscanned.push((SPARSE, 0));
+            return open;
         };
         for (number, segment) in index.segments.iter().enumerate() {
             let mut reached = 0;
@@ -119,6 +131,19 @@ impl<'v> Candidates<'v> {
 
     /// Compares the query with every acceptable slot of a segment from `from` on that was not returned.
     fn scan(&mut self, number: usize, from: u32) -> Result<()> {
+        let query = match self.query {
+            Prepared::Graph(query) => query,
+            Prepared::Sparse(query) => {
+                let rows = &self.index.sparse.rows;
+                let mut found = Vec::new();
+                rows.scan(query, self.passing.ones(0, rows.len()), |slot, inner| {
+                    found.push(Found { inner, segment: SPARSE as u32, slot, coded: false });
+                });
+                self.scanned += found.len();
+                self.found.append(&mut BinaryHeap::from(found));
+                return Ok(());
+            }
+        };
         let (segment, number) = (&self.index.segments[number], number as u32);
         let slots = slots(&self.passing, segment, from);
         let new = slots.filter(|slot| self.returned.is_empty() || !self.returned.contains(&(number, *slot)));
@@ -126,9 +151,9 @@ impl<'v> Candidates<'v> {
         let mut found = Vec::new();
         let mut each = |slot, inner| found.push(Found { inner, segment: number, slot, coded });
         if coded {
-            segment.graph.scan_compared(self.query, new, &mut each);
+            segment.graph.scan_compared(query, new, &mut each);
         } else {
-            segment.graph.scan(self.query, new, &mut each)?;
+            segment.graph.scan(query, new, &mut each)?;
         }
         self.scanned += found.len();
         self.found.append(&mut BinaryHeap::from(found));
@@ -137,6 +162,8 @@ impl<'v> Candidates<'v> {
 
     /// Compares by their full vectors what is among the nearest by codes.
     fn settle(&mut self, want: usize) -> Result<()> {
+        // Sparse vectors have no codes.
+        let Prepared::Graph(query) = self.query else { return Ok(()) };
         let encodings = self.index.segments.iter().map(|segment| segment.graph.encoding());
         let most = encodings.map(|encoding| encoding.compared(self.exactness, want, 0)).max().unwrap_or(want);
         let (mut nearest, mut coded) = (Vec::new(), Vec::new());
@@ -149,7 +176,7 @@ impl<'v> Candidates<'v> {
         for one in coded.chunk_by(|a, b| a.segment == b.segment) {
             let (segment, slots) = (one[0].segment, one.iter().map(|found| found.slot).collect::<Vec<_>>());
             let graph = &self.index.segments[segment as usize].graph;
-            graph.measure(self.query, &slots, &mut |slot, inner| {
+            graph.measure(query, &slots, &mut |slot, inner| {
                 nearest.push(Found { inner, segment, slot, coded: false });
             })?;
         }
@@ -175,9 +202,12 @@ impl<'v> Candidates<'v> {
                 self.settle(want - page.len())?;
             }
             let Some(Found { inner, segment, slot, .. }) = self.found.pop() else { break };
-            let node = self.index.segments[segment as usize].node(slot);
+            let (node, distance) = match self.index.segments.get(segment as usize) {
+                Some(segment) => (segment.node(slot), segment.graph.public_distance(inner)),
+                None => (slot, inner),
+            };
             let Some(row) = self.index.row(node) else { continue };
-            let distance = f64::from(self.index.segments[segment as usize].graph.public_distance(inner));
+            let distance = f64::from(distance);
             page.push(Candidate { key: row.key(), distance, version: row.version(), node });
             if !self.walks.is_empty() {
                 self.returned.insert((segment, slot));

@@ -6,7 +6,7 @@ use crate::engine::rows::NewRow;
 use crate::engine::segment::Segment;
 use crate::engine::tiers::Clock;
 use crate::engine::view::CollectionView;
-use crate::model::{Cell, CollectionId, CommitLsn, Lsn, MAX_COLUMNS, Op, RowImage, RowKey, Value, Version};
+use crate::model::{Cell, CollectionId, CommitLsn, Lsn, MAX_COLUMNS, Op, RowImage, RowKey, Version};
 use crate::storage::Result;
 use crate::storage::changelog::LogPosition;
 use crate::storage::state::{Batch, CollectionRecord, CollectionState, DeadLetter, State, StoredRow};
@@ -412,20 +412,16 @@ fn place(
             reason = Some(why.into_string());
             None
         }
-        Cell::Value(Value::Vector(vector)) => {
-            reason = index.column.refuse(&vector);
+        Cell::Value(value) => {
+            reason = index.column.refuse_value(&value);
             match old {
                 _ if reason.is_some() => None,
-                Some(node) if index.holds(node, &vector)? => Some(node),
+                Some(node) if index.holds(node, &value)? => Some(node),
                 _ => {
                     *graph_writes += 1;
-                    Some(index.add(&vector, row)?)
+                    Some(index.add(&value, row)?)
                 }
             }
-        }
-        Cell::Value(other) => {
-            reason = Some(format!("{other:?} is not a vector"));
-            None
         }
     };
     if let Some(node) = node.filter(|_| node == old) {

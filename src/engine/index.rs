@@ -2,9 +2,10 @@
 
 use crate::engine::rows::{NewRow, Rows};
 use crate::engine::segment::Segment;
+use crate::engine::sparse::SparseColumn;
 use crate::engine::tiers::{Clock, Keeping, Touches};
 use crate::engine::view::IndexView;
-use crate::model::{CollectionId, VectorColumn};
+use crate::model::{CollectionId, ColumnType, SparseVector, Value, VectorColumn};
 use crate::storage::files;
 use crate::storage::originals::{Element, Originals};
 use crate::storage::state::{IndexRecord, SealedRecord};
@@ -38,6 +39,8 @@ pub struct IndexWriter {
     originals: Option<Originals>,
     /// What reads them for searches, while they are being written.
     reader: Option<Arc<Originals>>,
+    /// Of a sparse column, in place of originals and segments.
+    sparse: SparseColumn,
     rows: Rows,
     sealed: Vec<Arc<Segment>>,
     growing: Option<Arc<Segment>>,
@@ -71,6 +74,7 @@ impl IndexWriter {
             record,
             originals: None,
             reader: None,
+            sparse: SparseColumn::default(),
             rows: Rows::default(),
             sealed: Vec::new(),
             growing: None,
@@ -88,6 +92,10 @@ impl IndexWriter {
     }
 
     fn load(&mut self, dimensions: usize) -> Result<()> {
+        if self.is_sparse() {
+            self.rows.grow(self.record.nodes as usize);
+            return self.sparse.open(&self.sparse_file(), dimensions, self.record.nodes);
+        }
         let originals = Originals::open(&self.originals_file(), dimensions, self.element(), self.record.nodes)?;
         let reader = self.open_reader(dimensions)?;
         for sealed in std::mem::take(&mut self.record.sealed) {
@@ -135,6 +143,14 @@ impl IndexWriter {
         Element::of(self.column.kind)
     }
 
+    fn is_sparse(&self) -> bool {
+        self.column.kind == ColumnType::Sparsevec
+    }
+
+    fn sparse_file(&self) -> PathBuf {
+        self.dir.join(format!("{}-{}.sparse", self.collection.0, self.number))
+    }
+
     fn originals_file(&self) -> PathBuf {
         self.dir.join(format!("{}-{}.f32", self.collection.0, self.number))
     }
@@ -159,8 +175,28 @@ impl IndexWriter {
         self.growing.as_ref().expect("made above")
     }
 
-    /// Stores a vector as a new node and returns its number. The vector was not refused.
-    pub fn add(&mut self, vector: &[f32], row: NewRow<'_>) -> Result<u32> {
+    /// Stores a vector as a new node and returns its number. The value was not refused.
+    pub fn add(&mut self, value: &Value, row: NewRow<'_>) -> Result<u32> {
+        let node = match value {
+            Value::Vector(vector) => self.add_dense(vector)?,
+            Value::Sparse(vector) => self.add_sparse(vector)?,
+            _ => unreachable!("any other value is refused"),
+        };
+        self.rows.push(row);
+        self.record.nodes = node + 1;
+        debug_assert_eq!(self.rows.len(), node as usize + 1);
+        Ok(node)
+    }
+
+    fn add_sparse(&mut self, vector: &SparseVector) -> Result<u32> {
+        if !self.sparse.is_open() {
+            self.column.dimensions = Some(vector.dimensions());
+            self.sparse.open(&self.sparse_file(), vector.dimensions(), 0)?;
+        }
+        self.sparse.add(vector)
+    }
+
+    fn add_dense(&mut self, vector: &[f32]) -> Result<u32> {
         let dimensions = vector.len();
         if self.originals.is_none() {
             self.column.dimensions = Some(dimensions);
@@ -169,15 +205,16 @@ impl IndexWriter {
         }
         let node = self.originals.as_mut().expect("opened above").push(vector)?;
         self.growing_segment(dimensions, node).graph.push(vector);
-        self.rows.push(row);
-        self.record.nodes = node + 1;
-        debug_assert_eq!(self.rows.len(), node as usize + 1);
         Ok(node)
     }
 
     /// Does the node hold exactly this vector?
-    pub fn holds(&self, node: u32, vector: &[f32]) -> Result<bool> {
-        self.originals.as_ref().map_or(Ok(false), |originals| originals.equals(node, vector))
+    pub fn holds(&self, node: u32, value: &Value) -> Result<bool> {
+        match (value, &self.originals) {
+            (Value::Vector(vector), Some(originals)) => originals.equals(node, vector),
+            (Value::Sparse(vector), _) => Ok(self.sparse.holds(node, vector)),
+            _ => Ok(false),
+        }
     }
 
     /// The node now belongs to this version of its row.
@@ -188,11 +225,14 @@ impl IndexWriter {
     /// The node's vector is no row's any more.
     pub fn detach(&mut self, node: u32) {
         self.rows.clear(node);
+        let rows = &self.rows;
+        self.sparse.forget(node, |node| rows.get(node).is_some());
     }
 
     /// No node belongs to a row any more.
     pub fn detach_all(&mut self) {
         self.rows.clear_all();
+        self.sparse.retain(|_| false);
         self.record.first = self.record.nodes;
         self.retired.extend(self.record.sealed.drain(..).map(|sealed| self.dir.join(sealed.file)));
         self.sealed.clear();
@@ -231,6 +271,12 @@ impl IndexWriter {
     /// Puts live nodes that no segment holds into one that is linked in the background. There are none unless something
     /// went wrong; a row that is counted and cannot be found would be the worst of answers.
     pub fn cover_holes(&mut self) -> Result<()> {
+        if self.is_sparse() {
+            // All vectors of the file were read; those that no row has need no memory.
+            let rows = &self.rows;
+            self.sparse.retain(|node| rows.get(node).is_some());
+            return Ok(());
+        }
         let mut held = vec![false; self.rows.len()];
         for segment in self.sealed.iter().chain(&self.growing) {
             for node in (0..segment.graph.len()).map(|slot| segment.node(slot) as usize) {
@@ -289,11 +335,13 @@ impl IndexWriter {
 
     /// Makes the originals durable; must come before the transaction that counts them.
     pub fn sync(&mut self) -> Result<()> {
+        self.sparse.sync()?;
         self.originals.as_mut().map_or(Ok(()), Originals::sync)
     }
 
     /// Hands the originals to the operating system, so that readers of the next view find them.
     pub fn flush(&mut self) -> Result<()> {
+        self.sparse.flush()?;
         self.originals.as_mut().map_or(Ok(()), Originals::flush)
     }
 
@@ -332,6 +380,7 @@ impl IndexWriter {
             live: self.rows.live(),
             ids: self.ids.clone(),
             originals: self.reader.clone(),
+            sparse: self.sparse.view(),
             gone: self.gone.clone(),
             touches: self.touches.clone(),
         }

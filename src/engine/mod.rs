@@ -12,6 +12,7 @@ pub mod incoming;
 pub mod index;
 pub mod rows;
 pub mod segment;
+pub mod sparse;
 pub mod tiers;
 pub mod view;
 
@@ -19,9 +20,10 @@ use crate::engine::apply::{Applier, Command, Inbox, Ordered};
 use crate::engine::collection::CollectionWriter;
 use crate::engine::incoming::Incoming;
 use crate::engine::index::IndexWriter;
+use crate::engine::sparse::SparseRows;
 use crate::engine::tiers::Clock;
-use crate::engine::view::{CollectionView, View};
-use crate::model::{CollectionDef, CollectionId, Lsn, RowKey, TierPolicy};
+use crate::engine::view::{CollectionView, IndexView, View};
+use crate::model::{CollectionDef, CollectionId, ColumnType, Embedding, Lsn, RowKey, TierPolicy};
 use crate::storage::changelog::{LogPosition, LogReader};
 use crate::storage::originals::{Element, Originals};
 use crate::storage::state::{CollectionRecord, CollectionState, DeadLetter, State, StoredRow};
@@ -406,22 +408,31 @@ impl Engine {
 
     /// The original vector of a row, as last committed: `None` when there is no such row, `Some(None)` when it has no
     /// usable vector.
-    pub fn vector_of(&self, view: &CollectionView, column: usize, key: &RowKey) -> Result<Option<Option<Vec<f32>>>> {
+    pub fn vector_of(&self, view: &CollectionView, column: usize, key: &RowKey) -> Result<Option<Option<Embedding>>> {
+        let before = SparseBeside::of(&view.indexes[column]);
         let Some(row) = self.state.row(view.def.id, key)? else { return Ok(None) };
         let node = row.nodes.get(column).copied().flatten();
         let Some(node) = node else { return Ok(Some(None)) };
+        if let Some(sparse) = before {
+            return Ok(Some(sparse.get(node)));
+        }
         if let Some(originals) = &view.indexes[column].originals {
-            return Ok(Some(Some(originals.read(node)?)));
+            return Ok(Some(Some(originals.read(node)?.into())));
         }
         // The column's first vector came after the view.
         let originals = self.originals(view.def.id, column)?;
-        originals.map(|originals| originals.read(node)).transpose().map(Some)
+        originals.map(|originals| originals.read(node).map(Embedding::from)).transpose().map(Some)
     }
 
     /// The original vectors of nodes that rows of this view have, in their order: nodes are written once.
-    pub fn vectors_at(&self, view: &CollectionView, column: usize, nodes: &[u32]) -> Result<Vec<Vec<f32>>> {
-        match &view.indexes[column].originals {
-            Some(originals) => nodes.iter().map(|node| originals.read(*node)).collect(),
+    pub fn vectors_at(&self, view: &CollectionView, column: usize, nodes: &[u32]) -> Result<Vec<Embedding>> {
+        let (index, gone) = (&view.indexes[column], || damaged(&self.shared.epoch, "a row's vector is gone"));
+        if index.is_sparse() {
+            let vector = |node: &u32| index.sparse.rows.get(*node).map(Embedding::from).ok_or_else(gone);
+            return nodes.iter().map(vector).collect();
+        }
+        match &index.originals {
+            Some(originals) => nodes.iter().map(|node| originals.read(*node).map(Embedding::from)).collect(),
             None if nodes.is_empty() => Ok(Vec::new()),
             None => Err(damaged(&self.shared.epoch, "rows have vectors, and there is no file of them")),
         }
@@ -442,17 +453,22 @@ impl Engine {
     pub fn each_row(
         &self,
         collection: CollectionId,
-        mut visit: impl FnMut(RowKey, &[Option<Vec<f32>>], &StoredRow),
+        mut visit: impl FnMut(RowKey, &[Option<Embedding>], &StoredRow),
     ) -> Result<()> {
+        let view = self.view();
+        let found = view.collections.values().find(|found| found.def.id == collection);
+        let sparse: Vec<_> =
+            found.map_or(Vec::new(), |found| found.indexes.iter().map(|one| SparseBeside::of(one)).collect());
         let columns = self.state.collections()?.into_iter().find(|record| record.def.id == collection);
         let columns = columns.map_or(0, |record| record.def.vectors.len());
         let originals: Vec<_> = (0..columns).map(|column| self.originals(collection, column)).collect::<Result<_>>()?;
         self.state.each_row(collection, |key, row| {
-            let vector = |(node, originals): (&Option<u32>, &Option<Originals>)| match (node, originals) {
-                (Some(node), Some(originals)) => originals.read(*node).map(Some),
+            let vector = |(column, node): (usize, &Option<u32>)| match (node, &originals[column], sparse.get(column)) {
+                (Some(node), _, Some(Some(sparse))) => Ok(sparse.get(*node)),
+                (Some(node), Some(originals), _) => originals.read(*node).map(|vector| Some(vector.into())),
                 _ => Ok(None),
             };
-            let vectors: Vec<_> = row.nodes.iter().zip(&originals).map(vector).collect::<Result<_>>()?;
+            let vectors: Vec<_> = row.nodes.iter().enumerate().map(vector).collect::<Result<_>>()?;
             visit(key, &vectors, &row);
             Ok(())
         })
@@ -463,7 +479,9 @@ impl Engine {
         let record = self.state.collections()?.into_iter().find(|record| record.def.id == collection);
         let Some(record) = record else { return Ok(None) };
         let vectors = &record.def.vectors[column];
-        let Some(dimensions) = vectors.dimensions else { return Ok(None) };
+        let Some(dimensions) = vectors.dimensions.filter(|_| vectors.kind != ColumnType::Sparsevec) else {
+            return Ok(None);
+        };
         let path = self.shared.epoch.join("vectors").join(format!("{}-{column}.f32", collection.0));
         if !files::exists(&path) {
             return Ok(None);
@@ -486,6 +504,26 @@ impl Engine {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
+    }
+}
+
+/// Reads the vectors of a sparse column's rows as they are committed, which may be later than a view.
+///
+/// A vector of a row that is committed is in the newest of what was handed over, before it was committed; one that no row
+/// has any more may be gone from there, and is in what was there earlier.
+struct SparseBeside<'v> {
+    index: &'v IndexView,
+    before: Arc<SparseRows>,
+}
+
+impl<'v> SparseBeside<'v> {
+    /// `None` where the column is no sparse one. To be made before rows are read.
+    fn of(index: &'v IndexView) -> Option<SparseBeside<'v>> {
+        index.is_sparse().then(|| SparseBeside { index, before: index.sparse.latest() })
+    }
+
+    fn get(&self, node: u32) -> Option<Embedding> {
+        self.before.get(node).or_else(|| self.index.sparse.latest().get(node)).map(Embedding::Sparse)
     }
 }
 

@@ -3,8 +3,9 @@
 use crate::engine::hnsw::Query;
 use crate::engine::rows::{RowRef, Rows};
 use crate::engine::segment::Segment;
+use crate::engine::sparse::{SparseQuery, SparseView};
 use crate::engine::tiers::Touches;
-use crate::model::{CollectionDef, Lsn, VectorColumn};
+use crate::model::{CollectionDef, ColumnType, Embedding, Lsn, VectorColumn};
 use crate::storage::originals::Originals;
 use crate::storage::state::CollectionState;
 use std::collections::BTreeMap;
@@ -26,13 +27,28 @@ pub struct IndexView {
     pub ids: Arc<AtomicU64>,
     /// The original vectors by node; `None` while there is none.
     pub originals: Option<Arc<Originals>>,
+    /// The vectors of a sparse column, which has neither segments nor such originals.
+    pub sparse: SparseView,
     /// Its files are being removed.
     pub gone: Arc<AtomicBool>,
     /// When searches gave its nodes.
     pub touches: Arc<Touches>,
 }
 
+/// A query vector made ready.
+pub enum Prepared {
+    /// For graphs.
+    Graph(Query),
+    /// For the vectors of a sparse column.
+    Sparse(SparseQuery),
+}
+
 impl IndexView {
+    /// Is its column one of sparse vectors?
+    pub fn is_sparse(&self) -> bool {
+        self.column.kind == ColumnType::Sparsevec
+    }
+
     /// The live row whose vector a node holds.
     #[inline]
     pub fn row(&self, node: u32) -> Option<RowRef<'_>> {
@@ -40,14 +56,22 @@ impl IndexView {
     }
 
     /// A query vector made ready for this index; `None` while the index has no vector at all.
-    pub fn prepare(&self, vector: &[f32]) -> Option<Query> {
-        self.segments.first().map(|segment| segment.graph.prepare(vector))
+    pub fn prepare(&self, vector: &[f32]) -> Option<Prepared> {
+        self.segments.first().map(|segment| Prepared::Graph(segment.graph.prepare(vector)))
+    }
+
+    /// As [`IndexView::prepare`], a vector of the column's kind.
+    pub fn prepare_any(&self, vector: &Embedding) -> Option<Prepared> {
+        match vector {
+            Embedding::Dense(vector) => self.prepare(vector),
+            Embedding::Sparse(vector) => Some(Prepared::Sparse(SparseQuery::new(self.column.metric, vector.clone()))),
+        }
     }
 
     /// Bytes of vectors, links and rows in memory.
     pub fn memory_bytes(&self) -> usize {
         let graphs: usize = self.segments.iter().map(|segment| segment.graph.memory_bytes()).sum();
-        graphs + self.rows.memory_bytes() + self.touches.memory_bytes()
+        graphs + self.sparse.rows.memory_bytes() + self.rows.memory_bytes() + self.touches.memory_bytes()
     }
 
     /// A search gave these nodes, nearest first.
@@ -55,8 +79,11 @@ impl IndexView {
         self.touches.touch(nodes);
     }
 
-    /// Nodes, and how many of them walks can reach; the rest is scanned.
+    /// Nodes, and how many of them walks can reach; the rest is scanned. In a sparse column nothing is to be linked.
     pub fn linked(&self) -> (usize, usize) {
+        if self.is_sparse() {
+            return (self.live, self.live);
+        }
         let sum = |count: fn(&Segment) -> u32| self.segments.iter().map(|segment| count(segment) as usize).sum();
         (sum(|segment| segment.graph.len()), sum(|segment| segment.graph.linked()))
     }

@@ -5,7 +5,8 @@ use crate::model::encoding::Encoding;
 use crate::model::index_kind::IndexKind;
 use crate::model::key::KeyColumn;
 use crate::model::metric::Metric;
-use crate::model::value::ColumnType;
+use crate::model::sparse::SparseVector;
+use crate::model::value::{ColumnType, Value};
 use serde::{Deserialize, Serialize};
 
 /// Vector and filter columns a collection can have.
@@ -55,6 +56,24 @@ impl VectorColumn {
             return Some(format!("element {} is {}", bad + 1, vector[bad]));
         }
         self.metric.outside(vector)
+    }
+
+    /// Why this value of the column cannot be indexed, if so.
+    pub fn refuse_value(&self, value: &Value) -> Option<String> {
+        match value {
+            Value::Vector(vector) if self.kind != ColumnType::Sparsevec => self.refuse(vector),
+            Value::Sparse(vector) if self.kind == ColumnType::Sparsevec => self.refuse_sparse(vector),
+            _ => Some(format!("not a {}", self.kind)),
+        }
+    }
+
+    /// What a sparse vector may be at most is checked where it is made.
+    fn refuse_sparse(&self, vector: &SparseVector) -> Option<String> {
+        if let Some(wanted) = self.dimensions.filter(|&wanted| wanted != vector.dimensions()) {
+            return Some(format!("{} dimensions instead of {wanted}", vector.dimensions()));
+        }
+        let (index, value) = vector.iter().find(|(_, value)| !value.is_finite())?;
+        Some(format!("element {} is {value}", index + 1))
     }
 }
 

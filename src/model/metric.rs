@@ -1,5 +1,6 @@
 //! Distance metrics: what their numbers mean, which types and which vectors they are for.
 
+use crate::model::sparse::SparseVector;
 use crate::model::value::ColumnType;
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +45,7 @@ impl Metric {
         Metric::Lorentz,
     ];
 
-    /// Those that any finite vectors of numbers can be compared by.
+    /// Those that any finite vectors of numbers can be compared by, dense or sparse.
     pub const PLAIN: [Metric; 4] = [Metric::L2, Metric::Cosine, Metric::Ip, Metric::L1];
 
     /// The name used in configuration, HTTP and metrics.
@@ -67,7 +68,7 @@ impl Metric {
             _ if !kind.is_vector() => false,
             Metric::L2 | Metric::Cosine | Metric::Ip | Metric::L1 => !kind.is_bits(),
             Metric::Hamming | Metric::Jaccard => kind.is_bits(),
-            Metric::Poincare | Metric::Lorentz => !kind.is_bits(),
+            Metric::Poincare | Metric::Lorentz => !kind.is_bits() && kind != ColumnType::Sparsevec,
         };
         Metric::ALL.into_iter().filter(fits).collect()
     }
@@ -95,7 +96,6 @@ impl Metric {
     pub fn distance(self, a: &[f32], b: &[f32]) -> f64 {
         debug_assert_eq!(a.len(), b.len());
         let pairs = || a.iter().zip(b).map(|(&x, &y)| (f64::from(x), f64::from(y)));
-        let dot = || pairs().map(|(x, y)| x * y).sum::<f64>();
         match self {
             Metric::Poincare => {
                 let room = |v: &[f32]| 1.0 - v.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
@@ -108,6 +108,20 @@ impl Metric {
                 let square: f64 = pairs().enumerate().map(|(at, (x, y))| sign(at) * (x - y) * (x - y)).sum();
                 2.0 * (square.max(0.0).sqrt() / 2.0).asinh()
             }
+            _ => self.of_pairs(pairs),
+        }
+    }
+
+    /// [`Metric::distance`] of sparse vectors of one length, by one of [`Metric::PLAIN`].
+    pub fn sparse_distance(self, a: &SparseVector, b: &SparseVector) -> f64 {
+        debug_assert!(a.dimensions() == b.dimensions() && Metric::PLAIN.contains(&self));
+        self.of_pairs(|| a.pairs(b).map(|(x, y)| (f64::from(x), f64::from(y))))
+    }
+
+    /// Those where an element that is zero in both changes nothing, and the elements' order neither.
+    fn of_pairs<I: Iterator<Item = (f64, f64)>>(self, pairs: impl Fn() -> I) -> f64 {
+        let dot = || pairs().map(|(x, y)| x * y).sum::<f64>();
+        match self {
             Metric::L2 => pairs().map(|(x, y)| (x - y) * (x - y)).sum::<f64>().sqrt(),
             Metric::L1 | Metric::Hamming => pairs().map(|(x, y)| (x - y).abs()).sum(),
             Metric::Ip => -dot(),
@@ -119,6 +133,7 @@ impl Metric {
                 let either: f64 = pairs().map(|(x, y)| x.max(y)).sum();
                 if dot() == 0.0 { 1.0 } else { 1.0 - dot() / either }
             }
+            Metric::Poincare | Metric::Lorentz => f64::NAN,
         }
     }
 }
@@ -145,6 +160,17 @@ mod tests {
         assert_eq!(Metric::Hamming.distance(&c, &d), 2.0);
         assert_eq!(Metric::Jaccard.distance(&c, &d), 0.5);
         assert_eq!((Metric::Jaccard.distance(&none, &none), Metric::Jaccard.distance(&c, &c)), (1.0, 0.0));
+    }
+
+    #[test]
+    fn sparse_distances_are_those_of_the_same_vectors_in_full() {
+        let (a, b) = ([0.0, 2.0, 0.0, -1.0, 0.5], [3.0, 0.0, 0.0, -4.0, 0.25]);
+        let sparse = |v: &[f32]| SparseVector::new(v.len(), (0..).zip(v.iter().copied()).collect()).expect("a vector");
+        for metric in Metric::PLAIN {
+            assert_eq!(metric.sparse_distance(&sparse(&a), &sparse(&b)), metric.distance(&a, &b), "{metric}");
+            assert_eq!(metric.sparse_distance(&sparse(&b), &sparse(&a)), metric.distance(&b, &a), "{metric}");
+        }
+        assert!(Metric::Cosine.sparse_distance(&sparse(&a), &sparse(&[0.0; 5])).is_nan());
     }
 
     /// Points on one line through the origin at known distances from it, in both models.
@@ -189,6 +215,7 @@ mod tests {
     #[test]
     fn every_vector_type_has_metrics_and_no_other_type() {
         assert_eq!(Metric::of_type(ColumnType::Varbit), [Metric::Hamming, Metric::Jaccard]);
+        assert_eq!(Metric::of_type(ColumnType::Sparsevec), Metric::PLAIN);
         assert_eq!(Metric::of_type(ColumnType::Jsonb).len(), 6);
         assert!(Metric::of_type(ColumnType::Text).is_empty());
     }

@@ -4,6 +4,7 @@ pub mod pgtype;
 
 mod change;
 mod collection;
+mod embedding;
 mod encoding;
 mod filter;
 mod index_kind;
@@ -13,12 +14,14 @@ mod lsn;
 mod metric;
 mod relation;
 mod search;
+mod sparse;
 mod spec;
 mod tier;
 mod value;
 
 pub use change::{Change, CollectionId, LogRecord, Op, PageRange, RowImage, TransactionHead};
 pub use collection::{CollectionDef, FilterColumn, MAX_COLUMNS, VectorColumn, quote_ident, quote_literal};
+pub use embedding::Embedding;
 pub use encoding::Encoding;
 pub use filter::{Comparison, Filter};
 pub use index_kind::IndexKind;
@@ -32,6 +35,7 @@ pub use search::{
     MAX_BATCH_ROWS, MAX_EF, MAX_EXAMPLES, MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Mmr, Recheck, RecheckReport,
     SearchBy, SearchRequest, SearchStats, Shape, Timings,
 };
+pub use sparse::{MAX_NONZERO, MAX_SPARSE_DIMENSIONS, SparseVector};
 pub use spec::{CollectionSpec, VectorSpec, by_name};
 pub use tier::{Tier, TierPolicy};
 pub use value::{Cell, ColumnType, MAX_BITS, MAX_DIMENSIONS, Value};

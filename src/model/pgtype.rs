@@ -4,6 +4,7 @@ mod array;
 mod bits;
 mod datetime;
 mod json;
+mod sparse;
 #[cfg(test)]
 mod tests;
 
@@ -51,6 +52,7 @@ pub fn parse_literal(kind: ColumnType, text: &str) -> Result<Value, String> {
             array::parse_array(trimmed, |text| narrow(parse_f64(text)?).ok_or_else(|| "out of range for real".into()))
         }
         ColumnType::Halfvec => array::parse_vector(trimmed, |text| to_half(parse_f32(text)?)),
+        ColumnType::Sparsevec => sparse::parse(trimmed),
         ColumnType::Bit | ColumnType::Varbit => bits::parse(trimmed),
         ColumnType::Jsonb => array::parse_vector(trimmed, parse_f32).map_err(|reason| format!("{reason} (jsonb)")),
     }
@@ -68,6 +70,7 @@ pub fn to_text(value: &Value) -> String {
         Value::Date(v) => datetime::date_text(*v),
         Value::Timestamp(v) => datetime::timestamp_text(*v, true),
         Value::Vector(v) => vector_text(v, '[', ']'),
+        Value::Sparse(v) => sparse::text(v),
     }
 }
 
@@ -108,6 +111,7 @@ fn binary(kind: ColumnType, bytes: &[u8]) -> Parsed {
         }
         ColumnType::Vector => array::binary_vector(bytes, f32::from_be_bytes)?,
         ColumnType::Halfvec => array::binary_vector(bytes, |item| f16::from_be_bytes(item).to_f32())?,
+        ColumnType::Sparsevec => sparse::binary(bytes)?,
         ColumnType::Bit | ColumnType::Varbit => bits::binary(bytes)?,
         ColumnType::Jsonb => match bytes.split_first() {
             Some((1, text)) => parse_literal(kind, std::str::from_utf8(text).map_err(|_| "not UTF-8".to_owned())?)?,

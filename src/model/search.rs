@@ -1,5 +1,6 @@
 //! A search and its answer.
 
+use crate::model::embedding::Embedding;
 use crate::model::encoding::Encoding;
 use crate::model::filter::Filter;
 use crate::model::key::RowKey;
@@ -26,7 +27,7 @@ pub const MAX_BATCH_ROWS: usize = 100_000;
 #[derive(Debug, Clone, PartialEq)]
 pub enum SearchBy {
     /// This vector.
-    Vector(Vec<f32>),
+    Vector(Embedding),
     /// The stored vector of the row with this key; the row itself is not in the answer.
     Row(RowKey),
     /// What is like the positive examples and unlike the negative ones; rows given as examples are not in the answer.
@@ -42,7 +43,7 @@ pub enum SearchBy {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Example {
     /// This vector.
-    Vector(Vec<f32>),
+    Vector(Embedding),
     /// The stored vector of the row with this key.
     Row(RowKey),
 }

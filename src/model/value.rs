@@ -1,5 +1,6 @@
 //! Values of columns as this service understands them, and the column types it can take.
 
+use crate::model::sparse::{MAX_SPARSE_DIMENSIONS, SparseVector};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 
@@ -44,6 +45,8 @@ pub enum ColumnType {
     Float8Array,
     /// pgvector's `halfvec`
     Halfvec,
+    /// pgvector's `sparsevec`
+    Sparsevec,
     /// `bit`
     Bit,
     /// `bit varying`
@@ -59,6 +62,7 @@ impl ColumnType {
         Some(match (schema, name) {
             (_, "vector") => ColumnType::Vector,
             (_, "halfvec") => ColumnType::Halfvec,
+            (_, "sparsevec") => ColumnType::Sparsevec,
             ("pg_catalog", "bool") => ColumnType::Bool,
             ("pg_catalog", "int2") => ColumnType::Int2,
             ("pg_catalog", "int4") => ColumnType::Int4,
@@ -123,6 +127,7 @@ impl ColumnType {
             ColumnType::Float4Array => "real[]",
             ColumnType::Float8Array => "double precision[]",
             ColumnType::Halfvec => "halfvec",
+            ColumnType::Sparsevec => "sparsevec",
             ColumnType::Bit => "bit",
             ColumnType::Varbit => "bit varying",
             ColumnType::Jsonb => "jsonb",
@@ -132,7 +137,7 @@ impl ColumnType {
     /// Can a column of this type hold embeddings?
     pub fn is_vector(self) -> bool {
         use ColumnType::*;
-        matches!(self, Vector | Float4Array | Float8Array | Halfvec | Bit | Varbit | Jsonb)
+        matches!(self, Vector | Float4Array | Float8Array | Halfvec | Sparsevec | Bit | Varbit | Jsonb)
     }
 
     /// Vectors of bits?
@@ -143,13 +148,14 @@ impl ColumnType {
     /// Does the type modifier, where there is one, say how many dimensions every value has?
     pub fn has_dimensions(self) -> bool {
         use ColumnType::*;
-        matches!(self, Vector | Halfvec | Bit)
+        matches!(self, Vector | Halfvec | Sparsevec | Bit)
     }
 
     /// Most dimensions a vector of this type can have here.
     pub fn max_dimensions(self) -> usize {
         match self {
             ColumnType::Bit | ColumnType::Varbit => MAX_BITS,
+            ColumnType::Sparsevec => MAX_SPARSE_DIMENSIONS,
             _ => MAX_DIMENSIONS,
         }
     }
@@ -192,6 +198,14 @@ pub enum Value {
     Timestamp(i64),
     /// An embedding, bits as 0 and 1. Finite or not, of any length: the collection decides what it takes.
     Vector(Box<[f32]>),
+    /// An embedding that is mostly zeros.
+    Sparse(Box<SparseVector>),
+}
+
+impl From<SparseVector> for Value {
+    fn from(vector: SparseVector) -> Value {
+        Value::Sparse(Box::new(vector))
+    }
 }
 
 impl Value {

@@ -2,7 +2,7 @@
 
 use crate::consistency::frontier::NoView;
 use crate::consistency::paging::FillError;
-use crate::model::{MAX_EF, MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES};
+use crate::model::{ColumnType, MAX_EF, MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES};
 use crate::source::SourceError;
 use crate::storage::StorageError;
 
@@ -44,6 +44,14 @@ pub enum QueryError {
         found: usize,
         /// As indexed.
         expected: usize,
+    },
+    /// A sparse vector for a column of others, or the other way round.
+    #[error("{column:?} is of type {kind}, and the query vector is not")]
+    Kind {
+        /// The vector column.
+        column: String,
+        /// Its type.
+        kind: ColumnType,
     },
     /// NaN or an infinity.
     #[error("element {} of the query vector is not a finite number", .at + 1)]

@@ -1,14 +1,11 @@
 //! Diversity: the order of rows by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
 
-use crate::model::Metric;
-
-/// The places of at most `limit` candidates in the order chosen. Each is the one with the least
-/// `lambda * distance(query) - (1 - lambda) * distance(nearest chosen one)`; ties by place. The first is the nearest.
+/// The places of at most `limit` candidates in the order chosen; `between` is the distance of two. Each is the one with the
+/// least `lambda * distance(query) - (1 - lambda) * distance(nearest chosen one)`; ties by place. The first is the nearest.
 ///
 /// With similarity as `-distance` (under cosine `1 - distance`, which differs by a constant) this is the textbook's
 /// `lambda * sim(query) - (1 - lambda) * max sim(chosen)`.
-pub fn order(metric: Metric, distances: &[f64], vectors: &[Vec<f32>], lambda: f64, limit: usize) -> Vec<usize> {
-    debug_assert_eq!(distances.len(), vectors.len());
+pub fn order(distances: &[f64], between: impl Fn(usize, usize) -> f64, lambda: f64, limit: usize) -> Vec<usize> {
     let mut left: Vec<_> = (0..distances.len()).collect();
     // By place: distance to the nearest chosen one.
     let mut apart = vec![f64::INFINITY; distances.len()];
@@ -24,7 +21,7 @@ pub fn order(metric: Metric, distances: &[f64], vectors: &[Vec<f32>], lambda: f6
         let best = (0..left.len()).min_by(|&a, &b| cost(&left[a]).total_cmp(&cost(&left[b])));
         let place = left.remove(best.expect("some are left"));
         for &other in &left {
-            apart[other] = apart[other].min(metric.distance(&vectors[place], &vectors[other]));
+            apart[other] = apart[other].min(between(place, other));
         }
         chosen.push(place);
     }
@@ -34,6 +31,7 @@ pub fn order(metric: Metric, distances: &[f64], vectors: &[Vec<f32>], lambda: f6
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Metric;
 
     /// Two close together near the query, one farther on the other side.
     fn line() -> (Vec<f64>, Vec<Vec<f32>>) {
@@ -44,7 +42,8 @@ mod tests {
     #[test]
     fn lambda_weighs_nearness_against_difference() {
         let (distances, vectors) = line();
-        let order = |lambda, limit| order(Metric::L2, &distances, &vectors, lambda, limit);
+        let between = |a: usize, b: usize| Metric::L2.distance(&vectors[a], &vectors[b]);
+        let order = |lambda, limit| order(&distances, between, lambda, limit);
         assert_eq!(order(1.0, 4), [0, 1, 2, 3], "nearness alone");
         assert_eq!(order(0.0, 2), [0, 3], "difference alone, from the nearest on");
         assert_eq!(order(0.4, 3), [0, 3, 2]);
@@ -53,8 +52,9 @@ mod tests {
 
     #[test]
     fn equal_rows_come_in_their_order_and_undefined_ones_last() {
-        let vectors = vec![vec![0.0, 0.0], vec![1.0, 0.0], vec![1.0, 0.0]];
+        let vectors = [vec![0.0, 0.0], vec![1.0, 0.0], vec![1.0, 0.0]];
         let distances = [f64::NAN, 0.5, 0.5];
-        assert_eq!(order(Metric::Cosine, &distances, &vectors, 0.7, 3), [1, 2, 0]);
+        let between = |a: usize, b: usize| Metric::Cosine.distance(&vectors[a], &vectors[b]);
+        assert_eq!(order(&distances, between, 0.7, 3), [1, 2, 0]);
     }
 }

@@ -290,7 +290,8 @@ fn diverse(resolved: &Resolved<'_>, serving: &Serving, hits: Vec<Hit>) -> Result
     let vectors = serving.engine.vectors_at(resolved.found, resolved.column, &nodes)?;
     let distances: Vec<_> = hits.iter().map(|hit| hit.distance).collect();
     let metric = resolved.index.column.metric;
-    let order = mmr::order(metric, &distances, &vectors, mmr.lambda, resolved.request.limit);
+    let apart = |a: usize, b: usize| vectors[a].apart(metric, &vectors[b]);
+    let order = mmr::order(&distances, apart, mmr.lambda, resolved.request.limit);
     let mut hits: Vec<_> = hits.into_iter().map(Some).collect();
     Ok(order.into_iter().filter_map(|place| hits[place].take()).collect())
 }

@@ -5,7 +5,9 @@ use crate::consistency::blocking;
 use crate::consistency::frontier::Serving;
 use crate::consistency::recheck::{Visibility, check};
 use crate::engine::view::{CollectionView, View};
-use crate::model::{Answer, Candidate, CollectionDef, Consistency, Filter, Hit, Recheck, RowKey, SearchRequest, Value};
+use crate::model::{
+    Answer, Candidate, CollectionDef, Consistency, Embedding, Filter, Hit, Recheck, RowKey, SearchRequest, Value,
+};
 use crate::query::resolve::{self, Resolved, check_numbers, check_state};
 use crate::query::{QueryError, QueryService};
 use std::sync::Arc;
@@ -100,14 +102,14 @@ impl Pinned {
     }
 
     /// The vector that a row has in a column which was not searched: as last committed.
-    pub fn vector_of(&self, collection: &str, column: usize, key: &RowKey) -> Result<Option<Vec<f32>>, QueryError> {
+    pub fn vector_of(&self, collection: &str, column: usize, key: &RowKey) -> Result<Option<Embedding>, QueryError> {
         let found = self.collection(collection)?;
         let vector = blocking(|| self.serving.engine.vector_of(found, column, key)).map_err(QueryError::from);
         Ok(vector.inspect_err(|error| self.report(error))?.flatten())
     }
 
     /// The vectors of rows that a search of this vector column gave, in their order.
-    pub fn vectors(&self, collection: &str, column: usize, nodes: &[u32]) -> Result<Vec<Vec<f32>>, QueryError> {
+    pub fn vectors(&self, collection: &str, column: usize, nodes: &[u32]) -> Result<Vec<Embedding>, QueryError> {
         let found = self.collection(collection)?;
         let vectors = blocking(|| self.serving.engine.vectors_at(found, column, nodes)).map_err(QueryError::from);
         vectors.inspect_err(|error| self.report(error))

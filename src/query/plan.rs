@@ -77,6 +77,12 @@ pub fn choose(facts: PlanFacts) -> Plan {
     Plan { method: Method::Walk { ef }, name, reason: format!("ef {ef}, {rows}") }
 }
 
+/// The plan of a column that has no graph and no codes.
+pub fn flat(live: usize, passing: Option<usize>) -> Plan {
+    let rows = passing.map_or(format!("{live} rows"), |passes| format!("{passes} of {live} rows pass"));
+    Plan { method: Method::Exact, name: "exact", reason: format!("sparse vectors are all compared, {rows}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

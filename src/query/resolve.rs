@@ -3,12 +3,11 @@
 use crate::consistency::frontier::Serving;
 use crate::consistency::recheck::Checking;
 use crate::engine::candidates::{Candidates, Method};
-use crate::engine::hnsw::Query;
-use crate::engine::view::{CollectionView, IndexView, View};
+use crate::engine::view::{CollectionView, IndexView, Prepared, View};
 use crate::model::{
-    Candidate, CollectionDef, Consistency, Encoding, Exactness, Example, Filter, Hit, MAX_BATCH, MAX_BATCH_ROWS,
-    MAX_EF, MAX_EXAMPLES, MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Metric, Recheck, RowKey, SearchBy,
-    SearchRequest, Value, pgtype,
+    Candidate, CollectionDef, ColumnType, Consistency, Embedding, Encoding, Exactness, Example, Filter, Hit, MAX_BATCH,
+    MAX_BATCH_ROWS, MAX_EF, MAX_EXAMPLES, MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Metric, Recheck, RowKey,
+    SearchBy, SearchRequest, Value, VectorColumn, pgtype,
 };
 use crate::query::error::QueryError;
 use crate::query::groups::Grouping;
@@ -36,9 +35,9 @@ pub struct Resolved<'v> {
     pub plan: Plan,
     /// Place of the column to group by.
     pub group: Option<usize>,
-    vector: Vec<f32>,
+    vector: Embedding,
     /// `None` while the index has no vector at all.
-    prepared: Option<Query>,
+    prepared: Option<Prepared>,
     except: Vec<RowKey>,
     condition: Option<(String, Vec<String>)>,
     /// The filter of a second search, which lives as long as that.
@@ -63,7 +62,7 @@ impl<'v> Resolved<'v> {
             (filter::to_sql(filter, &found.def.filters, 1, &mut params), params)
         });
         let plan = choose(index, request, default_ef);
-        let (prepared, rest) = (index.prepare(&vector), OnceLock::new());
+        let (prepared, rest) = (index.prepare_any(&vector), OnceLock::new());
         Ok(Resolved { request, found, column, index, plan, group, vector, prepared, except, condition, rest })
     }
 
@@ -196,6 +195,9 @@ fn choose(index: &IndexView, request: &SearchRequest, default_ef: usize) -> Plan
     };
     let ef = request.ef.unwrap_or(default_ef);
     let passing = request.filter.as_ref().map(|filter| index.rows.passing(Some(filter)).count());
+    if index.is_sparse() {
+        return plan::flat(index.live, passing);
+    }
     let segments = index.segments.len();
     let ranged = shape.max_distance.is_some();
     let coded = index.segments.iter().any(|segment| segment.graph.encoding() != Encoding::F32);
@@ -227,7 +229,7 @@ pub fn check_numbers(request: &SearchRequest) -> Result<(), QueryError> {
         return Err(QueryError::Ef(ef));
     }
     check_shape(request)?;
-    let finite = |vector: &[f32]| match vector.iter().position(|element| !element.is_finite()) {
+    let finite = |vector: &Embedding| match vector.not_finite() {
         Some(at) => Err(QueryError::NotFinite { at }),
         None => Ok(()),
     };
@@ -305,7 +307,8 @@ pub fn check_work(searches: &[Resolved<'_>]) -> Result<(), QueryError> {
     }
     let diversity = |one: &Resolved<'_>| {
         let wide = one.request.shape.mmr.map_or(0, |mmr| mmr.candidates);
-        wide.saturating_mul(one.request.limit).saturating_mul(one.vector.len())
+        let elements = one.vector.elements().max(one.index.sparse.rows.mean_elements());
+        wide.saturating_mul(one.request.limit).saturating_mul(elements)
     };
     let work = searches.iter().map(diversity).fold(0, usize::saturating_add);
     if work > MAX_DIVERSITY_WORK {
@@ -366,21 +369,15 @@ fn query_vector(
     column: usize,
     index: &IndexView,
     request: &SearchRequest,
-) -> Result<(Vec<f32>, Vec<RowKey>), QueryError> {
+) -> Result<(Embedding, Vec<RowKey>), QueryError> {
     let stored = |key: &RowKey| match serving.engine.vector_of(found, column, key)? {
         Some(Some(vector)) => Ok(vector),
         Some(None) => Err(QueryError::NoVector(key.to_string())),
         None => Err(QueryError::NoRow(key.to_string())),
     };
-    let check = |vector: &[f32], expected: Option<usize>| match expected {
-        Some(expected) if expected != vector.len() => {
-            Err(QueryError::Dimensions { column: index.column.name.clone(), found: vector.len(), expected })
-        }
-        _ => Ok(()),
-    };
     let (positive, negative) = match &request.by {
         SearchBy::Vector(vector) => {
-            check(vector, index.column.dimensions)?;
+            check_vector(&index.column, vector, index.column.dimensions)?;
             return Ok((vector.clone(), Vec::new()));
         }
         SearchBy::Row(key) => return Ok((stored(key)?, vec![key.clone()])),
@@ -392,7 +389,7 @@ fn query_vector(
         let message = format!("examples cannot be averaged under {metric}; search by one vector or row");
         return Err(QueryError::Examples(message));
     }
-    let vectors = |examples: &[Example]| -> Result<Vec<Vec<f32>>, QueryError> {
+    let vectors = |examples: &[Example]| -> Result<Vec<Embedding>, QueryError> {
         let vector = |example: &Example| match example {
             Example::Vector(vector) => Ok(vector.clone()),
             Example::Row(key) => stored(key),
@@ -400,16 +397,24 @@ fn query_vector(
         examples.iter().map(vector).collect()
     };
     let (liked, disliked) = (vectors(positive)?, vectors(negative)?);
-    let expected = index.column.dimensions.or(liked.first().map(Vec::len));
-    liked.iter().chain(&disliked).try_for_each(|vector| check(vector, expected))?;
+    let expected = index.column.dimensions.or(liked.first().map(Embedding::dimensions));
+    liked.iter().chain(&disliked).try_for_each(|vector| check_vector(&index.column, vector, expected))?;
     let except = positive.iter().chain(negative).filter_map(|example| match example {
         Example::Row(key) => Some(key.clone()),
         Example::Vector(_) => None,
     });
-    let target = recommend::average(metric, &liked, &disliked);
-    let target = target.ok_or_else(|| {
-        let message = "the examples have no direction: one is a zero vector, or they cancel each other out";
-        QueryError::Examples(message.into())
-    })?;
-    Ok((target, except.collect()))
+    Ok((recommend::target(metric, liked, disliked).map_err(QueryError::Examples)?, except.collect()))
+}
+
+/// Is it a vector that the column's vectors can be compared with?
+fn check_vector(column: &VectorColumn, vector: &Embedding, expected: Option<usize>) -> Result<(), QueryError> {
+    if matches!(vector, Embedding::Sparse(_)) != (column.kind == ColumnType::Sparsevec) {
+        return Err(QueryError::Kind { column: column.name.clone(), kind: column.kind });
+    }
+    match expected.filter(|expected| *expected != vector.dimensions()) {
+        Some(expected) => {
+            Err(QueryError::Dimensions { column: column.name.clone(), found: vector.dimensions(), expected })
+        }
+        None => Ok(()),
+    }
 }

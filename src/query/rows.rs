@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use crate::consistency::paging::{fill, fill_as_indexed};
     use crate::consistency::recheck::Visibility;
-    use crate::model::{CollectionDef, CollectionId, Metric, RowKey};
+    use crate::model::{CollectionDef, CollectionId, Embedding, Metric, RowKey};
     use crate::query::stream::Bound;
     use crate::query::stream::tests::{Script, number};
     use crate::source::SourceError;
@@ -173,7 +173,14 @@ mod tests {
     }
 
     fn checking(level: Recheck) -> Checking<'static> {
-        Checking { level, columns: &[], vector: 0, metric: Metric::L2, query: &[], condition: None }
+        Checking {
+            level,
+            columns: &[],
+            vector: 0,
+            metric: Metric::L2,
+            query: const { &Embedding::Dense(Vec::new()) },
+            condition: None,
+        }
     }
 
     /// A search in rows 0, 1, 2 ... at distance n.

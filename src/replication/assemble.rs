@@ -289,6 +289,7 @@ fn size(op: &Op) -> usize {
 fn cell_size(cell: &Cell) -> usize {
     match cell {
         Cell::Value(crate::model::Value::Vector(vector)) => vector.len() * 4,
+        Cell::Value(crate::model::Value::Sparse(vector)) => vector.indices().len() * 8,
         Cell::Value(crate::model::Value::Text(text)) => text.len(),
         _ => 8,
     }

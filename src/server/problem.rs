@@ -209,6 +209,8 @@ impl From<QueryError> for Problem {
             QueryError::Dimensions { .. } => {
                 Problem::new(DIMENSIONS, detail).hint("embed the query with the model that made the column")
             }
+            QueryError::Kind { .. } => Problem::new(MALFORMED, detail)
+                .hint("a sparsevec is written {1:0.5,3:2}/5, any other vector is not"),
             QueryError::NotFinite { .. } => Problem::new(NOT_FINITE, detail),
             QueryError::Limit(_) => Problem::new(LIMIT, detail),
             QueryError::Ef(_) => Problem::new(SEARCH_WIDTH, detail),

@@ -178,8 +178,8 @@ pub fn define(id: CollectionId, spec: &CollectionSpec, table: &Table) -> Result<
         let kind = column.kind.filter(|kind| kind.is_vector()).ok_or_else(|| {
             SourceError::refused(
                 format!("column {} of {quoted} is {}", quote_ident(&column.name), column.type_name),
-                "a vector column is pgvector's vector or halfvec, real[], double precision[], bit, bit varying or \
-                 jsonb",
+                "a vector column is pgvector's vector, halfvec or sparsevec, real[], double precision[], bit, \
+                 bit varying or jsonb",
             )
         })?;
         check_metric(column, kind, wanted, &quoted)?;

@@ -71,7 +71,8 @@ impl Pack<'_> {
             quote_literal(&table),
             quote_literal(&table),
         );
-        if def.vectors[0].kind.is_bits() {
+        // The functions take arrays of numbers.
+        if def.vectors[0].kind.is_bits() || def.vectors[0].kind == ColumnType::Sparsevec {
             return sql;
         }
         let ours = ["distance", "row", "query", "k", "condition", "options", "min_lsn"];
@@ -140,7 +141,7 @@ impl Pack<'_> {
     fn vector_type(&self, vector: &VectorColumn) -> String {
         let dimensions = vector.dimensions.map_or(String::new(), |dimensions| format!("({dimensions})"));
         match (vector.kind, self.vector_schema) {
-            (ColumnType::Vector | ColumnType::Halfvec, Some(schema)) => {
+            (ColumnType::Vector | ColumnType::Halfvec | ColumnType::Sparsevec, Some(schema)) => {
                 format!("{}.{}{dimensions}", quote_ident(schema), vector.kind)
             }
             (ColumnType::Bit, _) if vector.dimensions.is_none() => ColumnType::Varbit.sql_name().to_owned(),

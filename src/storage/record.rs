@@ -1,7 +1,8 @@
 //! The bytes of log records and row cells: fixed little-endian, total to read.
 
 use crate::model::{
-    Cell, Change, CollectionId, CommitLsn, LogRecord, Lsn, Op, PageRange, RowImage, RowKey, TransactionHead, Value,
+    Cell, Change, CollectionId, CommitLsn, LogRecord, Lsn, Op, PageRange, RowImage, RowKey, SparseVector,
+    TransactionHead, Value,
 };
 
 /// Bytes that are not a record, with what was expected.
@@ -98,6 +99,7 @@ const UUID: u8 = 7;
 const DATE: u8 = 8;
 const TIMESTAMP: u8 = 9;
 const VECTOR: u8 = 10;
+const SPARSE: u8 = 11;
 
 /// Appends a cell.
 pub fn put_cell(out: &mut Vec<u8>, cell: &Cell) {
@@ -147,7 +149,28 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
                 out.extend_from_slice(&element.to_le_bytes());
             }
         }
+        Value::Sparse(v) => {
+            out.push(SPARSE);
+            put_sparse(out, v);
+        }
     }
+}
+
+/// Appends a sparse vector: dimensions, count, indices, values.
+pub fn put_sparse(out: &mut Vec<u8>, vector: &SparseVector) {
+    put_u32(out, vector.dimensions() as u32);
+    put_u32(out, vector.indices().len() as u32);
+    vector.indices().iter().for_each(|index| put_u32(out, *index));
+    vector.values().iter().for_each(|value| put_u32(out, value.to_bits()));
+}
+
+/// Reads a sparse vector.
+pub fn get_sparse(from: &mut Reader<'_>) -> Read<SparseVector> {
+    let (dimensions, count) = (from.u32()? as usize, from.u32()? as usize);
+    let length = count.checked_mul(4).ok_or(BadRecord("vector too long"))?;
+    let indices = from.bytes(length)?.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let elements = indices.zip(floats(from.bytes(length)?)).collect();
+    SparseVector::new(dimensions, elements).map_err(|_| BadRecord("not a sparse vector"))
 }
 
 /// Reads a cell.
@@ -168,6 +191,7 @@ pub fn get_cell(from: &mut Reader<'_>) -> Read<Cell> {
             let bytes = from.bytes(count.checked_mul(4).ok_or(BadRecord("vector too long"))?)?;
             Value::Vector(floats(bytes).collect())
         }
+        SPARSE => get_sparse(from)?.into(),
         _ => return Err(BadRecord("unknown kind of cell")),
     }))
 }
@@ -324,7 +348,11 @@ mod tests {
     fn row() -> RowImage {
         RowImage {
             key: RowKey::encode(&[Value::Int(-7), Value::Text("a\0é".into())]).expect("key"),
-            vectors: vec![Cell::Value(Value::Vector([1.0, f32::NAN, -0.0].into())), Cell::Unchanged],
+            vectors: vec![
+                Cell::Value(Value::Vector([1.0, f32::NAN, -0.0].into())),
+                Cell::Unchanged,
+                Cell::Value(SparseVector::new(9, vec![(8, -0.5), (0, f32::NAN)]).expect("a vector").into()),
+            ],
             filters: vec![
                 Cell::Null,
                 Cell::Invalid("why".into()),

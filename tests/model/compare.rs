@@ -8,7 +8,7 @@ use ruvector::engine::candidates::{Candidates, Method};
 use ruvector::engine::segment::Segment;
 use ruvector::engine::view::{IndexView, View};
 use ruvector::model::{
-    CollectionDef, Comparison, Consistency, Filter, Recheck, RowKey, SearchBy, SearchRequest, Shape, Value,
+    CollectionDef, Comparison, Consistency, Embedding, Filter, Recheck, RowKey, SearchBy, SearchRequest, Shape, Value,
 };
 use ruvector::query::{QueryError, QueryService};
 use ruvector::source::SourceError;
@@ -149,9 +149,11 @@ fn compare_drained(
 pub fn compare_rows(epoch: &Epoch, twin: &Twin) -> storage::Result<()> {
     for table in &twin.tables {
         let mut rows = 0;
-        let compare = |key: RowKey, vectors: &[Option<Vec<f32>>], stored: &ruvector::storage::state::StoredRow| {
+        let compare = |key: RowKey, vectors: &[Option<Embedding>], stored: &ruvector::storage::state::StoredRow| {
             let row = table.rows.get(&key).unwrap_or_else(|| panic!("row {key} of {} is gone", table.def.name));
-            assert_eq!(vectors, row.vectors, "vectors of {key}");
+            let vectors: Vec<_> = vectors.iter().map(|vector| vector.as_ref().and_then(Embedding::dense)).collect();
+            let wanted: Vec<_> = row.vectors.iter().map(Option::as_deref).collect();
+            assert_eq!(vectors, wanted, "vectors of {key}");
             assert_eq!((stored.version, &stored.filters), (row.version, &row.filters), "row {key}");
             rows += 1;
         };
@@ -203,7 +205,7 @@ pub fn compare_answers(epoch: &Epoch, twin: &Twin, random: &mut Random) -> Resul
             let Some(dimensions) = table.dimensions[column] else { continue };
             let filter = filter(random);
             let row = table.rows.keys().nth(random.below(table.rows.len().max(1) as u64) as usize);
-            let mut searches = vec![SearchBy::Vector(query(table, column, dimensions, random))];
+            let mut searches = vec![SearchBy::Vector(query(table, column, dimensions, random).into())];
             searches.extend(row.cloned().map(SearchBy::Row));
             for by in searches {
                 let consistency = Consistency { at_least: Some(twin.position), timeout: None };
@@ -214,7 +216,7 @@ pub fn compare_answers(epoch: &Epoch, twin: &Twin, random: &mut Random) -> Resul
                     answer => answer,
                 };
                 let (query, except) = match &by {
-                    SearchBy::Vector(vector) => (vector.clone(), None),
+                    SearchBy::Vector(vector) => (vector.dense().expect("it was made of one").to_vec(), None),
                     SearchBy::Examples { .. } => unreachable!("none is made"),
                     SearchBy::Row(key) => match &table.rows[key].vectors[column] {
                         Some(vector) => (vector.clone(), Some(key)),

@@ -383,7 +383,7 @@ fn a_search_that_meets_a_damaged_vector_tells_and_ends_the_engine() {
     let mut bytes = std::fs::read(&path).expect("bytes");
     bytes[64..].iter_mut().for_each(|byte| *byte ^= 1);
     std::fs::write(&path, &bytes).expect("write");
-    let request = nearest(&def, &def.vectors[0].name, SearchBy::Vector(vec![0.1; 64]));
+    let request = nearest(&def, &def.vectors[0].name, SearchBy::Vector(vec![0.1; 64].into()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let told = runtime.block_on(service(&epoch).search(&request)).expect_err("no answer from damaged vectors");
     assert!(matches!(&told, QueryError::Storage(error) if error.is_damage()), "{told:?}");

@@ -17,6 +17,12 @@ filter_columns = [\"cat\"]
 [[collections.vectors]]
 column = \"embedding\"
 metric = \"cosine\"
+[[collections]]
+table = \"public.thin\"
+name = \"thin\"
+[[collections.vectors]]
+column = \"e\"
+metric = \"l2\"
 ";
 
 /// PostgreSQL 16 with postgres_fdw from npm and pgvector from PyPI, which each lack the other.
@@ -51,7 +57,10 @@ fn pgvectors_operators_are_sent_to_the_index() {
     database.sql.run(
         "CREATE EXTENSION vector; CREATE EXTENSION postgres_fdw;
          CREATE TABLE items (id bigint PRIMARY KEY, cat int, embedding vector(8));
-         INSERT INTO items SELECT i, i % 10, vec(i, 8)::vector FROM generate_series(1, 2000) i",
+         INSERT INTO items SELECT i, i % 10, vec(i, 8)::vector FROM generate_series(1, 2000) i;
+         CREATE TABLE thin (id bigint PRIMARY KEY, e sparsevec(900));
+         INSERT INTO thin SELECT i, ('{' || 1 + i % 9 || ':' || i::float4 / 64 || ',' || 10 + i || ':1.5}/900')::sparsevec
+           FROM generate_series(1, 800) i",
     );
     let mut service = Service::ready(&database, CONFIG);
     service.catch_up(&database.sql);
@@ -80,6 +89,20 @@ fn pgvectors_operators_are_sent_to_the_index() {
         let plan = sql.rows(&format!("EXPLAIN VERBOSE {there}"));
         let plan: Vec<_> = plan.into_iter().flatten().flatten().collect();
         assert!(plan.iter().any(|line| line.contains("Remote SQL") && line.contains(sent)), "{there}: {plan:#?}");
+        assert_eq!(firsts(&sql, &there), firsts(&sql, &here), "{there}");
+    }
+    for form in [
+        "SELECT id FROM {} ORDER BY e <-> '{3:5.01,77:0.5}/900' LIMIT 20",
+        "SELECT e FROM {} ORDER BY l2_distance(e, '{3:5.01,77:0.5}/900') LIMIT 20",
+        "SELECT id FROM {} WHERE id <> 7 ORDER BY e <-> (SELECT e FROM thin WHERE id = 7) LIMIT 10",
+        "SELECT id FROM {} WHERE e <-> '{4:9.02}/900' < 6 ORDER BY id",
+    ] {
+        let (here, there) = (form.replace("{}", "thin"), form.replace("{}", "ruvector.thin"));
+        let plan = sql.rows(&format!("EXPLAIN VERBOSE {there}"));
+        let plan: Vec<_> = plan.into_iter().flatten().flatten().collect();
+        let sent =
+            |line: &String| line.contains("Remote SQL") && (line.contains("<->") || line.contains("l2_distance"));
+        assert!(plan.iter().any(sent), "{there}: {plan:#?}");
         assert_eq!(firsts(&sql, &there), firsts(&sql, &here), "{there}");
     }
     sql.run("PREPARE p(vector) AS SELECT id FROM ruvector.items ORDER BY embedding <=> $1 LIMIT 10");

@@ -209,7 +209,7 @@ impl Lines {
         let mut request = SearchRequest {
             collection: "items".into(),
             using: None,
-            by: SearchBy::Vector(vec![0.0; 3]),
+            by: SearchBy::Vector(vec![0.0; 3].into()),
             limit: 10,
             filter: None,
             columns: Vec::new(),

@@ -59,7 +59,7 @@ fn index() -> IndexView {
     let segments = vec![Arc::new(sealed), Arc::new(merged), Arc::new(growing)];
     let live = rows.live();
     let (ids, gone, touches) = (Arc::new(AtomicU64::new(4)), Arc::default(), Arc::default());
-    IndexView { column, rows, segments, live, ids, originals: None, gone, touches }
+    IndexView { column, rows, segments, live, ids, originals: None, sparse: Default::default(), gone, touches }
 }
 
 fn compare(column: usize, op: Comparison, number: i64) -> Filter {

@@ -1,9 +1,9 @@
 //! Values in JSON: what callers send as constants and what answers show.
 
 use crate::model::value::{ColumnType, Value};
-use serde_json::{Number, Value as Json};
+use serde_json::{Number, Value as Json, json};
 
-use super::{narrow, parse_literal, to_half, to_text, to_text_as};
+use super::{narrow, parse_literal, sparse, to_half, to_text, to_text_as};
 
 /// The value for an answer. Floats that JSON does not have, dates, timestamps and UUIDs are strings in Postgres' form.
 pub fn to_json(value: &Value) -> Json {
@@ -12,6 +12,11 @@ pub fn to_json(value: &Value) -> Json {
         Value::Int(v) => Json::from(*v),
         Value::Float(v) => float_json(*v, || to_text(value)),
         Value::Vector(v) => v.iter().map(|item| real_json(*item)).collect(),
+        Value::Sparse(v) => json!({
+            "indices": v.indices(),
+            "values": v.values().iter().map(|item| real_json(*item)).collect::<Vec<_>>(),
+            "dim": v.dimensions(),
+        }),
         Value::Text(_) | Value::Uuid(_) | Value::Date(_) | Value::Timestamp(_) => Json::String(to_text(value)),
     }
 }
@@ -34,7 +39,10 @@ pub fn from_json(kind: ColumnType, json: &Json) -> Result<Option<Value>, String>
         Json::String(text) => parse_literal(kind, text),
         Json::Bool(v) if kind == ColumnType::Bool => Ok(Value::Bool(*v)),
         Json::Number(number) => from_number(kind, number),
-        Json::Array(items) if kind.is_vector() && !kind.is_bits() => from_items(kind, items),
+        Json::Array(items) if kind.is_vector() && !kind.is_bits() && kind != ColumnType::Sparsevec => {
+            from_items(kind, items)
+        }
+        Json::Object(fields) if kind == ColumnType::Sparsevec => sparse::from_fields(fields),
         _ => Err(format!("found {}", name_of(json))),
     };
     found.map(Some).map_err(|reason| format!("expected {}: {reason}", expectation(kind)))
@@ -91,6 +99,7 @@ fn expectation(kind: ColumnType) -> String {
         ColumnType::Timestamptz => "a timestamp as a string in the form YYYY-MM-DD HH:MM:SS+00".into(),
         ColumnType::Text | ColumnType::Varchar => "a string".into(),
         ColumnType::Bit | ColumnType::Varbit => r#"a string of the digits 0 and 1"#.into(),
+        ColumnType::Sparsevec => r#"{"indices": [0, 2], "values": [0.5, 3], "dim": 5}"#.into(),
         kind if kind.is_vector() => "an array of numbers".into(),
         _ => format!("a value of type {kind}"),
     }

@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 use serde_json::json;
 
-const KINDS: [ColumnType; 19] = [
+const KINDS: [ColumnType; 20] = [
     ColumnType::Bool,
     ColumnType::Int2,
     ColumnType::Int4,
@@ -21,6 +21,7 @@ const KINDS: [ColumnType; 19] = [
     ColumnType::Float4Array,
     ColumnType::Float8Array,
     ColumnType::Halfvec,
+    ColumnType::Sparsevec,
     ColumnType::Bit,
     ColumnType::Varbit,
     ColumnType::Jsonb,
@@ -67,6 +68,10 @@ fn encode(kind: ColumnType, value: &Value) -> Vec<u8> {
             [&(v.len() as i32).to_be_bytes()[..], &v.chunks(8).map(byte).collect::<Vec<_>>()].concat()
         }
         (ColumnType::Jsonb, Value::Vector(_)) => [&[1], to_text(value).as_bytes()].concat(),
+        (_, Value::Sparse(v)) => {
+            let words = [v.dimensions() as u32, v.indices().len() as u32, 0].into_iter().chain(v.indices().to_vec());
+            words.chain(v.values().iter().map(|item| item.to_bits())).flat_map(u32::to_be_bytes).collect()
+        }
         (ColumnType::Float4Array, Value::Vector(v)) => {
             array_bytes(array::FLOAT4, v.iter().map(|item| Some(item.to_be_bytes().to_vec())))
         }
@@ -112,6 +117,7 @@ fn text_binary_and_back() {
         (Float4Array, &["{1,2.5,NaN,Infinity,-Infinity}"]),
         (Float8Array, &["{0.5}"]),
         (Halfvec, &["[1,2.5,-3]", "[65504,5.9604645e-8,0.099975586,-0]"]),
+        (Sparsevec, &["{1:0.5,3:2}/5", "{}/1", "{1000000000:-1e-45}/1000000000"]),
         (Bit, &["0", "1", "10110111", "101101110"]),
         (Varbit, &["0110"]),
         (Jsonb, &["[1,2.5,-3]", "[1e-7]"]),
@@ -168,6 +174,7 @@ fn input_spellings() {
     assert_eq!(text(Jsonb, "[1, 2.50, -3]"), Value::Vector([1.0, 2.5, -3.0].into()));
     assert_eq!(text(Bit, "b01"), Value::Vector([0.0, 1.0].into()));
     assert_eq!(text(Varbit, "XF0a"), text(Varbit, "111100001010"));
+    assert_eq!(text(Sparsevec, " { 3 : 2 , 1 : 0.5, 2:0 } / 5 "), text(Sparsevec, "{1:0.5,3:2}/5"));
 }
 
 #[test]
@@ -314,6 +321,13 @@ fn what_is_no_vector_of_its_type_says_why() {
         (Jsonb, "[[1, 2]]", "element 1 is not a number (jsonb)"),
         (Jsonb, "[]", "empty array (jsonb)"),
         (Jsonb, &long("1", 16_001), "16001 elements; at most 16000 (jsonb)"),
+        (Sparsevec, "[1]", "not a sparsevec"),
+        (Sparsevec, "{1:2}", "not a sparsevec"),
+        (Sparsevec, "{0:2}/3", "index 0: they count from 1"),
+        (Sparsevec, "{4:2}/3", "index 3 (from 0) for 3 dimensions"),
+        (Sparsevec, "{1:2,1:3}/3", "index 0 stands there twice"),
+        (Sparsevec, "{1:x}/3", "element 1 is not a number"),
+        (Sparsevec, "{}/1000000001", "1000000001 dimensions; 1 to 1000000000 can be"),
     ] {
         assert_eq!(invalid(decode_text(kind, shown.as_bytes())), reason, "{kind} {:.30}", shown);
     }
@@ -324,6 +338,9 @@ fn what_is_no_vector_of_its_type_says_why() {
         (Varbit, &[0xff, 0, 0, 0], "a negative length"),
         (Jsonb, &[2, b'[', b'1', b']'], "jsonb in an unknown format"),
         (Jsonb, &[], "jsonb in an unknown format"),
+        (Sparsevec, &[0; 11], "a sparsevec without its header"),
+        (Sparsevec, &[0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0], "0 bytes for 1 elements"),
+        (Sparsevec, &[0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1], "a sparsevec in an unknown format"),
     ] {
         assert_eq!(invalid(decode_binary(kind, bytes)), reason, "{kind} {bytes:?}");
     }
@@ -335,6 +352,30 @@ fn vectors_are_taken_up_to_their_limits() {
         let value = Value::Vector((0..count).map(|at| (at % 3 % 2) as f32).collect());
         assert_eq!(decode_binary(kind, &encode(kind, &value)), Cell::Value(value.clone()), "{kind}");
         assert_eq!(decode_text(kind, to_text_as(kind, &value).as_bytes()), Cell::Value(value), "{kind}");
+    }
+    let elements = (0..16_000).map(|at| (at * 60_000 + 7, at as f32 - 0.5)).collect();
+    let value = Value::from(crate::model::SparseVector::new(1_000_000_000, elements).expect("a vector"));
+    assert_eq!(decode_binary(ColumnType::Sparsevec, &encode(ColumnType::Sparsevec, &value)), Cell::Value(value));
+}
+
+#[test]
+fn sparse_vectors_in_json_count_from_0() {
+    let wanted = text(ColumnType::Sparsevec, "{1:0.5,3:2}/5");
+    let json = json!({ "indices": [2, 0], "values": [2, 0.5], "dim": 5 });
+    assert_eq!(from_json(ColumnType::Sparsevec, &json), Ok(Some(wanted.clone())));
+    assert_eq!(from_json(ColumnType::Sparsevec, &to_json(&wanted)), Ok(Some(wanted)));
+    for wrong in [
+        json!([1, 2]),
+        json!({ "indices": [0], "values": [1] }),
+        json!({ "indices": [0], "values": [1], "dim": 5, "other": 1 }),
+        json!({ "indices": [0, 1], "values": [1], "dim": 5 }),
+        json!({ "indices": [-1], "values": [1], "dim": 5 }),
+        json!({ "indices": [5], "values": [1], "dim": 5 }),
+        json!({ "indices": [0], "values": ["x"], "dim": 5 }),
+        json!({ "indices": [0], "values": [1e39], "dim": 5 }),
+        json!({ "indices": [0], "values": [1], "dim": 0 }),
+    ] {
+        assert!(from_json(ColumnType::Sparsevec, &wrong).is_err(), "{wrong}");
     }
 }
 

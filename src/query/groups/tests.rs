@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::consistency::paging::fill_as_indexed;
-use crate::model::{Cell, Metric};
+use crate::model::{Cell, Embedding, Metric};
 use crate::query::stream::tests::{Script, number};
 use std::sync::Mutex;
 
@@ -45,8 +45,14 @@ type Found = (Vec<(Option<i64>, Vec<i64>)>, Ended);
 
 fn search(rows: &Rows, groups: usize, size: usize, visible: impl Fn(i64) -> bool) -> Found {
     let wanted = Wanted { groups, size, max_distance: None, column: 0 };
-    let checking =
-        Checking { level: Recheck::Exists, columns: &[], vector: 0, metric: Metric::L2, query: &[], condition: None };
+    let checking = Checking {
+        level: Recheck::Exists,
+        columns: &[],
+        vector: 0,
+        metric: Metric::L2,
+        query: const { &Embedding::Dense(Vec::new()) },
+        condition: None,
+    };
     let stream = Stream::new(rows.script(|_| true), &[], None);
     let mut leg = Groups::new(rows, stream, false, &[], checking, wanted);
     loop {
@@ -142,8 +148,14 @@ fn rows_that_are_invisible_are_replaced_and_make_no_group() {
 fn without_a_recheck_nothing_is_counted() {
     let rows = Rows::of((0..100).map(|n| Some(n % 3)).collect());
     let wanted = Wanted { groups: 2, size: 2, max_distance: Some(50.0), column: 0 };
-    let checking =
-        Checking { level: Recheck::None, columns: &[], vector: 0, metric: Metric::L2, query: &[], condition: None };
+    let checking = Checking {
+        level: Recheck::None,
+        columns: &[],
+        vector: 0,
+        metric: Metric::L2,
+        query: const { &Embedding::Dense(Vec::new()) },
+        condition: None,
+    };
     let stream = Stream::new(rows.script(|_| true), &[], None);
     let mut leg = Groups::new(&rows, stream, true, &[], checking, wanted);
     fill_as_indexed(&mut leg, |candidate| candidate.hit(None)).expect("no file is read");

@@ -1,8 +1,8 @@
 //! `POST /v1/collections/{name}/search`: bytes -> `SearchRequest`.
 
 use crate::model::{
-    CollectionDef, Consistency, Exactness, Example, Filter, GroupBy, MAX_LIMIT, MAX_MMR_CANDIDATES, Mmr, Recheck,
-    RowKey, SearchBy, SearchRequest, Shape, pgtype,
+    CollectionDef, ColumnType, Consistency, Embedding, Exactness, Example, Filter, GroupBy, MAX_LIMIT,
+    MAX_MMR_CANDIDATES, Mmr, Recheck, RowKey, SearchBy, SearchRequest, Shape, pgtype,
 };
 use crate::query::filter;
 use crate::server::http::{App, Name, Shared, answers, vector};
@@ -208,7 +208,7 @@ pub fn freshness(body: Option<Freshness>) -> Result<Consistency, Problem> {
 pub(in crate::server) fn parse_beside(
     def: &CollectionDef,
     body: &Json,
-    vector: Option<Vec<f32>>,
+    vector: Option<Embedding>,
 ) -> Result<SearchRequest, Problem> {
     let mut body: Body = serde_json::from_str(&body.to_string()).map_err(malformed)?;
     if body.searches.is_some() {
@@ -223,19 +223,17 @@ fn one(
     collection: &str,
     consistency: &Consistency,
     body: Body,
-    beside: Option<Vec<f32>>,
+    beside: Option<Embedding>,
 ) -> Result<SearchRequest, Problem> {
     let shape = shape(&body)?;
     let hint = r#"send {"query": {"vector": [...]}}, {"query": {"id": ...}} or {"query": {"recommend": {...}}}"#;
     let query = body.query.ok_or_else(|| Problem::new(problem::MALFORMED, "`query` is missing").hint(hint))?;
     let using = query.using.as_deref();
-    let by = match (query.vector, query.id, query.recommend) {
-        (None, None, None) if beside.is_some() => {
-            SearchBy::Vector(vector::checked(def, using, beside.unwrap_or_default())?)
-        }
-        (Some(json), None, None) if beside.is_none() => SearchBy::Vector(vector::parse(def, using, &json)?),
-        (None, Some(id), None) if beside.is_none() => SearchBy::Row(parse_id(def, &id)?),
-        (None, None, Some(examples)) if beside.is_none() => SearchBy::Examples {
+    let by = match (query.vector, query.id, query.recommend, beside) {
+        (None, None, None, Some(beside)) => SearchBy::Vector(vector::checked(def, using, beside)?),
+        (Some(json), None, None, None) => SearchBy::Vector(vector::parse(def, using, &json)?),
+        (None, Some(id), None, None) => SearchBy::Row(parse_id(def, &id)?),
+        (None, None, Some(examples), None) => SearchBy::Examples {
             positive: examples.positive.iter().map(|one| example(def, using, one)).collect::<Result<_, _>>()?,
             negative: examples.negative.iter().map(|one| example(def, using, one)).collect::<Result<_, _>>()?,
         },
@@ -290,9 +288,15 @@ pub fn parse_filter(def: &CollectionDef, filter: Option<&str>, params: &[Json]) 
     }
 }
 
-/// No key is an array.
+/// No key is an array, and none is an object with the field that every sparse vector has, unless a column is called so.
 fn example(def: &CollectionDef, using: Option<&str>, json: &Json) -> Result<Example, Problem> {
+    let is_sparse = def.vector(using).is_some_and(|(_, column)| column.kind == ColumnType::Sparsevec);
+    let is_key = def.key.iter().any(|column| column.name == "indices");
     match json {
+        Json::Object(fields) if is_sparse && !is_key && fields.contains_key("indices") => {
+            let raw = serde_json::value::to_raw_value(json).map_err(malformed)?;
+            Ok(Example::Vector(vector::parse(def, using, &raw)?))
+        }
         Json::Array(_) => {
             let raw = serde_json::value::to_raw_value(json).map_err(malformed)?;
             Ok(Example::Vector(vector::parse(def, using, &raw)?))

@@ -1,26 +1,34 @@
 //! Query vectors: JSON as the searched column's type takes it -> the model's.
 
-use crate::model::{CollectionDef, MAX_DIMENSIONS, Value, VectorColumn, pgtype};
+use crate::model::{CollectionDef, ColumnType, Embedding, MAX_DIMENSIONS, VectorColumn, pgtype};
 use crate::server::problem::{self, Problem};
 use serde_json::Value as Json;
 use serde_json::value::RawValue;
 
-/// Reads a query vector: an array of numbers, a string of the digits 0 and 1 for a column of bits, or any vector as text
-/// in the form of its type. Fit to be compared by the column's metric, except that its dimensions are not checked. Where
-/// there is no such column, which is told later, it is an array of numbers.
-pub fn parse(def: &CollectionDef, using: Option<&str>, json: &RawValue) -> Result<Vec<f32>, Problem> {
+/// Reads a query vector: an array of numbers, a string of the digits 0 and 1 for a column of bits, an object of indices,
+/// values and `dim` for a sparse one, or any vector as text in the form of its type. Fit to be compared by the column's
+/// metric, except that its dimensions are not checked. Where there is no such column, which is told later, it is an array
+/// of numbers.
+pub fn parse(def: &CollectionDef, using: Option<&str>, json: &RawValue) -> Result<Embedding, Problem> {
     let column = def.vector(using).map(|(_, column)| column);
+    let plain = |kind: ColumnType| !kind.is_bits() && kind != ColumnType::Sparsevec;
     let vector = match column {
-        Some(column) if column.kind.is_bits() || !json.get().starts_with('[') => typed(column, json)?,
-        _ => serde_json::from_str(json.get()).map_err(|error| {
-            Problem::new(problem::MALFORMED, format!("query.vector: {error}")).hint("send an array of numbers")
-        })?,
+        Some(column) if !plain(column.kind) || !json.get().starts_with('[') => typed(column, json)?,
+        _ => {
+            let vector: Result<Vec<f32>, _> = serde_json::from_str(json.get());
+            let vector = vector.map_err(|error| {
+                Problem::new(problem::MALFORMED, format!("query.vector: {error}")).hint("send an array of numbers")
+            })?;
+            vector.into()
+        }
     };
     checked(def, using, vector)
 }
 
 /// A query vector fit to be compared by the column's metric, except that its dimensions are not checked.
-pub fn checked(def: &CollectionDef, using: Option<&str>, vector: Vec<f32>) -> Result<Vec<f32>, Problem> {
+pub fn checked(def: &CollectionDef, using: Option<&str>, vector: Embedding) -> Result<Embedding, Problem> {
+    // What a sparse one may be was checked when it was made, and it is compared as it is.
+    let Embedding::Dense(vector) = vector else { return Ok(vector) };
     let column = def.vector(using).map(|(_, column)| column);
     let most = column.map_or(MAX_DIMENSIONS, |column| column.kind.max_dimensions());
     if vector.len() > most {
@@ -28,23 +36,21 @@ pub fn checked(def: &CollectionDef, using: Option<&str>, vector: Vec<f32>) -> Re
         return Err(Problem::new(problem::DIMENSIONS, detail));
     }
     match column.filter(|_| vector.iter().all(|element| element.is_finite())) {
-        Some(column) => fit(column, vector),
+        Some(column) => fit(column, vector).map(Embedding::Dense),
         // Whoever answers says which element is not finite.
-        None => Ok(vector),
+        None => Ok(vector.into()),
     }
 }
 
-fn typed(column: &VectorColumn, json: &RawValue) -> Result<Vec<f32>, Problem> {
+fn typed(column: &VectorColumn, json: &RawValue) -> Result<Embedding, Problem> {
     let name = &column.name;
     let bad = |detail: String| {
         let hint = format!("{name:?} is of type {}", column.kind);
         Problem::new(problem::MALFORMED, format!("query.vector: {detail}")).hint(hint)
     };
     let json: Json = serde_json::from_str(json.get()).map_err(|error| bad(error.to_string()))?;
-    match pgtype::from_json(column.kind, &json).map_err(bad)? {
-        Some(Value::Vector(vector)) => Ok(vector.into()),
-        Some(_) | None => Err(bad("null is no vector".into())),
-    }
+    let value = pgtype::from_json(column.kind, &json).map_err(bad)?;
+    value.and_then(|value| Embedding::try_from(value).ok()).ok_or_else(|| bad("null is no vector".into()))
 }
 
 /// As the source would compare it: `halfvec` rounds, and hyperbolic metrics have no distance from just anywhere.
@@ -63,9 +69,9 @@ fn fit(column: &VectorColumn, mut vector: Vec<f32>) -> Result<Vec<f32>, Problem>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{CollectionId, ColumnType, Metric};
+    use crate::model::{CollectionId, Metric, SparseVector};
 
-    fn parsed(kind: ColumnType, metric: Metric, json: &str) -> Result<Vec<f32>, Problem> {
+    fn parsed(kind: ColumnType, metric: Metric, json: &str) -> Result<Embedding, Problem> {
         let column = VectorColumn {
             name: "v".into(),
             kind,
@@ -106,7 +112,11 @@ mod tests {
             // Told by who answers.
             (Vector, Metric::Poincare, "[1e39]", vec![f32::INFINITY]),
         ] {
-            assert_eq!(parsed(kind, metric, json).expect(json), wanted, "{kind} {json}");
+            assert_eq!(parsed(kind, metric, json).expect(json), wanted.into(), "{kind} {json}");
+        }
+        let sparse = SparseVector::new(5, vec![(0, 0.5), (2, 2.0)]).expect("a vector");
+        for json in [r#"{"indices": [2, 0], "values": [2, 0.5], "dim": 5}"#, r#""{1:0.5,3:2}/5""#] {
+            assert_eq!(parsed(Sparsevec, Metric::Ip, json).expect(json), sparse.clone().into());
         }
     }
 
@@ -121,6 +131,10 @@ mod tests {
             (Bit, Metric::Hamming, "[0, 1]", problem::MALFORMED),
             (Bit, Metric::Hamming, "\"012\"", problem::MALFORMED),
             (Bit, Metric::Hamming, "\"\"", problem::MALFORMED),
+            (Sparsevec, Metric::L2, "[0, 1]", problem::MALFORMED),
+            (Sparsevec, Metric::L2, "\"[0, 1]\"", problem::MALFORMED),
+            (Sparsevec, Metric::L2, r#"{"indices": [5], "values": [2], "dim": 5}"#, problem::MALFORMED),
+            (Vector, Metric::L2, r#"{"indices": [0], "values": [2], "dim": 5}"#, problem::MALFORMED),
             (Halfvec, Metric::L2, "[1, 70000]", problem::NOT_FINITE),
             (Vector, Metric::Poincare, "[1, 0]", problem::OUTSIDE),
             (Jsonb, Metric::Lorentz, "[1, 1]", problem::OUTSIDE),

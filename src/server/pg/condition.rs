@@ -1,6 +1,6 @@
 //! Expressions of a statement -> constants, distances, and conditions in the filter language.
 
-use crate::model::{ColumnType, Value, pgtype, quote_ident};
+use crate::model::{ColumnType, Embedding, pgtype, quote_ident};
 use crate::server::pg::types::{self, Param};
 use crate::server::problem::{self, Problem};
 use serde_json::Value as Json;
@@ -136,24 +136,27 @@ fn clipped(text: &str) -> String {
     if text.chars().count() > 60 { text.chars().take(60).chain("...".chars()).collect() } else { text.to_owned() }
 }
 
-/// A constant as a vector, in whatever form: `[1,2]`, `{1,2}`, bits for a column of bits.
-pub fn vector(known: Known, kind: ColumnType) -> Result<Option<Vec<f32>>, Problem> {
+/// A constant as a vector, in whatever form: `[1,2]`, `{1,2}`, bits for a column of bits, `{1:2}/3` for a sparse one.
+pub fn vector(known: Known, kind: ColumnType) -> Result<Option<Embedding>, Problem> {
     let text = match known {
-        Known::Vector(vector) => return Ok(Some(vector)),
+        Known::Vector(vector) => return Ok(Some(vector.into())),
         Known::Text(Some(text)) => text,
         Known::Text(None) | Known::Unknown => return Ok(None),
     };
     let form = match text.trim_start().as_bytes().first() {
-        _ if kind.is_bits() => kind,
+        _ if kind.is_bits() || kind == ColumnType::Sparsevec => kind,
         Some(b'{') => ColumnType::Float4Array,
         _ => ColumnType::Vector,
     };
-    match pgtype::parse_literal(form, &text) {
-        Ok(Value::Vector(vector)) => Ok(Some(vector.into())),
-        Ok(_) => Err(Problem::new(problem::MALFORMED, "the query is no vector")),
-        Err(reason) => Err(Problem::new(problem::MALFORMED, format!("the query is no vector: {reason}"))
-            .hint("write '[1,2,3]', '{1,2,3}' or ARRAY[1,2,3]")),
-    }
+    let wrong = |reason: String| {
+        let hint = match kind {
+            ColumnType::Sparsevec => "write '{1:0.5,3:2}/5': indices from 1, values, dimensions",
+            _ => "write '[1,2,3]', '{1,2,3}' or ARRAY[1,2,3]",
+        };
+        Problem::new(problem::MALFORMED, format!("the query is no vector{reason}")).hint(hint)
+    };
+    let value = pgtype::parse_literal(form, &text).map_err(|reason| wrong(format!(": {reason}")))?;
+    Embedding::try_from(value).map(Some).map_err(|_| wrong(String::new()))
 }
 
 /// A distance between a column and a constant, as pgvector writes it.

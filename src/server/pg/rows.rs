@@ -204,7 +204,7 @@ impl Rows {
             false => Vec::new(),
             true => {
                 let nodes: Vec<_> = hits.iter().map(|hit| hit.node).collect();
-                view.vectors(&def.name, *searched, &nodes)?
+                view.vectors(&def.name, *searched, &nodes)?.into_iter().map(Some).collect()
             }
         };
         let mut rows = Vec::with_capacity(hits.len());
@@ -219,11 +219,9 @@ impl Rows {
                     Role::Key(at) => key.get(at).cloned(),
                     Role::Filter(at) => view.cell(&def.name, *searched, hit.node, at),
                     Role::Vector(at) if at == *searched => {
-                        vectors.get_mut(number).map(|vector| Value::Vector(std::mem::take(vector).into()))
+                        vectors.get_mut(number).and_then(Option::take).map(Value::from)
                     }
-                    Role::Vector(at) => {
-                        view.vector_of(&def.name, at, &hit.key)?.map(|vector| Value::Vector(vector.into()))
-                    }
+                    Role::Vector(at) => view.vector_of(&def.name, at, &hit.key)?.map(Value::from),
                     Role::Distance => Some(Value::Float(hit.distance)),
                     Role::Shown => hit.columns.as_ref().map(|json| Value::Text(json.get().into())),
                     Role::Answer(what) => about.and_then(|about| about.value(what)),

@@ -35,7 +35,7 @@ pub fn shown(kind: ColumnType) -> (u32, i16) {
         ColumnType::Int8 => (20, 8),
         ColumnType::Float4 => (700, 4),
         ColumnType::Float8 => (701, 8),
-        ColumnType::Text | ColumnType::Vector | ColumnType::Halfvec => (TEXT, -1),
+        ColumnType::Text | ColumnType::Vector | ColumnType::Halfvec | ColumnType::Sparsevec => (TEXT, -1),
         ColumnType::Varchar => (1043, -1),
         ColumnType::Uuid => (2950, 16),
         ColumnType::Date => (1082, 4),
@@ -77,7 +77,7 @@ pub fn by_name(name: &str) -> Option<u32> {
         "regclass" => 2205,
         "oid" => 26,
         "name" => 19,
-        _ if plain.ends_with("vector") || plain.ends_with("halfvec") => TEXT,
+        _ if ["vector", "halfvec", "sparsevec"].iter().any(|vector| plain.ends_with(vector)) => TEXT,
         _ => return None,
     })
 }
