@@ -363,8 +363,7 @@ mod tests {
             }
             let live = rows.live();
             let (column, segments, ids) = (column.clone(), segments.clone(), Arc::new(AtomicU64::new(2)));
-            let (originals, sparse, gone, touches) = (None, Arc::default(), Arc::default());
-            let sparse = Default::default();
+            let (originals, sparse, gone, touches) = (None, Default::default(), Arc::default(), Arc::default());
             choose(&IndexView { column, rows, segments, live, ids, originals, sparse, gone, touches }).is_some()
         };
         assert!(!chosen(&[true]), "three rows are not published yet");
