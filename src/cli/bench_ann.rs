@@ -14,7 +14,7 @@ use crate::engine::hnsw::{Graph, Params, Query};
 use crate::model::{Encoding, IndexKind, Metric};
 
 /// How a graph is built.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Debug, Clone)]
 pub struct GraphArgs {
     /// l2, cosine, ip or l1.
     #[arg(long, default_value = "cosine", value_parser = parse_metric)]
@@ -38,7 +38,7 @@ pub struct GraphArgs {
 }
 
 /// What is searched for what, and how well: shared by benches that know the true neighbours.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Debug, Clone)]
 pub(super) struct TaskArgs {
     /// Vectors to index: .npy, two-dimensional, f16 or f32.
     #[arg(long, value_name = "FILE")]

@@ -9,6 +9,7 @@ macro_rules! say {
 
 pub mod bench_ann;
 pub mod bench_apply;
+mod bench_changes;
 pub mod bench_filtered;
 pub mod bench_restart;
 mod bench_tiers;
@@ -92,6 +93,10 @@ enum Bench {
     Filtered(bench_filtered::Args),
     /// A restart of a filled index: time until it answers, memory, recall and speed.
     Restart(bench_restart::Args),
+    /// Recall of an index whose rows were replaced.
+    Churn(bench_changes::ChurnArgs),
+    /// Searches while rows stream in, beside searches alone.
+    Mixed(bench_changes::MixedArgs),
     /// An index that goes through all tiers: memory, recall and speed in each.
     Tiers(bench_tiers::Args),
     /// The way from a COMMIT to the index, on a private PostgreSQL, beside pg_recvlogical.
@@ -131,6 +136,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(Bench::Ann(args)) => done(bench_ann::run(&args)),
         Command::Bench(Bench::Filtered(args)) => done(bench_filtered::run(&args)),
         Command::Bench(Bench::Restart(args)) => done(bench_restart::run(&args)),
+        Command::Bench(Bench::Churn(args)) => done(bench_changes::churn(&args)),
+        Command::Bench(Bench::Mixed(args)) => done(bench_changes::mixed(&args)),
         Command::Bench(Bench::Tiers(args)) => done(bench_tiers::run(&args)),
         Command::Bench(Bench::Apply(args)) => done(bench_apply::run(&args)),
     }
