@@ -105,7 +105,16 @@ pub fn churn(args: &ChurnArgs) -> Result<()> {
         Ok(())
     };
     if !index.json {
-        say!("{:>8} {:>9} {:>6} {:>8} {:>9} {:>9} {:>9}", "churned", "segments", "ef", "recall", "QPS/CPU", "p50 us", "s");
+        say!(
+            "{:>8} {:>9} {:>6} {:>8} {:>9} {:>9} {:>9}",
+            "churned",
+            "segments",
+            "ef",
+            "recall",
+            "QPS/CPU",
+            "p50 us",
+            "s"
+        );
     }
     measure(0, 0.0)?;
     // Every row once, in an order that has nothing to do with the first: the number of rows and this prime share no factor.
@@ -134,7 +143,10 @@ pub fn churn(args: &ChurnArgs) -> Result<()> {
 fn settle(engine: &Engine, applied: Lsn) -> Result<()> {
     wait(engine, |view| {
         let linked = |found: &crate::engine::view::CollectionView| {
-            found.indexes[0].segments.iter().all(|segment| segment.is_linked() && (!segment.is_full() || segment.is_saved()))
+            found.indexes[0]
+                .segments
+                .iter()
+                .all(|segment| segment.is_linked() && (!segment.is_full() || segment.is_saved()))
         };
         view.applied >= applied && view.collections.values().all(|found| linked(found))
     })?;
@@ -160,7 +172,17 @@ pub fn mixed(args: &MixedArgs) -> Result<()> {
     let (base, (queries, truth)) = (npy::read_f32(&index.task.base)?, questions(index)?);
     let (engine, mut writer) = fresh(index, Options::default())?;
     if !index.json {
-        say!("{:>6} {:>8} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10}", "ef", "rows/s", "QPS", "QPS/CPU", "p50 us", "p99 us", "stale p50", "stale p99");
+        say!(
+            "{:>6} {:>8} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10}",
+            "ef",
+            "rows/s",
+            "QPS",
+            "QPS/CPU",
+            "p50 us",
+            "p99 us",
+            "stale p50",
+            "stale p99"
+        );
     }
     let mut next = base.rows;
     for &ef in &index.ef {

@@ -257,7 +257,8 @@ pub(super) fn point(
             let started = Instant::now();
             let nodes = search(found, queries.row(at), args.task.k, ef, how)?;
             *latency = latency.min(started.elapsed().as_secs_f64());
-            let found = |number: &&i64| truth.row(at)[..args.task.k].iter().any(|wanted| (**number - wanted) % rows == 0);
+            let found =
+                |number: &&i64| truth.row(at)[..args.task.k].iter().any(|wanted| (**number - wanted) % rows == 0);
             hits += nodes.iter().filter(found).count();
         }
         best = best.min(cpu_seconds(libc::CLOCK_THREAD_CPUTIME_ID) - before);
