@@ -109,10 +109,14 @@ impl<'v> Candidates<'v> {
             open.unscanned.push((SPARSE, 0));
             return open;
         };
+        let linked = |segment: &Segment| f64::from(segment.graph.linked());
+        let all = index.segments.iter().map(|segment| linked(segment)).sum::<f64>().max(1.0);
         for (number, segment) in index.segments.iter().enumerate() {
             let mut reached = 0;
             if let Method::Walk { ef } = method {
-                let walk = segment.graph.walk(query, ef);
+                // Each has its share of the neighbours only, give or take.
+                let share = (linked(segment) / all).sqrt();
+                let walk = segment.graph.walk(query, (ef as f64 * share).ceil() as usize);
                 // The walk never returns slots linked from now on: they stay in the scanned tail, so none comes twice.
                 reached = walk.limit();
                 open.walks.push(walk);

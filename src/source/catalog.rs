@@ -1,8 +1,8 @@
 //! Facts of the source's catalog: what a table looks like, where a slot stands, where the WAL ends.
 
 use crate::model::{
-    CollectionDef, CollectionId, CollectionSpec, ColumnType, FilterColumn, KeyColumn, Lsn, MAX_COLUMNS, Metric,
-    TierPolicy, VectorColumn, VectorSpec, quote_ident,
+    CollectionDef, CollectionId, CollectionSpec, ColumnType, FilterColumn, IndexKind, KeyColumn, Lsn, MAX_COLUMNS,
+    Metric, TierPolicy, VectorColumn, VectorSpec, quote_ident,
 };
 use crate::source::{Result, SourceError};
 use tokio_postgres::Client;
@@ -269,6 +269,12 @@ fn check_metric(column: &Column, kind: ColumnType, wanted: &VectorSpec, quoted: 
         return Err(SourceError::refused(
             format!("column {name} of {quoted} is {}, which {} does not compare", column.type_name, wanted.metric),
             format!("set collections.vectors.metric to one of {}", names.join(", ")),
+        ));
+    }
+    if kind == ColumnType::Sparsevec && wanted.index == IndexKind::Ivfflat {
+        return Err(SourceError::refused(
+            format!("column {name} of {quoted} is {}, which has no ivfflat", column.type_name),
+            "leave collections.vectors.index out: sparse vectors are all compared",
         ));
     }
     let dimensions = wanted.dimensions.or(usize::try_from(column.typmod).ok().filter(|_| kind.has_dimensions()));

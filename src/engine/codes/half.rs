@@ -46,10 +46,10 @@ pub fn decode(row: &[u8]) -> impl Iterator<Item = f32> {
 /// Every slot names a whole row of the table.
 #[inline(always)]
 unsafe fn gather_with(query: &Coded, table: Table, slots: &[u32], out: &mut [f32], sum: impl Fn(&[f32], &[u8]) -> f32) {
-    let ahead = rows_ahead(table.stride);
+    let Table { start, stride } = table;
+    let ahead = rows_ahead(stride);
     // SAFETY: by contract the slot names a row of `stride` bytes inside the table.
-    let row =
-        |slot: u32| unsafe { std::slice::from_raw_parts(table.start.add(slot as usize * table.stride), table.stride) };
+    let row = |slot: u32| unsafe { std::slice::from_raw_parts(start.add(slot as usize * stride), stride) };
     slots[..slots.len().min(ahead)].iter().for_each(|&slot| prefetch(row(slot)));
     for (i, (&slot, value)) in slots.iter().zip(out).enumerate() {
         slots.get(i + ahead).into_iter().for_each(|&next| prefetch(row(next)));

@@ -323,10 +323,11 @@ impl Codec {
             return unsafe { self.kernel.gather(query.row(), table.cast(), slots, out) };
         }
         let out = &mut out[..slots.len()];
-        // SAFETY: by contract.
         match self.encoding {
+            // SAFETY: by contract.
             Encoding::Bq => return unsafe { binary::gather(self, query, table, slots, out) },
             Encoding::Pq8 | Encoding::Pq16 | Encoding::Pq32 => {
+                // SAFETY: by contract.
                 return unsafe { product::gather(query, table, slots, out) };
             }
             _ => {}

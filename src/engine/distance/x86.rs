@@ -132,7 +132,7 @@ pub mod avx2 {
 
 /// What makes unit vectors, in the operations and the order of plain Rust: nothing is fused.
 pub mod prepare {
-    use super::super::scalar;
+    use crate::engine::distance::scalar;
 
     /// Sum of squares.
     #[target_feature(enable = "avx2")]
