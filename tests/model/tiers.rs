@@ -6,6 +6,7 @@ use crate::random::Random;
 use crate::stream::{COPIED_AT, Stream};
 use ruvector::engine::Options;
 use ruvector::engine::candidates::Method;
+use ruvector::engine::segment::Segment;
 use ruvector::engine::tiers::{Clock, report};
 use ruvector::engine::view::IndexView;
 use ruvector::model::{CollectionDef, Exactness, Metric, RowKey, SearchBy, SearchRequest, Shape, TierPolicy, Value};
@@ -29,6 +30,13 @@ pub fn policies(random: &mut Random) -> BTreeMap<String, TierPolicy> {
 /// Has a segment a tier?
 pub fn is_tiered(index: &IndexView) -> bool {
     index.segments.iter().any(|segment| segment.keeping().tier.is_some())
+}
+
+/// Have all sealed segments a tier, or none?
+pub fn are_tiered(index: &IndexView, wanted: bool) -> bool {
+    let alive = |segment: &Segment| (0..segment.graph.len()).any(|slot| index.row(segment.node(slot)).is_some());
+    let sealed = index.segments.iter().filter(|segment| segment.is_saved() && alive(segment));
+    sealed.into_iter().all(|segment| segment.keeping().tier.is_some() == wanted)
 }
 
 const ROWS: i64 = 2_000;
@@ -67,7 +75,8 @@ impl Tiered {
         let by = SearchBy::Vector(random.vector(64).into());
         let request = nearest(&self.def, &self.def.vectors[0].name, by);
         let shape = Shape { exactness, ..Shape::default() };
-        let request = SearchRequest { limit: 1, columns: Vec::new(), shape, ..request };
+        // These have no neighbourhoods: only a wide walk finds the one row.
+        let request = SearchRequest { limit: 1, ef: Some(1_000), columns: Vec::new(), shape, ..request };
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let answer = runtime.block_on(service(&self.epoch).search(&request)).expect("an answer");
         assert_eq!(answer.stats.exactness, exactness);
