@@ -68,8 +68,8 @@ fn assign_avx2(points: &[f32], columns: &[Column], base: &Column, mut each: impl
             let mut scores = [load(base, 0), load(base, 1)];
             for (&x, column) in point.iter().zip(columns) {
                 let x = _mm256_set1_ps(x);
-                for half in 0..2 {
-                    scores[half] = _mm256_sub_ps(scores[half], _mm256_mul_ps(x, load(&column[block], half)));
+                for (half, score) in scores.iter_mut().enumerate() {
+                    *score = _mm256_sub_ps(*score, _mm256_mul_ps(x, load(&column[block], half)));
                 }
             }
             for half in 0..2 {
