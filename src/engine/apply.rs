@@ -114,7 +114,9 @@ impl Applier {
         self.take_background()?;
         self.seal_all()?;
         crate::failpoint!("apply.stop_sealed");
-        self.checkpoint()
+        self.checkpoint()?;
+        self.shared.keep_touches();
+        Ok(())
     }
 
     /// Applies waiting transactions in one commit and publishes them as one view.
@@ -408,7 +410,10 @@ impl Applier {
         let mut any = false;
         while let Ok(done) = self.inbox.background.try_recv() {
             any = true;
-            let Some(collection) = self.collections.iter_mut().find(|c| c.id() == done.collection()) else { continue };
+            let Some(collection) = self.collections.iter_mut().find(|c| c.id() == done.collection()) else {
+                self.shared.remove_files_of(&done);
+                continue;
+            };
             match done {
                 Done::Sealed { index, segment, .. } => collection.indexes[index].sealed(segment),
                 Done::Replaced { index, old, new, .. } => {

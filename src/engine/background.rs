@@ -3,13 +3,14 @@
 
 use crate::engine::segment::Segment;
 use crate::engine::tiers::{self, Keeping, Move};
-use crate::engine::view::{IndexView, View};
+use crate::engine::view::{CollectionView, IndexView, View};
 use crate::engine::{Shared, index};
 use crate::model::{CollectionId, Tier, TierPolicy};
-use crate::storage::Result;
 use crate::storage::changelog::LogTail;
 use crate::storage::state::CollectionState;
+use crate::storage::{Result, StorageError};
 use std::collections::{BTreeMap, HashMap};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, atomic::Ordering};
@@ -175,8 +176,8 @@ impl Work<'_> {
     }
 
     /// Merges what is worth it, or else moves what belongs in another tier. `None` when there is nothing to do.
-    fn step(&self, compact: bool, look: bool) -> Result<Option<Done>> {
-        let chosen = if compact { compaction(self.index) } else { choose(self.index) };
+    fn step(&self, compact: Option<u64>, look: bool) -> Result<Option<Done>> {
+        let chosen = compact.map_or_else(|| choose(self.index), |below| compaction(self.index, below));
         if let Some(chosen) = chosen {
             let (old, tier) = (chosen.iter().map(|segment| &**segment).collect::<Vec<_>>(), chosen[0].keeping().tier);
             let Some(merged) = self.build(&old, &|_| true, self.keeping(tier))? else { return Ok(None) };
@@ -184,10 +185,10 @@ impl Work<'_> {
             tracing::info!(collection, ?old, new = merged.id, rows = merged.graph.len(), "merged segments");
             return Ok(Some(self.replaced(old, vec![merged])));
         }
-        match tiers::plan(self.index, self.policy).filter(|_| look) {
-            Some(next) => self.carry_out(next),
-            None => Ok(None),
+        if !look {
+            return Ok(None);
         }
+        tiers::plan(self.index, self.policy).map_or(Ok(None), |next| self.carry_out(next))
     }
 
     fn carry_out(&self, next: Move) -> Result<Option<Done>> {
@@ -199,7 +200,11 @@ impl Work<'_> {
                 let path = segment_path(self.epoch, self.collection, self.number, segment.id);
                 let known = segment.last_node().map_or(0, |last| last + 1);
                 let how = (dimensions, self.keeping(tier));
-                let kept = Segment::to_keep(&path, self.next_id(), &self.index.column, how, originals, known)?;
+                let kept = match Segment::to_keep(&path, self.next_id(), &self.index.column, how, originals, known) {
+                    // Replaced, truncated or removed after the view that names it.
+                    Err(StorageError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(None),
+                    kept => kept?,
+                };
                 (segment, self.seal(kept)?.into_iter().collect::<Vec<_>>())
             }
             Move::Parted(segment, parts) => {
@@ -238,19 +243,28 @@ type Looked = HashMap<CollectionId, Instant>;
 pub fn merge(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
     let mut looked = Looked::new();
     while !shared.sleep_unless_stopping(MERGE_EVERY) {
-        let (view, policies) = (shared.view(), shared.tiers.load_full());
         if shared.look.swap(false, Ordering::AcqRel) {
             looked.clear();
         }
-        for (name, found) in view.collections.iter().filter(|(_, found)| found.state != CollectionState::Copying) {
+        let (view, policies) = (shared.view(), shared.tiers.load_full());
+        for name in view.collections.keys() {
+            if shared.stopping() {
+                return Ok(());
+            }
+            // Work on the one before may have taken hours.
+            let newest = shared.view();
+            let Some(found) = newest.collections.get(name).filter(|found| may_change(&newest, name, found)) else {
+                continue;
+            };
             let (collection, policy) = (found.def.id, policies.get(name));
             let every = policy.map_or(MERGE_EVERY, |policy| Duration::from_secs(policy.check_s));
             let look = looked.get(&collection).is_none_or(|at| at.elapsed() >= every);
-            let compact = shared.compact.lock().contains(&collection);
+            let compact = shared.compact.lock().get(&collection).cloned();
             let mut any = false;
             for (number, index) in found.indexes.iter().enumerate() {
+                let below = compact.as_ref().map(|below| below.get(number).copied().unwrap_or(0));
                 let work = Work { shared, epoch, collection, number, index, policy };
-                if let Some(one) = work.step(compact, look)? {
+                if let Some(one) = work.step(below, look)? {
                     any = true;
                     let _ = done.send(one);
                 }
@@ -258,42 +272,56 @@ pub fn merge(shared: &Shared, epoch: &Path, done: &Sender<Done>) -> Result<()> {
             if any {
                 continue;
             }
-            shared.compact.lock().remove(&collection);
+            // What was asked for meanwhile is another request.
+            if compact.is_some() && shared.compact.lock().get(&collection) == compact.as_ref() {
+                shared.compact.lock().remove(&collection);
+            }
             // Looked at again and again until nothing is to be moved.
-            if look {
+            if look && !shared.stopping() {
                 looked.insert(collection, Instant::now());
-                keep_touches(epoch, collection, &found.indexes)?;
+                keep_touches(epoch, collection, &found.indexes);
             }
         }
         // Look again only at a view that has taken the results in.
         shared.wait_for_another(&view);
     }
-    for found in shared.view().collections.values() {
-        if let Err(error) = keep_touches(epoch, found.def.id, &found.indexes) {
+    Ok(())
+}
+
+/// May segments be replaced? Not of what is on its way in: it is linked by itself, or has failed and is nobody's.
+fn may_change(view: &View, name: &str, found: &CollectionView) -> bool {
+    let arriving = view.incoming.get(name).is_some_and(|arriving| arriving.def.id == found.def.id);
+    found.state != CollectionState::Copying && !arriving
+}
+
+/// Writes down when searches gave nodes. Losing that costs nothing but age.
+pub fn keep_touches(epoch: &Path, collection: CollectionId, indexes: &[Arc<IndexView>]) {
+    for (number, view) in indexes.iter().enumerate() {
+        let kept = view.touches.save(&index::touches_path(epoch, collection, number));
+        if let Err(error) = kept
+            && !view.gone.load(Ordering::Acquire)
+        {
             tracing::warn!(%error, "when rows were used last is not kept");
         }
     }
-    Ok(())
 }
 
-fn keep_touches(epoch: &Path, collection: CollectionId, indexes: &[Arc<IndexView>]) -> Result<()> {
-    for (number, view) in indexes.iter().enumerate() {
-        let path = index::touches_path(epoch, collection, number);
-        match view.touches.save(&path) {
-            Err(error) if !view.gone.load(Ordering::Acquire) => return Err(error),
-            _ => {}
-        }
+/// Floats that a compaction may take into memory for the time it takes.
+const MOST_AT_ONCE: usize = 4 << 30;
+
+/// The sealed segments of a tier that are not one yet, or have dead rows: those made before the request, and no more than
+/// fit in memory.
+fn compaction(index: &IndexView, below: u64) -> Option<Vec<Arc<Segment>>> {
+    let mut groups = by_tier(index);
+    for group in &mut groups {
+        let mut bytes = 0;
+        group.retain(|(alive, segment)| {
+            bytes += alive * segment.graph.dim() * size_of::<f32>();
+            segment.id < below && bytes <= MOST_AT_ONCE
+        });
     }
-    Ok(())
-}
-
-/// The sealed segments of a tier that are not one yet, or have dead rows.
-fn compaction(index: &IndexView) -> Option<Vec<Arc<Segment>>> {
-    let groups = by_tier(index);
-    let scattered = |group: &&Vec<(usize, &Arc<Segment>)>| {
-        group.len() > 1 || group.iter().any(|(alive, segment)| *alive < segment.graph.len() as usize)
-    };
-    let group = groups.iter().find(scattered)?;
+    let dead = |(alive, segment): &(usize, &Arc<Segment>)| *alive < segment.graph.len() as usize;
+    let group = groups.iter().find(|group| group.len() > 1 || group.iter().any(dead))?;
     Some(group.iter().map(|(_, segment)| (*segment).clone()).collect())
 }
 

@@ -15,6 +15,8 @@ pub const WALK_COST: f64 = 2.0;
 /// A segment has its share of the neighbours only, give or take, and is walked with this power of it of the width: measured
 /// with `bench churn` on sentence embeddings, the recall of six segments is that of one within a hundredth.
 const SHARE: f64 = 0.4;
+/// Rows that came together may be neighbours: a small segment is walked with so much of the width all the same.
+const LEAST_SHARE: f64 = 0.35;
 /// So many distances a walk may always compute: a tenth of a millisecond or two.
 const LEAST_BUDGET: usize = 2_000;
 
@@ -113,11 +115,14 @@ impl<'v> Candidates<'v> {
             return open;
         };
         let linked = |segment: &Segment| f64::from(segment.graph.linked());
+        // Rows that are wanted together are together in a tier.
+        let tiered = index.segments.iter().any(|segment| segment.keeping().tier.is_some());
         let all = index.segments.iter().map(|segment| linked(segment)).sum::<f64>().max(1.0);
         for (number, segment) in index.segments.iter().enumerate() {
             let mut reached = 0;
             if let Method::Walk { ef } = method {
-                let width = ef as f64 * (linked(segment) / all).powf(SHARE);
+                let share = if tiered { 1.0 } else { (linked(segment) / all).powf(SHARE).max(LEAST_SHARE) };
+                let width = ef as f64 * share;
                 let walk = segment.graph.walk(query, width.ceil() as usize);
                 // The walk never returns slots linked from now on: they stay in the scanned tail, so none comes twice.
                 reached = walk.limit();

@@ -110,7 +110,8 @@ pub struct Shared {
     /// Somebody wants tiers looked at now.
     look: AtomicBool,
     /// Collections whose segments somebody wants to be one.
-    compact: Mutex<HashSet<CollectionId>>,
+    /// with the number that segments made later have, by vector column.
+    compact: Mutex<HashMap<CollectionId, Vec<u64>>>,
 }
 
 /// Keeps the change log from being shortened while a collection is on its way to the applier.
@@ -160,6 +161,23 @@ impl Shared {
 
     fn view(&self) -> Arc<View> {
         self.view.load_full()
+    }
+
+    /// Removes what was made for a collection that is gone.
+    fn remove_files_of(&self, done: &background::Done) {
+        let background::Done::Replaced { collection, index, new, .. } = done else { return };
+        for segment in new {
+            let name = segment::Segment::file_name(collection.0, *index, segment.id);
+            if let Err(error) = files::remove(&self.epoch.join("vectors").join(name)) {
+                tracing::debug!(%error, "the file of a collection that is gone");
+            }
+        }
+    }
+
+    /// Writes down when searches gave the nodes of all collections.
+    fn keep_touches(&self) {
+        let view = self.view();
+        view.collections.values().for_each(|found| background::keep_touches(&self.epoch, found.def.id, &found.indexes));
     }
 
     fn publish(&self, view: View) {
@@ -361,26 +379,26 @@ impl Engine {
         self.shared.look.store(true, Ordering::Release);
     }
 
-    /// Counts a row as used so much that it is hot at the next look, which is soon; of all vector columns. False when there
-    /// is no such row, or the collection has no tiers.
+    /// Counts a row as used so much that it belongs among the hot ones, and looks soon; of all vector columns. False when
+    /// there is no such row, or its use is not followed: there are no tiers, or it is too new.
     pub fn promote(&self, view: &CollectionView, key: &RowKey) -> Result<bool> {
         let tiered = self.shared.tiers.load().contains_key(&view.def.name);
         let Some(row) = self.state.row(view.def.id, key)?.filter(|_| tiered) else { return Ok(false) };
-        for (index, node) in view.indexes.iter().zip(row.nodes) {
-            node.into_iter().for_each(|node| index.touches.promote(node));
-        }
+        let nodes = view.indexes.iter().zip(row.nodes).filter_map(|(index, node)| Some((index, node?)));
+        let promoted = nodes.filter(|(index, node)| index.touches.promote(*node)).count();
         self.look_at_tiers();
-        Ok(true)
+        Ok(promoted > 0)
     }
 
     /// Makes one segment, for each tier, of a collection's sealed ones, without what is dead in them; in the background.
-    pub fn compact(&self, collection: CollectionId) {
-        self.shared.compact.lock().insert(collection);
+    pub fn compact(&self, collection: &CollectionView) {
+        let made = collection.indexes.iter().map(|index| index.ids.load(Ordering::Relaxed)).collect();
+        self.shared.compact.lock().insert(collection.def.id, made);
     }
 
     /// Is that still to be done?
     pub fn is_compacting(&self, collection: CollectionId) -> bool {
-        self.shared.compact.lock().contains(&collection)
+        self.shared.compact.lock().contains_key(&collection)
     }
 
     /// The applied position, to wait on.

@@ -16,7 +16,7 @@ const AS_ONE: f64 = 0.9;
 /// Less than this share of a segment is not worth linking it again.
 const WORTH_MOVING: f64 = 0.1;
 /// A search touches at most so many of its rows: who reads everything is no user of every row.
-const TOUCHED: usize = 100;
+pub const TOUCHED: usize = 100;
 
 /// Minutes since 2020, by the system's clock and what tests add to it.
 #[derive(Debug, Clone, Default)]
@@ -50,7 +50,7 @@ const COUNT_BITS: u32 = 8;
 const MOST: u32 = (1 << COUNT_BITS) - 1;
 const MINUTES_A_DAY: u32 = 24 * 60;
 
-/// Minutes since the stamp, and the count as it is by now.
+/// Minutes since the stamp, and the count as it is by now: halved for each whole day since the last search that gave it.
 fn read(stamp: u32, now: u32) -> (u32, u32) {
     let age = now.saturating_sub(stamp >> COUNT_BITS);
     (age, (stamp & MOST).checked_shr(age / MINUTES_A_DAY).unwrap_or(0))
@@ -68,21 +68,25 @@ impl Touches {
     }
 
     /// Counts a node as given often enough for any policy.
-    pub fn promote(&self, node: u32) {
-        self.add(std::iter::once(node), MOST);
+    /// False while its use is not followed.
+    pub fn promote(&self, node: u32) -> bool {
+        self.add(std::iter::once(node), MOST) > 0
     }
 
-    fn add(&self, nodes: impl Iterator<Item = u32>, times: u32) {
+    /// How many of them are followed.
+    fn add(&self, nodes: impl Iterator<Item = u32>, times: u32) -> usize {
         let stamps = self.stamps.read();
         if stamps.is_empty() {
-            return;
+            return 0;
         }
-        let now = self.clock.now();
+        let (now, mut followed) = (self.clock.now(), 0);
         for stamp in nodes.filter_map(|node| stamps.get(node as usize)) {
+            followed += 1;
             // Two at once count as one: nobody decides by that.
             let (_, count) = read(stamp.load(Ordering::Relaxed), now);
             stamp.store(now << COUNT_BITS | (count + times).min(MOST), Ordering::Relaxed);
         }
+        followed
     }
 
     /// From now on the first `nodes` are followed; the age of those not known begins now. Returns the time.
@@ -149,7 +153,12 @@ pub enum Move {
 pub fn plan(index: &IndexView, policy: Option<&TierPolicy>) -> Option<Move> {
     let known = |segment: &&Arc<Segment>| segment.last_node().is_none_or(|node| (node as usize) < index.rows.len());
     let mut segments = index.segments.iter().filter(|segment| segment.is_saved()).filter(known);
-    let Some(policy) = policy else {
+    // Where nothing but floats serves, there is nothing to move to.
+    let codes = |policy: &&TierPolicy| {
+        let encoding = |tier| policy.encoding(tier, index.column.encoding).for_metric(index.column.metric);
+        Tier::ALL[1..].iter().any(|tier| encoding(*tier) != Encoding::F32)
+    };
+    let Some(policy) = policy.filter(codes) else {
         index.touches.clear();
         return segments.find(|segment| segment.keeping().tier.is_some()).map(|one| Move::AsOne(one.clone(), None));
     };
@@ -239,11 +248,17 @@ pub fn report(index: &IndexView) -> Vec<TierReport> {
     for segment in index.segments.iter().filter(|segment| !segment.graph.is_empty()) {
         groups.entry(place(segment)).or_default().push(segment);
     }
-    let (stamps, now) = (index.touches.stamps.read(), index.touches.clock.now());
+    let now = index.touches.clock.now();
+    // A segment at a time: searches that end meanwhile write their stamps in between.
+    let ages = |segment: &Segment| -> (u64, u64) {
+        let stamps = index.touches.stamps.read();
+        let of = |slot| stamps.get(segment.node(slot) as usize).map(|stamp| stamp.load(Ordering::Relaxed));
+        let known = (0..segment.graph.len()).filter_map(of).filter(|stamp| *stamp != 0);
+        known.fold((0, 0), |(sum, count), stamp| (sum + u64::from(read(stamp, now).0), count + 1))
+    };
     let shown = |(place, segments): (usize, Vec<&Segment>)| {
-        let nodes = segments.iter().flat_map(|segment| (0..segment.graph.len()).map(|slot| segment.node(slot)));
-        let ages = nodes.filter_map(|node| stamps.get(node as usize)).map(|stamp| stamp.load(Ordering::Relaxed));
-        let ages: Vec<f64> = ages.filter(|stamp| *stamp != 0).map(|stamp| f64::from(read(stamp, now).0)).collect();
+        let ages = segments.iter().map(|segment| ages(segment));
+        let (minutes, known) = ages.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
         let vectors: u64 = segments.iter().map(|segment| u64::from(segment.graph.len())).sum();
         let rows: usize = segments.iter().map(|segment| segment.graph.row_bytes()).sum();
         let raw: usize = segments.iter().map(|segment| segment.graph.len() as usize * segment.graph.dim() * 4).sum();
@@ -256,7 +271,7 @@ pub fn report(index: &IndexView) -> Vec<TierReport> {
             memory_bytes: segments.iter().map(|segment| segment.graph.memory_bytes()).sum(),
             compression_ratio: raw as f64 / rows.max(1) as f64,
             encodings,
-            mean_age_h: (!ages.is_empty()).then(|| ages.iter().sum::<f64>() / ages.len() as f64 / 60.0),
+            mean_age_h: (known > 0).then(|| minutes as f64 / known as f64 / 60.0),
         }
     };
     groups.into_iter().map(shown).collect()
@@ -305,6 +320,7 @@ mod tests {
         assert_eq!(seen(1), (0, 5));
         clock.advance(1000 * MINUTES_A_DAY);
         assert_eq!(seen(1), (1000 * MINUTES_A_DAY, 0));
+        assert!(touches.promote(2) && !touches.promote(3), "the last one is not followed");
         (0..300).for_each(|_| touches.touch([2].into_iter()));
         assert_eq!(seen(2), (0, MOST));
         touches.touch(0..1_000_000);

@@ -4,7 +4,7 @@ use crate::model::metric::Metric;
 use crate::model::search::Exactness;
 use serde::{Deserialize, Serialize};
 
-/// What walks and linking compare. Answers are ordered by full floats in any case.
+/// What walks and linking compare. Answers are ordered by full floats unless a search asks for codes alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {

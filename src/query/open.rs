@@ -4,6 +4,7 @@
 use crate::consistency::blocking;
 use crate::consistency::frontier::Serving;
 use crate::consistency::recheck::{Visibility, check};
+use crate::engine::tiers::TOUCHED;
 use crate::engine::view::{CollectionView, View};
 use crate::model::{
     Answer, Candidate, CollectionDef, Consistency, Embedding, Filter, Hit, Recheck, RowKey, SearchRequest, Value,
@@ -168,6 +169,7 @@ impl<V: Visibility + 'static> QueryService<V> {
         check_state(found, &request.consistency)?;
         let resolved = blocking(|| Resolved::new(&pinned.serving, found, request, self.options.default_ef))?;
         let mut stream = blocking(|| resolved.open());
+        let mut touched = 0;
         loop {
             let mut hits = Vec::new();
             while let Some(open) = &mut stream
@@ -182,7 +184,10 @@ impl<V: Visibility + 'static> QueryService<V> {
                     stream = None;
                 }
             }
-            resolved.index.touch(hits.iter().map(|hit| hit.node));
+            // Who reads on is no user of every row.
+            let nearest = &hits[..hits.len().min(TOUCHED - touched)];
+            resolved.index.touch(nearest.iter().map(|hit| hit.node));
+            touched += nearest.len();
             if answer.send(Ok(hits)).await.is_err() {
                 return Ok(());
             }

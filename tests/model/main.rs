@@ -139,7 +139,7 @@ impl<'d> Trial<'d> {
         let epoch = self.epoch.as_ref().expect("open between restarts");
         if self.random.once_in(3) {
             let view = epoch.engine.view();
-            view.collections.values().for_each(|found| epoch.engine.compact(found.def.id));
+            view.collections.values().for_each(|found| epoch.engine.compact(found));
         } else {
             self.clock.advance(60 * self.random.below(24 * 20) as u32);
             epoch.engine.look_at_tiers();

@@ -131,7 +131,7 @@ fn rows_move_between_tiers_by_their_use() {
     tiered.wait(&[("cool", 2_000)]);
     assert_eq!(tiered.index().segments.len(), 2);
     let id = tiered.def.id;
-    tiered.epoch.engine.compact(id);
+    tiered.epoch.engine.compact(&tiered.epoch.engine.view().collections[&tiered.def.name]);
     tiered.epoch.wait_until("one segment", |epoch| !epoch.engine.is_compacting(id));
     assert_eq!(tiered.index().segments.len(), 1);
 

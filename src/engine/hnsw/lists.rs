@@ -47,7 +47,7 @@ impl Lists {
         seed: u64,
         row: impl Fn(u32) -> &'r [f32],
     ) -> Lists {
-        let count = wanted.unwrap_or_else(|| usual(rows as usize)).clamp(1, (rows as usize).clamp(1, MAX_LISTS));
+        let count = wanted.unwrap_or_else(|| usual(rows as usize)).clamp(1, (rows as usize / 10).clamp(1, MAX_LISTS));
         // Of unit vectors the nearest by cosine is the nearest by L2; of others the mean is one of L2 in any case.
         let l2 = Kernel::new(Metric::L2);
         let directed = |slot: &u32| row(*slot)[0].is_finite();

@@ -1,6 +1,6 @@
 //! What there is: collections, their progress, rows that could not be indexed, verification.
 
-use crate::consistency::verify;
+use crate::consistency::{blocking, verify};
 use crate::engine::tiers::{self, TierReport};
 use crate::engine::view::{CollectionView, View};
 use crate::model::{CollectionDef, VectorColumn};
@@ -154,7 +154,8 @@ pub async fn list(State(app): Shared) -> Result<Json<serde_json::Value>, Problem
     let json = |found| serde_json::to_value(shown(&app, &view, found)).unwrap_or_default();
     let refused = |(name, reason): (String, String)| serde_json::json!({ "name": name, "state": "refused", "reason": reason, "rows": 0, "dead_letters": 0 });
     let refused = app.query.frontier.progress.refused().into_iter().map(refused);
-    let all: Vec<_> = view.collections.values().map(|found| json(found)).chain(refused).collect();
+    // Tiers are counted row by row.
+    let all: Vec<_> = blocking(|| view.collections.values().map(|found| json(found)).chain(refused).collect());
     Ok(Json(serde_json::json!({ "collections": all })))
 }
 
@@ -163,7 +164,7 @@ pub async fn show(State(app): Shared, Name(name): Name) -> Result<Json<Shown>, P
     app.query.definition(&name)?;
     let (_, view) = app.query.frontier.view(&Default::default()).await?;
     let found = view.collections.get(&name).ok_or(QueryError::Copying(name))?;
-    Ok(Json(shown(&app, &view, found)))
+    Ok(Json(blocking(|| shown(&app, &view, found))))
 }
 
 /// Dead letters shown at once.
@@ -190,8 +191,8 @@ pub async fn rebuild(State(app): Shared, Name(name): Name) -> Result<(StatusCode
 /// collection says `compacting` until that is done.
 pub async fn compact(State(app): Shared, Name(name): Name) -> Result<(StatusCode, Json<serde_json::Value>), Problem> {
     let def = app.query.definition(&name)?;
-    let (serving, _) = app.query.frontier.view(&Default::default()).await?;
-    serving.engine.compact(def.id);
+    let (serving, view) = app.query.frontier.view(&Default::default()).await?;
+    serving.engine.compact(view.collections.get(&name).ok_or(QueryError::Copying(name.clone()))?);
     let body = serde_json::json!({ "collection": def.name, "follow": format!("/v1/collections/{name}") });
     Ok((StatusCode::ACCEPTED, Json(body)))
 }
