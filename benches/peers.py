@@ -6,7 +6,9 @@ before and after the peers, so that a change of the machine's speed meanwhile sh
 """
 import argparse
 import json
+import shutil
 import subprocess
+import tempfile
 import time
 
 import faiss
@@ -102,13 +104,30 @@ def ours(encoding, args):
     command += ["--ef-construction", str(args.ef_construction), "--repeats", str(args.repeats)]
     command += ["--targets", ",".join(map(str, args.targets))]
     result = {"engine": "ruvector " + encoding}
-    for line in subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines():
-        line = json.loads(line)
+    for line in lines(command):
         if line["what"] == "build":
             result["vectors_per_cpu_second"] = line["vectors_per_cpu_second"]
         if line["what"] == "target":
-            result[str(line["target"])] = {key: line[key] for key in ("ef", "recall", "qps_cpu", "p50_us", "p99_us")}
+            result[str(line["target"])] = point(line)
     return result
+
+
+def lines(command):
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def point(line):
+    return {key: line[key] for key in ("ef", "recall", "qps_cpu", "p50_us", "p99_us")}
+
+
+def sealed(directory, args):
+    """The same vectors through the whole engine: copied in, sealed, opened by another process; full vectors on disk."""
+    command = [args.binary, "bench", "restart", "--json", "--base", args.base, "--queries", args.queries, "--truth", args.truth]
+    command += ["--metric", args.metric, "--k", str(args.k), "--m", str(args.m), "--ef-construction", str(args.ef_construction)]
+    command += ["--ef", "32", "--repeats", str(args.repeats), "--targets", ",".join(map(str, args.targets)), "--dir", directory]
+    found = [line for line in lines(command) if line["what"] == "target"]
+    return {"engine": "ruvector sq8 sealed", "vectors_per_cpu_second": 0} | {str(line["target"]): point(line) for line in found}
 
 
 def main():
@@ -126,32 +145,34 @@ def main():
     truth = np.load(args.truth)[:, : args.k]
     if args.metric == "cosine":  # once, as every engine does
         base, queries = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30) for x in (base, queries))
-    results = [ours(encoding, args) for encoding in args.encodings.split(",")]
+    directory = tempfile.mkdtemp(prefix="ruvector-bench-")
+    results = [ours(encoding, args) for encoding in args.encodings.split(",")] + [sealed(directory + "/index", args)]
     for peer in (Faiss("sq8"), Hnswlib(), Faiss(None), Usearch("bf16")):
         results.append(measure(peer, base, queries, truth, args))
-    results += [ours(encoding, args) for encoding in args.encodings.split(",")]
+    results += [ours(encoding, args) for encoding in args.encodings.split(",")] + [sealed(directory + "/index", args)]
+    shutil.rmtree(directory)
     for result in results:
         print(json.dumps(result), flush=True)
     table(results, args)
 
 
 def table(results, args):
-    def best(prefix, value):
-        return max((value(r) for r in results if r["engine"].startswith(prefix)), default=0)
+    def best(name, value):
+        return max((value(r) for r in results if r["engine"] == name), default=0)
 
     measures = [(f"queries per CPU second at recall@{args.k} {target}",
                  lambda r, t=str(target): r.get(t, {}).get("qps_cpu", 0)) for target in args.targets]
     measures.append(("vectors linked per CPU second", lambda r: r["vectors_per_cpu_second"]))
     peers = list(dict.fromkeys(r["engine"] for r in results if not r["engine"].startswith("ruvector")))
-    print("\n| | " + " | ".join(f"ruvector {encoding}" for encoding in args.encodings.split(",")) + " | "
-          + " | ".join(peers) + " | best of ours to best peer |")
-    print("|---" * (len(args.encodings.split(",")) + len(peers) + 2) + "|")
+    names = list(dict.fromkeys(r["engine"] for r in results if r["engine"].startswith("ruvector")))
+    print("\n| | " + " | ".join(names + peers) + " | ratios to the best peer |")
+    print("|---" * (len(names) + len(peers) + 2) + "|")
     for what, value in measures:
-        own = ["/".join(str(value(r)) for r in results if r["engine"] == "ruvector " + encoding)
-               for encoding in args.encodings.split(",")]
+        own = [" / ".join(str(value(r) or "") for r in results if r["engine"] == name) for name in names]
         others = [str(best(peer, value) or "never") for peer in peers]
-        ratio = best("ruvector", value) / max(best(peer, value) for peer in peers)
-        print(f"| {what} | " + " | ".join(own + others) + f" | {ratio:.2f} |")
+        top = max(best(peer, value) for peer in peers)
+        ratios = [max(value(r) for r in results if r["engine"] == name) / top for name in names]
+        print(f"| {what} | " + " | ".join(own + others) + " | " + ", ".join(f"{ratio:.2f}" for ratio in ratios if ratio) + " |")
 
 
 if __name__ == "__main__":

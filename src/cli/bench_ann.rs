@@ -124,17 +124,22 @@ fn smallest_ef(args: &Args, graph: &Graph, queries: &Matrix<f32>, truth: &Matrix
     let reaches = |ef: usize| {
         let found = |at: usize| search(graph, &graph.prepare(queries.row(at)), args.task.k, ef).0;
         let hits: usize = (0..queries.rows).map(|at| hits(&found(at), &truth.row(at)[..args.task.k])).sum();
-        hits as f64 >= target * (queries.rows * args.task.k) as f64
+        Ok(hits as f64 >= target * (queries.rows * args.task.k) as f64)
     };
+    smallest_pool(reaches).expect("a graph in memory can be read")
+}
+
+/// The smallest pool that reaches something which larger ones reach as well; `None` when the largest does not.
+pub(super) fn smallest_pool(reaches: impl Fn(usize) -> Result<bool>) -> Result<Option<usize>> {
     let (mut low, mut high) = (1, LARGEST_EF);
-    if !reaches(high) {
-        return None;
+    if !reaches(high)? {
+        return Ok(None);
     }
     while low < high {
         let middle = usize::midpoint(low, high);
-        if reaches(middle) { high = middle } else { low = middle + 1 }
+        if reaches(middle)? { high = middle } else { low = middle + 1 }
     }
-    Some(high)
+    Ok(Some(high))
 }
 
 fn hits(found: &[(f32, u32)], wanted: &[i64]) -> usize {

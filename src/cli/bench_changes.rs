@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value as Json, json};
 
-use crate::cli::bench_ann::round;
+use crate::cli::bench_ann::{cpu_seconds, round};
 use crate::cli::bench_restart::{IndexArgs, collection, fill, is_filled, open_with_log, point, questions, wait};
 use crate::cli::npy::{self, Matrix};
 use crate::engine::{Engine, Options};
@@ -45,6 +45,12 @@ pub struct MixedArgs {
     /// Seconds of each measurement.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// Rows that are inserted, then as many written again without another vector, before that.
+    #[arg(long, default_value_t = 10_000)]
+    changes: usize,
+    /// Rows of each transaction of these, which waits for the disk.
+    #[arg(long, default_value_t = 10)]
+    per_transaction: usize,
 }
 
 /// Who writes transactions into the change log, as the source's would be.
@@ -165,12 +171,57 @@ fn settle(engine: &Engine, applied: Lsn) -> Result<()> {
     Ok(())
 }
 
-/// Searches for some seconds, first with nothing else to do, then while rows come in.
+/// What it costs to take changes in, of all threads, until they are durable, searchable and linked: rows inserted, and rows
+/// written again with the vector they had.
+fn taken_in(engine: &Engine, args: &MixedArgs, base: &Matrix<f32>, writer: &mut Writer) -> Result<()> {
+    let nodes = || -> Result<usize> { Ok(collection(&engine.view())?.indexes[0].rows.len()) };
+    for (what, first) in [("insert", base.rows), ("payload", 0)] {
+        let before = nodes()?;
+        let (started, cpu) = (Instant::now(), cpu_seconds(libc::CLOCK_PROCESS_CPUTIME_ID));
+        for from in (0..args.changes).step_by(args.per_transaction) {
+            let rows = from..args.changes.min(from + args.per_transaction);
+            writer.commit(rows.map(|row| insert(base, first + row)).collect())?;
+            writer.log.sync()?;
+        }
+        let end = Lsn(writer.lsn);
+        wait(engine, |view| view.applied >= end)?;
+        let searchable = started.elapsed().as_secs_f64();
+        wait(engine, |view| {
+            view.collections.values().all(|found| found.indexes[0].segments.iter().all(|one| one.is_linked()))
+        })?;
+        let (linked, cpu) = (started.elapsed().as_secs_f64(), cpu_seconds(libc::CLOCK_PROCESS_CPUTIME_ID) - cpu);
+        let (written, count) = (nodes()? - before, args.changes as f64);
+        let line = json!({
+            "what": what, "rows": args.changes, "per_transaction": args.per_transaction, "graph_writes": written,
+            "searchable_per_s": (count / searchable).round(), "linked_per_s": (count / linked).round(),
+            "per_cpu_second": (count / cpu).round(),
+        });
+        if args.index.json {
+            say!("{line}");
+        } else {
+            say!(
+                "{what}: {} rows, {} a transaction: {} graph writes, {}/s durable and searchable, {}/s linked, {} per CPU second",
+                args.changes,
+                args.per_transaction,
+                written,
+                line["searchable_per_s"],
+                line["linked_per_s"],
+                line["per_cpu_second"],
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Takes changes in, then searches for some seconds, first with nothing else to do, then while rows come in.
 pub fn mixed(args: &MixedArgs) -> Result<()> {
     let index = &args.index;
-    ensure!(args.rate > 0 && args.seconds > 0, "rate and seconds are at least 1");
+    ensure!(args.rate > 0 && args.seconds > 0 && args.per_transaction > 0, "rate, seconds and rows are at least 1");
     let (base, (queries, truth)) = (npy::read_f32(&index.task.base)?, questions(index)?);
+    ensure!(args.changes <= base.rows, "the base has {} rows", base.rows);
     let (engine, mut writer) = fresh(index, Options::default())?;
+    taken_in(&engine, args, &base, &mut writer)?;
+    settle(&engine, Lsn(writer.lsn))?;
     if !index.json {
         say!(
             "{:>6} {:>8} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10}",
@@ -184,7 +235,7 @@ pub fn mixed(args: &MixedArgs) -> Result<()> {
             "stale p99"
         );
     }
-    let mut next = base.rows;
+    let mut next = base.rows + args.changes;
     for &ef in &index.ef {
         let idle = searches(&engine, index, (&queries, &truth), ef, args.seconds, &AtomicBool::new(false))?;
         report_mixed(index, ef, 0.0, &idle, &[], None);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value as Json, json};
 
-use crate::cli::bench_ann::{GraphArgs, TaskArgs, cpu_seconds, round};
+use crate::cli::bench_ann::{GraphArgs, TaskArgs, cpu_seconds, round, smallest_pool};
 use crate::cli::npy::{self, Matrix};
 use crate::engine::candidates::{Candidates, Method};
 use crate::engine::view::{CollectionView, View};
@@ -53,6 +53,9 @@ pub(super) struct IndexArgs {
 pub struct Args {
     #[command(flatten)]
     index: IndexArgs,
+    /// Recalls to find the smallest pool size for.
+    #[arg(long, value_delimiter = ',')]
+    targets: Vec<f64>,
     /// Only measure, in this process: for a process with limits set from outside.
     #[arg(long)]
     reopen: bool,
@@ -61,7 +64,7 @@ pub struct Args {
 /// Fills the directory unless it is, then measures a restart.
 pub fn run(args: &Args) -> Result<()> {
     if args.reopen {
-        return reopen(&args.index);
+        return reopen(&args.index, &args.targets);
     }
     if !is_filled(&args.index) {
         report(&args.index, &fill(&args.index)?);
@@ -170,7 +173,7 @@ pub(super) fn wait(engine: &Engine, done: impl Fn(&View) -> bool) -> Result<()> 
 }
 
 /// Opens what is there and searches it.
-fn reopen(args: &IndexArgs) -> Result<()> {
+fn reopen(args: &IndexArgs, targets: &[f64]) -> Result<()> {
     let (queries, truth) = questions(args)?;
     let started = Instant::now();
     let engine = open(&args.dir, Options::default())?;
@@ -193,6 +196,17 @@ fn reopen(args: &IndexArgs) -> Result<()> {
     );
     for &ef in &args.ef {
         report(args, &point(args, found, (&queries, &truth), ef, Exactness::Balanced)?);
+    }
+    for &target in targets {
+        let once = IndexArgs { repeats: 1, ..args.clone() };
+        let recall = |ef| point(&once, found, (&queries, &truth), ef, Exactness::Balanced);
+        let reaches = |ef| Ok(recall(ef)?["recall"].as_f64().is_some_and(|recall| recall >= target));
+        if let Some(ef) = smallest_pool(reaches)? {
+            let mut line = point(args, found, (&queries, &truth), ef, Exactness::Balanced)?;
+            line["what"] = "target".into();
+            line["target"] = target.into();
+            report(args, &line);
+        }
     }
     report(args, &json!({"what": "memory", "rss_bytes": memory("VmRSS"), "peak_rss_bytes": memory("VmHWM")}));
     engine.stop();

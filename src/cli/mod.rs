@@ -10,7 +10,7 @@ macro_rules! say {
 pub mod bench_ann;
 pub mod bench_apply;
 mod bench_changes;
-pub mod bench_filtered;
+pub mod bench_filter;
 pub mod bench_restart;
 mod bench_tiers;
 pub mod client;
@@ -90,7 +90,7 @@ enum Bench {
     /// The HNSW graph on .npy files: build, memory, recall and speed.
     Ann(bench_ann::Args),
     /// Searches with a filter on .npy files: recall and speed at every selectivity.
-    Filtered(bench_filtered::Args),
+    Filter(bench_filter::Args),
     /// A restart of a filled index: time until it answers, memory, recall and speed.
     Restart(bench_restart::Args),
     /// Recall of an index whose rows were replaced.
@@ -134,7 +134,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Config(ConfigCommand::Check(file)) => done(serve::check(file.config.as_deref())),
         Command::Bench(Bench::Ann(args)) => done(bench_ann::run(&args)),
-        Command::Bench(Bench::Filtered(args)) => done(bench_filtered::run(&args)),
+        Command::Bench(Bench::Filter(args)) => done(bench_filter::run(&args)),
         Command::Bench(Bench::Restart(args)) => done(bench_restart::run(&args)),
         Command::Bench(Bench::Churn(args)) => done(bench_changes::churn(&args)),
         Command::Bench(Bench::Mixed(args)) => done(bench_changes::mixed(&args)),

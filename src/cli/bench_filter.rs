@@ -1,4 +1,4 @@
-//! `bench filtered`: recall and speed of searches with a filter, on a data set of `.npy` files, as the planner chooses and
+//! `bench filter`: recall and speed of searches with a filter, on a data set of `.npy` files, as the planner chooses and
 //! by each plan. Compare CPU figures, and only with what peers reach in the same minutes (see `bench_ann.rs`).
 
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::engine::view::{IndexView, Prepared};
 use crate::model::{Cell, ColumnType, Comparison, Filter, RowKey, Value, VectorColumn, Version};
 use crate::query::plan::{self, PlanFacts};
 
-/// Arguments of `bench filtered`.
+/// Arguments of `bench filter`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Vectors to index: .npy, two-dimensional, f16 or f32.
