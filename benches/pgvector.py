@@ -6,7 +6,6 @@ ours is of the searching thread. Inserts and updates are one statement and one c
 """
 import argparse
 import json
-import os
 import pathlib
 import shutil
 import struct
@@ -15,42 +14,19 @@ import tempfile
 import time
 
 import numpy as np
-import psycopg
 
 from filters import RECALL, exact, mask, recall
+from server import Server
 
-LOOP = """CREATE OR REPLACE FUNCTION bench_{name}(width int) RETURNS TABLE (query int, found int[]) LANGUAGE plpgsql AS $$
+LOOP = """CREATE OR REPLACE FUNCTION bench_{name}(width int) RETURNS TABLE (query int, ids int[]) LANGUAGE plpgsql AS $$
 DECLARE q record;
 BEGIN
   FOR q IN SELECT queries.id, queries.embedding FROM queries WHERE queries.id < {count} ORDER BY queries.id LOOP
     query := q.id;
-    found := ARRAY(SELECT items.id FROM items {where} ORDER BY items.embedding <=> q.embedding LIMIT width);
+    ids := ARRAY(SELECT items.id FROM items {where} ORDER BY items.embedding <=> q.embedding LIMIT width);
     RETURN NEXT;
   END LOOP;
 END $$"""
-
-
-class Server:
-    """A private server in a temporary folder; PostgreSQL refuses to run as root, so then it runs as nobody."""
-
-    def __init__(self, binaries):
-        self.bin, self.user = pathlib.Path(binaries), "nobody" if os.geteuid() == 0 else None
-        self.dir = tempfile.mkdtemp(prefix="ruvector-bench-")
-        self.run(f"chmod 755 {self.dir}" if self.user is None else f"chown nobody {self.dir}", user=None)
-        self.run(f"{self.bin}/initdb -D {self.dir}/data -U postgres -A trust -N >/dev/null")
-        settings = "-c listen_addresses= -c shared_buffers=4GB -c maintenance_work_mem=4GB -c max_wal_size=8GB -c jit=off"
-        self.run(f"{self.bin}/pg_ctl -D {self.dir}/data -w -o \"-k {self.dir} {settings}\" -l {self.dir}/log start >/dev/null")
-
-    def run(self, command, user="own"):
-        user = self.user if user == "own" else user
-        subprocess.run(command, shell=True, check=True, user=user, cwd="/")
-
-    def connect(self):
-        return psycopg.connect(host=self.dir, user="postgres", dbname="postgres", autocommit=True)
-
-    def stop(self):
-        self.run(f"{self.bin}/pg_ctl -D {self.dir}/data -m immediate -w stop >/dev/null")
-        shutil.rmtree(self.dir)
 
 
 class Backend:
@@ -104,7 +80,7 @@ def load(backend, base, queries, masks):
 
 def searched(backend, name, queries, truth, k, repeats):
     def once():
-        return [found for _, found in backend.run(f"SELECT query, found FROM bench_{name}(%s)", k).fetchall()]
+        return [found for _, found in backend.run(f"SELECT query, ids FROM bench_{name}(%s)", k).fetchall()]
 
     found, seconds = backend.timed(once, repeats)
     short = sum(len(row) < min(k, truth.shape[1]) for row in found)
