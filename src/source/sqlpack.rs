@@ -1,9 +1,13 @@
 //! The SQL pack: what makes vector search out of postgres_fdw in the source. Written for reading first and running second.
 
 use crate::model::{CollectionDef, ColumnType, VectorColumn, quote_ident, quote_literal};
+use crate::source::registrations;
 
-/// The part that is the same for all.
+/// The parts that are the same for all: searches first, who may what last.
 const BASE: &str = include_str!("../../migrations/0002_sql.sql");
+const REGISTRATIONS: &str = include_str!("../../migrations/0003_registrations.sql");
+const OPERATORS: &str = include_str!("../../migrations/0004_operators.sql");
+const RIGHTS: &str = include_str!("../../migrations/0005_rights.sql");
 
 /// What the pack is made for.
 #[derive(Debug, Clone)]
@@ -18,6 +22,10 @@ pub struct Pack<'a> {
     pub user: &'a str,
     /// Schema of pgvector's types, where they are.
     pub vector_schema: Option<&'a str>,
+    /// The service's publication.
+    pub publication: &'a str,
+    /// As whom the service reads the source.
+    pub service_user: &'a str,
     /// Roles that may search.
     pub grantees: &'a [String],
 }
@@ -30,11 +38,12 @@ impl Pack<'_> {
             .replace("@port@", &quote_literal(&self.port.to_string()))
             .replace("@sslmode@", &quote_literal(self.sslmode))
             .replace("@sql_user@", &quote_literal(self.user));
-        // Rights are taken away at the end of that part, and given at the end of all.
-        let revoked = sql.rfind("-- Nobody else").unwrap_or(sql.len());
-        let last = sql.split_off(revoked);
+        sql.push_str(REGISTRATIONS);
+        sql.push_str(OPERATORS);
         collections.iter().for_each(|def| sql.push_str(&self.collection(def)));
-        sql.push_str(&last);
+        // Rights are taken away, and given at the end of all.
+        sql.push_str(RIGHTS);
+        sql.push_str(&registrations::installing(self.publication, self.service_user));
         for role in self.grantees {
             let role = quote_ident(role);
             sql.push_str(&format!(
@@ -153,7 +162,13 @@ impl Pack<'_> {
 
 /// Takes all of it back. What others built on it goes with it, which is why it is shown before it is run.
 pub fn uninstall() -> String {
-    "BEGIN;\nSET LOCAL lock_timeout = '10s';\nDROP SERVER IF EXISTS ruvector CASCADE;\nDROP SCHEMA IF EXISTS ruvector CASCADE;\nCOMMIT;\n"
+    "BEGIN;\nSET LOCAL lock_timeout = '10s';\nDROP SERVER IF EXISTS ruvector CASCADE;\nDROP SCHEMA IF EXISTS ruvector CASCADE;\n\
+     -- Roles that it made, where no other database has use for them.\nDO $pack$\nDECLARE\n  found text;\nBEGIN\n  \
+     FOR found IN SELECT rolname FROM pg_roles WHERE rolname IN ('ruvector_admin', 'ruvector_operator', 'ruvector_user')\n     \
+     AND shobj_description(oid, 'pg_authid') = 'made by ruvector' LOOP\n    \
+     BEGIN\n      EXECUTE format('DROP ROLE %I', found);\n    \
+     EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege OR undefined_object THEN\n      \
+     RAISE NOTICE 'the role % stays: %', found, SQLERRM;\n    END;\n  END LOOP;\nEND $pack$;\nCOMMIT;\n"
         .to_owned()
 }
 
@@ -192,6 +207,8 @@ mod tests {
             sslmode: "require",
             user: "it's",
             vector_schema: Some("ext"),
+            publication: "it's",
+            service_user: "reader",
             grantees: &["Some One".to_owned()],
         };
         let sql = pack.install(&[def]);
