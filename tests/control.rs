@@ -76,7 +76,7 @@ fn what_is_registered_is_searchable_and_what_is_unregistered_is_gone() {
     assert_eq!(service.verify_clean("pages"), 11);
     sql.run("INSERT INTO pages (id, section, embedding) VALUES (901, 'new', vec(901, 4))");
     service.catch_up(sql);
-    let filtered = json!({ "vector": support::vec_of(901, 4), "limit": 5, "filter": "section = 'new'" });
+    let filtered = json!({ "query": { "vector": support::vec_of(901, 4) }, "limit": 5, "filter": "section = 'new'" });
     assert_eq!(ids(&service.search("pages", &filtered)), [901, 900]);
     let found = sql.rows("SELECT id FROM ruvector.ruvector_search('pages', vec(901, 4), 2) ORDER BY distance");
     assert_eq!(found[0][0].as_deref(), Some("901"));
@@ -198,7 +198,9 @@ fn what_is_registered_is_known_after_any_end_and_before_the_source_answers() {
     service.kill();
     service.configure("postgresql://postgres@127.0.0.1:1/nowhere", SELDOM, &format!("{LISTEN}{DOCS}"));
     service.start();
-    service.wait_for("it answers", |service| service.try_search("pages", &near(3, 4, 1)).is_ok());
+    let mut unchecked = near(3, 4, 1);
+    unchecked["recheck"] = json!("none");
+    service.wait_for("it answers", |service| service.try_search("pages", &unchecked).is_ok());
     service.kill();
     // While nobody looked it went and another came.
     sql.run("SELECT ruvector.ruvector_unregister_collection('pages')");
