@@ -200,7 +200,7 @@ END;
 CREATE OR REPLACE VIEW ruvector.visibility_stats AS
   SELECT v.collection AS collection_name, v.searches AS total_searches, v.rechecked AS visibility_rechecks,
          v.invisible AS invisible_filtered, round(100.0 * v.invisible / nullif(v.rechecked, 0), 3) AS invisible_pct
-    FROM ruvector.visibility_list v;
+    FROM (SELECT * FROM ruvector.visibility_list OFFSET 0) v;
 
 -- The collections over tables that the caller may read.
 CREATE OR REPLACE VIEW ruvector.my_collections AS
@@ -214,4 +214,4 @@ CREATE OR REPLACE VIEW ruvector.my_collections AS
 CREATE OR REPLACE VIEW ruvector.consistency_status AS
   SELECT c.name AS collection, s.source_lsn AS last_heap_lsn, s.applied_lsn AS last_index_lsn, s.staleness_ms AS lag_ms,
          s.source_lsn - s.applied_lsn AS lag_bytes, s.stale
-    FROM ruvector.service_status s CROSS JOIN ruvector.collection_list c;
+    FROM (SELECT * FROM ruvector.service_status OFFSET 0) s CROSS JOIN (SELECT * FROM ruvector.collection_list OFFSET 0) c;

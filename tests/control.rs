@@ -3,8 +3,10 @@
 
 mod support;
 
+use ruvector::cli::private_postgres::Settings;
 use serde_json::json;
 use std::process::{Command, Output};
+use std::time::Duration;
 use support::{DOCS, Database, Service, Sql, ids, near, wait_until};
 
 const LISTEN: &str = "[sql]\nlisten = \"127.0.0.1:0\"\n[sql.users.app]\npassword = \"secret\"\n";
@@ -238,6 +240,14 @@ fn a_pack_that_goes_leaves_what_answers_and_its_table_is_the_truth_again_when_it
     assert_eq!(outcome(sql, "pages"), "live", "an upgrade keeps it");
     let found = sql.rows("SELECT id FROM ruvector.pages_nearest(vec(3, 4)) ORDER BY distance LIMIT 1");
     assert_eq!(found[0][0].as_deref(), Some("3"));
+    sql.run("SELECT ruvector.ruvector_unregister_collection('pages')");
+    service.wait_for("it is gone", |service| names(service) == ["docs"]);
+    installed(&service, &database.dsn, "upgrade");
+    assert_eq!(sql.text("SELECT to_regclass('ruvector.pages')"), None);
+    assert_eq!(sql.one("SELECT count(*) FROM pg_proc WHERE proname LIKE 'pages%'"), "0");
+    assert_eq!(sql.one("SELECT count(*) FROM pg_proc WHERE proname LIKE 'docs%'"), "2");
+    sql.run(REGISTER);
+    service.wait_for("it answers", |service| outcome_is(service, sql, "pages", "live"));
     let output = pack(&service, &database.dsn, &["uninstall", "--yes"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(sql.one("SELECT count(*) FROM pg_namespace WHERE nspname = 'ruvector'"), "0");
@@ -296,5 +306,34 @@ fn an_owner_and_a_service_that_own_nothing_of_each_other() {
     // Noticed all the same.
     database.sql.run("SELECT ruvector.ruvector_unregister_collection('pages')");
     wait_until("it is gone", || names(&service) == ["docs"]);
+    service.terminate();
+}
+
+#[test]
+fn what_is_streamed_before_others_see_it_is_not_missed() {
+    // A commit that waits for a standby is in the stream, and no other session sees it.
+    let postgres = support::cluster(Settings::default().with("synchronous_commit", "local"));
+    let database = Database::of(&postgres);
+    let mut service = world(&database, SELDOM);
+    postgres.set("synchronous_standby_names", "absent").expect("the file is there");
+    database.sql.run("SELECT pg_reload_conf()");
+    wait_until("it holds commits back", || database.sql.one("SHOW synchronous_standby_names") == "absent");
+    let received = service.position("received");
+    let session = database.connect();
+    let waiting = std::thread::spawn(move || session.try_run(&format!("SET synchronous_commit = on; {REGISTER}")));
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%register%'";
+    wait_until("it waits", || database.sql.one(waits) == "1");
+    let end = database.sql.lsn();
+    service.wait_for("it was streamed", |service| service.position("applied") >= end);
+    assert!(end > received);
+    // Longer than between two looks.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(database.sql.one("SELECT count(*) FROM ruvector.registrations"), "0");
+    assert_eq!(names(&service), ["docs"]);
+    database.sql.run(&format!(
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%register%'"
+    ));
+    waiting.join().expect("no panic").expect("committed here");
+    service.wait_for("it answers", |service| outcome_now(service, "pages"));
     service.terminate();
 }

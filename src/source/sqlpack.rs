@@ -9,6 +9,34 @@ const REGISTRATIONS: &str = include_str!("../../migrations/0003_registrations.sq
 const OPERATORS: &str = include_str!("../../migrations/0004_operators.sql");
 const RIGHTS: &str = include_str!("../../migrations/0005_rights.sql");
 
+/// Has the pack a relation of this name, or functions that would be taken for those of a collection of this name?
+fn is_ours(name: &str) -> bool {
+    let made = [BASE, REGISTRATIONS].into_iter().flat_map(str::lines);
+    let made = made.filter_map(|line| {
+        let words = line.split_once(" ruvector.").filter(|(before, _)| before.starts_with("CREATE "));
+        words.filter(|(before, _)| ["TABLE", "EXISTS", "VIEW"].iter().any(|end| before.ends_with(end)))
+    });
+    let mut made = made.filter_map(|(_, rest)| rest.split([' ', '(']).next());
+    name == "ruvector" || made.any(|made| made == name) || ["registrations_table", "registrations_pkey"].contains(&name)
+}
+
+/// Takes out what an earlier pack made for collections that are no more. What others built on it keeps it there.
+fn gone(collections: &[CollectionDef]) -> String {
+    let names: Vec<_> = collections.iter().map(|def| quote_literal(&def.name)).collect();
+    format!(
+        "\n-- What is there of collections that are no more.\nDO $pack$\nDECLARE\n  found record;\nBEGIN\n  \
+         FOR found IN SELECT c.relname FROM pg_foreign_table f JOIN pg_class c ON c.oid = f.ftrelid\n     \
+         JOIN pg_foreign_server s ON s.oid = f.ftserver AND s.srvname = 'ruvector'\n    \
+         WHERE c.relnamespace = 'ruvector'::regnamespace AND 'schema_name=collections' = ANY (f.ftoptions)\n      \
+         AND c.relname <> ALL (ARRAY[{}]::text[]) LOOP\n    \
+         BEGIN\n      EXECUTE format('DROP FUNCTION IF EXISTS ruvector.%I, ruvector.%I', found.relname || '_search', found.relname || '_nearest');\n      \
+         EXECUTE format('DROP FOREIGN TABLE ruvector.%I', found.relname);\n    \
+         EXCEPTION WHEN dependent_objects_still_exist OR ambiguous_function THEN\n      \
+         RAISE WARNING 'ruvector.% stays: %', found.relname, SQLERRM;\n    END;\n  END LOOP;\nEND $pack$;\n",
+        names.join(", ")
+    )
+}
+
 /// What the pack is made for.
 #[derive(Debug, Clone)]
 pub struct Pack<'a> {
@@ -40,6 +68,7 @@ impl Pack<'_> {
             .replace("@sql_user@", &quote_literal(self.user));
         sql.push_str(REGISTRATIONS);
         sql.push_str(OPERATORS);
+        sql.push_str(&gone(collections));
         collections.iter().for_each(|def| sql.push_str(&self.collection(def)));
         // Rights are taken away, and given at the end of all.
         sql.push_str(RIGHTS);
@@ -58,6 +87,9 @@ impl Pack<'_> {
     /// A typed foreign table, and the functions over it.
     fn collection(&self, def: &CollectionDef) -> String {
         let name = &def.name;
+        if is_ours(name) {
+            return format!("\n-- Collection {name}: no table and no functions, the pack has one of that name.\n");
+        }
         let table = format!("ruvector.{}", quote_ident(name));
         let columns = self.columns(def);
         let listed: Vec<_> = columns.iter().map(|(name, kind)| format!("{} {kind}", quote_ident(name))).collect();
@@ -176,6 +208,14 @@ pub fn uninstall() -> String {
 mod tests {
     use super::*;
     use crate::model::{CollectionId, KeyColumn, Metric};
+
+    #[test]
+    fn the_packs_own_names_are_no_collections() {
+        for name in ["search_table", "registrations", "consistency_status", "tier_list", "ruvector"] {
+            assert!(is_ours(name), "{name}");
+        }
+        assert!(!is_ours("docs") && !is_ours("ruvector_search"));
+    }
 
     #[test]
     fn names_and_secrets_are_quoted() {

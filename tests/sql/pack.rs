@@ -148,9 +148,22 @@ fn roles_may_what_they_are_for_and_nobody_else_anything() {
     // An admin registers what he may read himself.
     denied(&admin, register);
     source.run(&format!("GRANT SELECT ON more TO {}", world.role("member_admin")));
-    admin.run(register);
+    admin.run(
+        "SELECT ruvector_register_collection('more', 'public', 'more', 'embedding', 4, 'l2', ARRAY['section'],
+           '{\"m\": 8, \"tiers\": {\"warm_after_h\": 1}}')",
+    );
+    let stored: serde_json::Value = admin.one("SELECT spec FROM registrations").parse().expect("JSON");
+    let wanted = serde_json::json!({
+        "table": "public.more",
+        "vectors": [{ "column": "embedding", "metric": "l2", "dimensions": 4, "m": 8 }],
+        "filter_columns": ["section"],
+        "tiers": { "warm_after_h": 1 },
+    });
+    assert_eq!(stored, wanted);
     assert_eq!(operator.one(tune), "t");
-    assert_eq!(admin.one("SELECT spec -> 'vectors' -> 0 ->> 'metric' FROM registrations"), "l2");
+    assert_eq!(operator.one("SELECT ruvector_set_tiers('more', 2, 4, 6)"), "t");
+    let tuned = "SELECT tuning #>> '{tiers,warm_after_h}' || ' ' || (tuning ->> 'encoding') FROM registrations";
+    assert_eq!(admin.one(tuned), "2 f16");
     assert_eq!(admin.one("SELECT ruvector_unregister_collection('more')"), "t");
     assert_eq!(admin.one("SELECT count(*) FROM ruvector.docs_nearest(ARRAY[1, 2, 3, 4]) s LIMIT 1"), "3000");
     // Nobody at all.
