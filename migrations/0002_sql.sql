@@ -58,6 +58,20 @@ CREATE FOREIGN TABLE IF NOT EXISTS ruvector.service_status (
   staleness_ms double precision, stale text, simd text
 ) SERVER ruvector OPTIONS (schema_name 'ruvector', table_name 'status');
 
+CREATE FOREIGN TABLE IF NOT EXISTS ruvector.index_list (
+  collection text COLLATE "C", column_name text, type text, distance_metric text, dimensions integer, index_type text,
+  vector_count bigint, node_count bigint, linked_count bigint, segment_count bigint, memory_bytes bigint, state text
+) SERVER ruvector OPTIONS (schema_name 'ruvector', table_name 'index_list');
+
+CREATE FOREIGN TABLE IF NOT EXISTS ruvector.tier_list (
+  collection text COLLATE "C", column_name text, tier text, vector_count bigint, memory_bytes bigint,
+  compression_ratio double precision, compression text, mean_age_h double precision
+) SERVER ruvector OPTIONS (schema_name 'ruvector', table_name 'tier_list');
+
+CREATE FOREIGN TABLE IF NOT EXISTS ruvector.visibility_list (
+  collection text COLLATE "C", searches bigint, rechecked bigint, invisible bigint
+) SERVER ruvector OPTIONS (schema_name 'ruvector', table_name 'visibility_list');
+
 -- Functions. Every input is `column = (SELECT argument)`: a scalar sub-select is evaluated here and sent as a parameter, whatever
 -- is in it; a cast or a COALESCE beside = stays here, and the service would be asked for everything. LIMIT or OFFSET 0 keeps
 -- the search apart in joins. STABLE, not STRICT, no SECURITY DEFINER, no SET: so they are inlined.
@@ -68,10 +82,11 @@ CREATE OR REPLACE FUNCTION ruvector.search_options(options jsonb, recheck text, 
 RETURNS jsonb LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
   body jsonb := jsonb_build_object('recheck', coalesce(recheck, 'none')) || coalesce(options, '{}'::jsonb);
-  search jsonb := jsonb_strip_nulls(jsonb_build_object('ef', ef_search, 'exact', nullif(exactness = 'exact', false)));
+  search jsonb := jsonb_strip_nulls(jsonb_build_object('ef', ef_search, 'exact', nullif(exactness = 'exact', false),
+                                                         'exactness', CASE WHEN exactness IN ('fast', 'balanced') THEN exactness END));
 BEGIN
-  IF exactness NOT IN ('exact', 'approximate') THEN
-    RAISE 'exactness is %', quote_literal(exactness) USING ERRCODE = '22023', HINT = 'exact, approximate, or NULL';
+  IF exactness NOT IN ('exact', 'balanced', 'fast', 'approximate') THEN
+    RAISE 'exactness is %', quote_literal(exactness) USING ERRCODE = '22023', HINT = 'exact, balanced, fast, approximate, or NULL';
   END IF;
   IF search <> '{}'::jsonb THEN
     body := body || jsonb_build_object('search', coalesce(body->'search', '{}'::jsonb) || search);
@@ -151,12 +166,52 @@ BEGIN ATOMIC SELECT s.version FROM ruvector.service_status s; END;
 CREATE OR REPLACE FUNCTION ruvector.ruvector_simd_info() RETURNS text LANGUAGE sql STABLE
 BEGIN ATOMIC SELECT s.simd FROM ruvector.service_status s; END;
 
+-- Of a collection, or of one vector column of it as `collection.column`: what its indexes are and hold. NULL where there is none.
+CREATE OR REPLACE FUNCTION ruvector.ruvector_index_stats(p_index_name text) RETURNS jsonb LANGUAGE sql STABLE
+BEGIN ATOMIC
+  SELECT jsonb_build_object('collection', min(i.collection), 'indexes', jsonb_agg(to_jsonb(i) - 'collection'))
+    FROM (SELECT * FROM ruvector.index_list OFFSET 0) i
+   WHERE p_index_name IN (i.collection, i.collection || '.' || i.column_name)
+  HAVING count(*) > 0;
+END;
+
+-- What is kept how, hottest first; `growing` is not sealed yet, `none` has no tiers. Sizes are of memory.
+CREATE OR REPLACE FUNCTION ruvector.ruvector_tier_report(p_collection_name text)
+RETURNS TABLE (tier_name text, vector_count bigint, size_mb real, compression text, avg_age_hours real, compression_ratio real, column_name text)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+  SELECT t.tier, t.vector_count, (t.memory_bytes / 1048576.0)::real, t.compression, t.mean_age_h::real,
+         t.compression_ratio::real, t.column_name
+    FROM (SELECT * FROM ruvector.tier_list OFFSET 0) t
+   WHERE t.collection = p_collection_name
+   ORDER BY t.column_name, array_position(ARRAY['growing', 'hot', 'warm', 'cool', 'cold', 'none'], t.tier);
+END;
+
+-- Bytes of vectors, codes and links in memory, of all indexes and by collection.
+CREATE OR REPLACE FUNCTION ruvector.ruvector_memory_stats() RETURNS jsonb LANGUAGE sql STABLE
+BEGIN ATOMIC
+  SELECT jsonb_build_object('index_bytes', coalesce(sum(i.bytes), 0),
+                            'collections', coalesce(jsonb_object_agg(i.collection, i.bytes), '{}'))
+    FROM (SELECT l.collection, sum(l.memory_bytes)::bigint AS bytes
+            FROM (SELECT * FROM ruvector.index_list OFFSET 0) l GROUP BY l.collection) i;
+END;
+
+-- How many of the rows found the source did not show, since the service began.
+CREATE OR REPLACE VIEW ruvector.visibility_stats AS
+  SELECT v.collection AS collection_name, v.searches AS total_searches, v.rechecked AS visibility_rechecks,
+         v.invisible AS invisible_filtered, round(100.0 * v.invisible / nullif(v.rechecked, 0), 3) AS invisible_pct
+    FROM (SELECT * FROM ruvector.visibility_list OFFSET 0) v;
+
+-- The collections over tables that the caller may read.
+CREATE OR REPLACE VIEW ruvector.my_collections AS
+  SELECT c.name, c.table_schema, c.table_name, c.column_name, c.type, c.distance_metric, c.dimensions, c.index_type,
+         c.vector_count, c.state
+    FROM (SELECT * FROM ruvector.collection_list OFFSET 0) c
+   WHERE EXISTS (SELECT FROM pg_catalog.pg_class r JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
+                  WHERE n.nspname = c.table_schema AND r.relname = c.table_name
+                    AND has_schema_privilege(n.oid, 'USAGE') AND has_any_column_privilege(r.oid, 'SELECT'));
+
 CREATE OR REPLACE VIEW ruvector.consistency_status AS
   SELECT c.name AS collection, s.source_lsn AS last_heap_lsn, s.applied_lsn AS last_index_lsn, s.staleness_ms AS lag_ms,
          s.source_lsn - s.applied_lsn AS lag_bytes, s.stale
-    FROM ruvector.service_status s CROSS JOIN ruvector.collection_list c;
-
--- Nobody else may use it until it is granted: who searches sees keys and distances of all rows of a collection, also of rows
--- that row-level security hides from him in the table.
-REVOKE ALL ON ALL TABLES IN SCHEMA ruvector FROM PUBLIC;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA ruvector FROM PUBLIC;
+    FROM (SELECT * FROM ruvector.service_status OFFSET 0) s CROSS JOIN (SELECT * FROM ruvector.collection_list OFFSET 0) c;

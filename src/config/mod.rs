@@ -80,6 +80,7 @@ pub struct Source {
     pub create_publication: bool,
     pub copy_connections: usize,
     pub slot_lock_timeout_s: u64,
+    pub registrations: bool,
     pub reconcile_s: u64,
     pub status_interval_ms: u64,
     pub silence_limit_s: u64,

@@ -7,6 +7,8 @@ use crate::replication::progress::Progress;
 use crate::storage::changelog::LogTail;
 use crate::telemetry::names;
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -50,6 +52,18 @@ pub struct Frontier {
     /// How far the replication is.
     pub progress: Arc<Progress>,
     default_timeout: Duration,
+    tallies: Mutex<BTreeMap<String, Tally>>,
+}
+
+/// What searches of a collection had rechecked since the service began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Searches.
+    pub searches: u64,
+    /// Rows that the source was asked about.
+    pub rechecked: u64,
+    /// Of those: the source did not show them.
+    pub invisible: u64,
 }
 
 /// One reading of all positions.
@@ -73,7 +87,22 @@ impl Frontier {
     /// A frontier without data; waits last `default_timeout` where the request does not say.
     pub fn new(progress: Arc<Progress>, default_timeout: Duration) -> Frontier {
         let replaced = watch::Sender::new(0);
-        Frontier { serving: ArcSwapOption::empty(), replaced, progress, default_timeout }
+        let tallies = Mutex::default();
+        Frontier { serving: ArcSwapOption::empty(), replaced, progress, default_timeout, tallies }
+    }
+
+    /// Counts a search of a collection that exists.
+    pub fn tally(&self, collection: &str, checked: usize, dropped: usize) {
+        let mut tallies = self.tallies.lock();
+        let tally = tallies.entry(collection.to_owned()).or_default();
+        tally.searches += 1;
+        tally.rechecked += checked as u64;
+        tally.invisible += dropped as u64;
+    }
+
+    /// What was counted, by collection.
+    pub fn tallies(&self) -> BTreeMap<String, Tally> {
+        self.tallies.lock().clone()
     }
 
     /// From now on this engine answers.

@@ -1,6 +1,7 @@
 //! Values everyone talks about: no I/O, locks or async.
 
 pub mod pgtype;
+pub mod registration;
 
 mod change;
 mod collection;

@@ -6,6 +6,7 @@ mod doctor;
 mod epoch;
 pub mod guard;
 mod options;
+mod registrations;
 mod repair;
 mod supervisor;
 
@@ -31,6 +32,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use options::Options;
+pub use registrations::registered;
 
 /// How often the metrics registry folds its samples.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -133,10 +135,12 @@ pub async fn run(
         Guard::new(options.dsn.clone(), data.root(), &options.slot, &instance, options.guard, health.protection);
     let guard = tokio::spawn(guard.run(stop.clone()));
     let (root, findings) = (data.root().to_owned(), health.findings);
-    let checks = doctor::run(options.clone(), specs.clone(), progress.clone(), root, findings, stop.clone());
+    let (followed, follows) = watch::channel(options.collections.clone());
+    let checks = doctor::run(options.clone(), follows, progress.clone(), root, findings, stop.clone());
     let doctor = tokio::spawn(checks);
     let watched = (guarded, instance);
-    let mut supervisor = Supervisor::new(options, data, frontier.clone(), pool, specs, watched, stop.clone());
+    let mut supervisor =
+        Supervisor::new(options, data, frontier.clone(), pool, (specs, followed), watched, stop.clone());
     let result = supervisor.run().await;
     if let Err(error) = &result {
         tracing::error!(%error, "the service stops");

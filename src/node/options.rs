@@ -29,6 +29,8 @@ pub struct Options {
     pub copy_connections: usize,
     /// Longest wait for older transactions when the slot is made.
     pub slot_lock_timeout: Duration,
+    /// Are collections registered by SQL taken as well?
+    pub registrations: bool,
     /// How often tables and publication are compared with the collections.
     pub reconcile_every: Duration,
     /// How transactions come that have not ended.
@@ -84,6 +86,7 @@ impl TryFrom<&Config> for Options {
             create_publication: config.source.create_publication,
             copy_connections: config.source.copy_connections,
             slot_lock_timeout: s(config.source.slot_lock_timeout_s),
+            registrations: config.source.registrations,
             reconcile_every: some(config.source.reconcile_s).map_or(Duration::MAX, s),
             streaming: config.source.streaming,
             failover: config.source.failover == Failover::Auto,

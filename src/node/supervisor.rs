@@ -4,6 +4,7 @@
 mod connect;
 mod epochs;
 mod reconcile;
+mod registered;
 
 use crate::consistency::frontier::Frontier;
 use crate::model::CollectionSpec;
@@ -42,6 +43,11 @@ pub struct Supervisor {
     pool: Pool,
     /// What is configured; changes while the service runs.
     specs: watch::Receiver<Vec<CollectionSpec>>,
+    /// As taken over last. `options.collections` has what is registered by SQL as well.
+    configured: Vec<CollectionSpec>,
+    registered: registered::Registered,
+    /// Tells all that is followed.
+    followed: watch::Sender<Vec<CollectionSpec>>,
     stop: CancellationToken,
     /// What answers.
     current: Option<Epoch>,
@@ -78,12 +84,12 @@ impl Supervisor {
         data: DataDir,
         frontier: Arc<Frontier>,
         pool: Pool,
-        specs: watch::Receiver<Vec<CollectionSpec>>,
+        (specs, followed): (watch::Receiver<Vec<CollectionSpec>>, watch::Sender<Vec<CollectionSpec>>),
         (guard, instance): (Watch, String),
         stop: CancellationToken,
     ) -> Supervisor {
         let progress = frontier.progress.clone();
-        let now = Instant::now();
+        let (now, configured) = (Instant::now(), options.collections.clone());
         Supervisor {
             options,
             data,
@@ -91,6 +97,9 @@ impl Supervisor {
             progress,
             pool,
             specs,
+            configured,
+            registered: Default::default(),
+            followed,
             stop,
             current: None,
             making: None,
@@ -185,12 +194,15 @@ impl Supervisor {
         self.rebuild.extend(self.progress.take_rebuilds());
         if self.specs.has_changed().unwrap_or(false) {
             let specs = self.specs.borrow_and_update().clone();
-            self.take_over(specs);
+            self.take_over(specs)?;
         }
+        self.hear_registered();
         let troubled = self.newest().is_some_and(reconcile::is_troubled);
-        let every = if self.troubled || !self.unfit.is_empty() { LOOK_AGAIN } else { self.options.reconcile_every };
+        let often = self.troubled || !self.unfit.is_empty() || self.registered.is_unsent();
+        let every = if often { LOOK_AGAIN } else { self.options.reconcile_every };
         let due = self.reconcile_now || self.reconciled.elapsed() >= every;
-        let asked = !self.rebuild.is_empty() && self.reconciled.elapsed() >= ASKED_AGAIN;
+        let wanted = !self.rebuild.is_empty() || self.registered.is_due();
+        let asked = wanted && self.reconciled.elapsed() >= ASKED_AGAIN;
         if due || (troubled && !self.troubled) || asked {
             self.reconcile_now = false;
             let reconciled = self.reconcile().await;

@@ -97,11 +97,11 @@ impl<V: Visibility> QueryService<V> {
         let pinned = pinned.await?;
         let answers = self.answers(&pinned, collection, consistency, requests, started).await;
         let answers = answers.inspect_err(|error| pinned.report(error))?;
-        Self::measure(collection, &answers, started);
+        self.measure(collection, &answers, started);
         Ok(answers)
     }
 
-    fn measure(collection: &str, answers: &[Answer], started: Instant) {
+    fn measure(&self, collection: &str, answers: &[Answer], started: Instant) {
         for answer in answers {
             let labels = [("collection", collection.to_owned()), ("plan", answer.stats.plan.to_owned())];
             metrics::histogram!(names::SEARCH_SECONDS, &labels).record(started.elapsed().as_secs_f64());
@@ -110,6 +110,7 @@ impl<V: Visibility> QueryService<V> {
             let as_asked = matches!(answer.stats.ended, Ended::Limit | Ended::Margin) && answer.stale.is_none();
             metrics::counter!(names::SEARCH_INCOMPLETE).increment(u64::from(!answer.complete && !as_asked));
             metrics::counter!(names::RECHECK_DROPPED).increment(answer.recheck.dropped as u64);
+            self.frontier.tally(collection, answer.recheck.checked, answer.recheck.dropped);
         }
     }
 

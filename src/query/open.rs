@@ -133,7 +133,7 @@ impl<V: Visibility> QueryService<V> {
         let answers = self.answers(pinned, &request.collection, &request.consistency, requests, started).await;
         let answers = answers.inspect_err(|error| pinned.report(error));
         if let Ok(answers) = &answers {
-            Self::measure(&request.collection, answers, started);
+            self.measure(&request.collection, answers, started);
         }
         Self::only(answers)
     }

@@ -2,7 +2,7 @@
 
 use crate::model::{
     Cell, Change, CollectionDef, CollectionId, ColumnType, CommitLsn, LogRecord, Lsn, Op, Relation, RowImage, RowKey,
-    TransactionHead, pgtype,
+    TransactionHead, pgtype, registration,
 };
 use crate::replication::pgoutput::{Message, OldTuple, Tuple, TupleCell};
 use std::collections::HashMap;
@@ -66,11 +66,16 @@ enum Feed {
 struct Known {
     relation: Relation,
     feeds: Vec<Feed>,
+    /// Its rows say which collections there are to be.
+    registers: bool,
 }
 
 /// The transaction that is being received.
 struct Open {
     commit: CommitLsn,
+    xid: u32,
+    /// It changed what is registered.
+    registers: bool,
     /// It is in the log already; the source sends it again.
     replayed: bool,
     ordinal: u32,
@@ -103,6 +108,8 @@ pub struct Assembler {
     types: HashMap<u32, (String, String)>,
     relations: HashMap<u32, Known>,
     open: Option<Open>,
+    /// The last transaction that changed what is registered.
+    registered: Option<u32>,
     /// Where this connection started: the source sends earlier transactions again.
     start: Lsn,
     /// Everything up to here is in the log or on its way there.
@@ -118,6 +125,7 @@ impl Assembler {
             types: HashMap::new(),
             relations: HashMap::new(),
             open: None,
+            registered: None,
             start: durable,
             reached: durable,
             commit_time: 0,
@@ -137,6 +145,11 @@ impl Assembler {
         self.open.is_some()
     }
 
+    /// The number of the last transaction that changed what is registered, once.
+    pub fn take_registered(&mut self) -> Option<u32> {
+        self.registered.take()
+    }
+
     /// Notes that everything up to `position` was received; false when that is not new.
     pub fn moves_to(&mut self, position: Lsn) -> bool {
         let new = position > self.reached;
@@ -151,7 +164,7 @@ impl Assembler {
         emit: &mut dyn FnMut(LogRecord) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         match message {
-            Message::Begin { final_lsn, commit_time, .. } => Ok(self.begin(final_lsn, commit_time)?),
+            Message::Begin { final_lsn, commit_time, xid } => Ok(self.begin(final_lsn, commit_time, xid)?),
             Message::Commit { end, .. } => self.commit(end, emit),
             Message::Type { oid, schema, name, .. } => {
                 self.types.insert(oid, (schema.to_owned(), name.to_owned()));
@@ -182,15 +195,23 @@ impl Assembler {
         }
     }
 
-    fn begin(&mut self, commit: CommitLsn, commit_time: i64) -> Result<()> {
+    fn begin(&mut self, commit: CommitLsn, commit_time: i64, xid: u32) -> Result<()> {
         if self.open.is_some() {
             return Err(AssembleError::OutOfPlace("BEGIN inside a transaction"));
         }
         self.commit_time = commit_time;
         let replayed = commit.is_covered_by(self.start);
-        let pending = Vec::new();
-        let drifted = Vec::new();
-        self.open = Some(Open { commit, replayed, ordinal: 0, started: false, pending, pending_bytes: 0, drifted });
+        self.open = Some(Open {
+            commit,
+            xid,
+            registers: false,
+            replayed,
+            ordinal: 0,
+            started: false,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            drifted: Vec::new(),
+        });
         Ok(())
     }
 
@@ -203,6 +224,9 @@ impl Assembler {
         let open = self.open.take().ok_or(AssembleError::OutOfPlace("COMMIT without BEGIN"))?;
         if open.replayed {
             return Ok(());
+        }
+        if open.registers {
+            self.registered = Some(open.xid);
         }
         self.reached = self.reached.max(end);
         // Transactions that touch nothing of ours are progress and no more.
@@ -222,7 +246,8 @@ impl Assembler {
                 }
             }
         }
-        self.relations.insert(relation.oid, Known { relation, feeds });
+        let registers = (relation.schema.as_str(), relation.name.as_str()) == registration::TABLE;
+        self.relations.insert(relation.oid, Known { relation, feeds, registers });
     }
 
     fn change<E: From<AssembleError>>(
@@ -236,6 +261,7 @@ impl Assembler {
             return Ok(());
         }
         let known = self.relations.get(&relation).ok_or(AssembleError::UnknownRelation(relation))?;
+        open.registers |= known.registers;
         for feed in &known.feeds {
             match feed {
                 Feed::Drifted(collection, reason) => open.drift(*collection, reason),

@@ -4,8 +4,12 @@ use crate::model::CollectionDef;
 use crate::replication::assemble::Assembler;
 use crate::storage::changelog::LogPosition;
 use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::oneshot;
+
+/// Transactions remembered that changed what is registered.
+const REMEMBERED: usize = 1_000;
 
 /// Shared by whoever decides what is followed and by the stream.
 #[derive(Default)]
@@ -13,6 +17,8 @@ pub struct Definitions {
     inner: Mutex<Inner>,
     /// Counts the changes, from 1, so that the stream sees one without a lock.
     generation: AtomicU64,
+    /// Transactions that changed what is registered, until somebody looks.
+    registered: Mutex<BTreeSet<u32>>,
 }
 
 #[derive(Default)]
@@ -24,7 +30,8 @@ struct Inner {
 impl Definitions {
     /// The collections to begin with.
     pub fn new(defs: Vec<CollectionDef>) -> Definitions {
-        Definitions { inner: Mutex::new(Inner { defs, waiting: Vec::new() }), generation: AtomicU64::new(1) }
+        let inner = Mutex::new(Inner { defs, waiting: Vec::new() });
+        Definitions { inner, generation: AtomicU64::new(1), registered: Mutex::default() }
     }
 
     /// The collections now.
@@ -41,6 +48,21 @@ impl Definitions {
         inner.waiting.push(effective);
         self.generation.fetch_add(1, Ordering::Release);
         waits
+    }
+
+    /// A transaction of this number, which is committed, changed what is registered.
+    pub(crate) fn note_registered(&self, xid: u32) {
+        let mut registered = self.registered.lock();
+        // Whoever sees the newest sees nearly always all; that it is many is no reason to keep them.
+        if registered.len() >= REMEMBERED {
+            registered.pop_first();
+        }
+        registered.insert(xid);
+    }
+
+    /// The transactions since the last call that changed what is registered.
+    pub fn take_registered(&self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.registered.lock())
     }
 
     pub(crate) fn generation(&self) -> u64 {

@@ -252,6 +252,9 @@ fn write_all(
             if take_frame(log, assembler, spool, frame)? {
                 unsynced.get_or_insert_with(Instant::now);
             }
+            if let Some(xid) = assembler.take_registered() {
+                definitions.note_registered(xid);
+            }
             if !assembler.in_transaction() && definitions.generation() != generation {
                 log.sync()?;
                 generation = definitions.take_effect(assembler, log.tail().durable().position);

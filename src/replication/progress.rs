@@ -1,5 +1,6 @@
 //! How far the replication has come: what the frontier, status and metrics read.
 
+use crate::model::registration::Outcomes;
 use crate::model::{CollectionId, Lsn};
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -107,6 +108,8 @@ pub struct Progress {
     rebuilds: Mutex<BTreeSet<String>>,
     /// Configured collections that nothing answers for, with the reason.
     refused: Mutex<BTreeMap<String, String>>,
+    /// What became of what is registered by SQL.
+    registrations: Mutex<Arc<Outcomes>>,
     /// Why no copy can be begun or continued, if so.
     copy_trouble: Mutex<Option<String>>,
     /// How often streaming began.
@@ -126,6 +129,7 @@ impl Default for Progress {
             nudge: Notify::new(),
             rebuilds: Mutex::default(),
             refused: Mutex::default(),
+            registrations: Mutex::default(),
             copy_trouble: Mutex::default(),
             streams: watch::Sender::new(0),
         }
@@ -183,6 +187,16 @@ impl Progress {
     /// From now on these.
     pub fn set_refused(&self, refused: BTreeMap<String, String>) {
         *self.refused.lock() = refused;
+    }
+
+    /// What became of the collections that are registered by SQL, as last looked at.
+    pub fn registrations(&self) -> Arc<Outcomes> {
+        self.registrations.lock().clone()
+    }
+
+    /// From now on this.
+    pub fn set_registrations(&self, outcomes: Outcomes) {
+        *self.registrations.lock() = Arc::new(outcomes);
     }
 
     /// Why no copy of a collection can be begun or continued, if so.

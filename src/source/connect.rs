@@ -64,6 +64,11 @@ impl Dsn {
         Dsn { info: Arc::new(info), ..self }
     }
 
+    /// As whom.
+    pub fn user(&self) -> &str {
+        &self.info.user
+    }
+
     /// The first port.
     pub fn port(&self) -> u16 {
         self.info.targets[0].port

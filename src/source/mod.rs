@@ -9,6 +9,7 @@ pub mod policy;
 pub mod preflight;
 mod protocol;
 pub mod publication;
+pub mod registrations;
 pub mod rows;
 pub mod session;
 pub mod setup;

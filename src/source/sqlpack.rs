@@ -1,9 +1,41 @@
 //! The SQL pack: what makes vector search out of postgres_fdw in the source. Written for reading first and running second.
 
 use crate::model::{CollectionDef, ColumnType, VectorColumn, quote_ident, quote_literal};
+use crate::source::registrations;
 
-/// The part that is the same for all.
+/// The parts that are the same for all: searches first, who may what last.
 const BASE: &str = include_str!("../../migrations/0002_sql.sql");
+const REGISTRATIONS: &str = include_str!("../../migrations/0003_registrations.sql");
+const OPERATORS: &str = include_str!("../../migrations/0004_operators.sql");
+const RIGHTS: &str = include_str!("../../migrations/0005_rights.sql");
+
+/// Has the pack a relation of this name, or functions that would be taken for those of a collection of this name?
+fn is_ours(name: &str) -> bool {
+    let made = [BASE, REGISTRATIONS].into_iter().flat_map(str::lines);
+    let made = made.filter_map(|line| {
+        let words = line.split_once(" ruvector.").filter(|(before, _)| before.starts_with("CREATE "));
+        words.filter(|(before, _)| ["TABLE", "EXISTS", "VIEW"].iter().any(|end| before.ends_with(end)))
+    });
+    let mut made = made.filter_map(|(_, rest)| rest.split([' ', '(']).next());
+    name == "ruvector" || made.any(|made| made == name) || ["registrations_table", "registrations_pkey"].contains(&name)
+}
+
+/// Takes out what an earlier pack made for collections that are no more. What others built on it keeps it there.
+fn gone(collections: &[CollectionDef]) -> String {
+    let names: Vec<_> = collections.iter().map(|def| quote_literal(&def.name)).collect();
+    format!(
+        "\n-- What is there of collections that are no more.\nDO $pack$\nDECLARE\n  found record;\nBEGIN\n  \
+         FOR found IN SELECT c.relname FROM pg_foreign_table f JOIN pg_class c ON c.oid = f.ftrelid\n     \
+         JOIN pg_foreign_server s ON s.oid = f.ftserver AND s.srvname = 'ruvector'\n    \
+         WHERE c.relnamespace = 'ruvector'::regnamespace AND 'schema_name=collections' = ANY (f.ftoptions)\n      \
+         AND c.relname <> ALL (ARRAY[{}]::text[]) LOOP\n    \
+         BEGIN\n      EXECUTE format('DROP FUNCTION IF EXISTS ruvector.%I, ruvector.%I', found.relname || '_search', found.relname || '_nearest');\n      \
+         EXECUTE format('DROP FOREIGN TABLE ruvector.%I', found.relname);\n    \
+         EXCEPTION WHEN dependent_objects_still_exist OR ambiguous_function THEN\n      \
+         RAISE WARNING 'ruvector.% stays: %', found.relname, SQLERRM;\n    END;\n  END LOOP;\nEND $pack$;\n",
+        names.join(", ")
+    )
+}
 
 /// What the pack is made for.
 #[derive(Debug, Clone)]
@@ -18,6 +50,10 @@ pub struct Pack<'a> {
     pub user: &'a str,
     /// Schema of pgvector's types, where they are.
     pub vector_schema: Option<&'a str>,
+    /// The service's publication.
+    pub publication: &'a str,
+    /// As whom the service reads the source.
+    pub service_user: &'a str,
     /// Roles that may search.
     pub grantees: &'a [String],
 }
@@ -30,11 +66,13 @@ impl Pack<'_> {
             .replace("@port@", &quote_literal(&self.port.to_string()))
             .replace("@sslmode@", &quote_literal(self.sslmode))
             .replace("@sql_user@", &quote_literal(self.user));
-        // Rights are taken away at the end of that part, and given at the end of all.
-        let revoked = sql.rfind("-- Nobody else").unwrap_or(sql.len());
-        let last = sql.split_off(revoked);
+        sql.push_str(REGISTRATIONS);
+        sql.push_str(OPERATORS);
+        sql.push_str(&gone(collections));
         collections.iter().for_each(|def| sql.push_str(&self.collection(def)));
-        sql.push_str(&last);
+        // Rights are taken away, and given at the end of all.
+        sql.push_str(RIGHTS);
+        sql.push_str(&registrations::installing(self.publication, self.service_user));
         for role in self.grantees {
             let role = quote_ident(role);
             sql.push_str(&format!(
@@ -49,6 +87,9 @@ impl Pack<'_> {
     /// A typed foreign table, and the functions over it.
     fn collection(&self, def: &CollectionDef) -> String {
         let name = &def.name;
+        if is_ours(name) {
+            return format!("\n-- Collection {name}: no table and no functions, the pack has one of that name.\n");
+        }
         let table = format!("ruvector.{}", quote_ident(name));
         let columns = self.columns(def);
         let listed: Vec<_> = columns.iter().map(|(name, kind)| format!("{} {kind}", quote_ident(name))).collect();
@@ -153,7 +194,13 @@ impl Pack<'_> {
 
 /// Takes all of it back. What others built on it goes with it, which is why it is shown before it is run.
 pub fn uninstall() -> String {
-    "BEGIN;\nSET LOCAL lock_timeout = '10s';\nDROP SERVER IF EXISTS ruvector CASCADE;\nDROP SCHEMA IF EXISTS ruvector CASCADE;\nCOMMIT;\n"
+    "BEGIN;\nSET LOCAL lock_timeout = '10s';\nDROP SERVER IF EXISTS ruvector CASCADE;\nDROP SCHEMA IF EXISTS ruvector CASCADE;\n\
+     -- Roles that it made, where no other database has use for them.\nDO $pack$\nDECLARE\n  found text;\nBEGIN\n  \
+     FOR found IN SELECT rolname FROM pg_roles WHERE rolname IN ('ruvector_admin', 'ruvector_operator', 'ruvector_user')\n     \
+     AND shobj_description(oid, 'pg_authid') = 'made by ruvector' LOOP\n    \
+     BEGIN\n      EXECUTE format('DROP ROLE %I', found);\n    \
+     EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege OR undefined_object THEN\n      \
+     RAISE NOTICE 'the role % stays: %', found, SQLERRM;\n    END;\n  END LOOP;\nEND $pack$;\nCOMMIT;\n"
         .to_owned()
 }
 
@@ -161,6 +208,14 @@ pub fn uninstall() -> String {
 mod tests {
     use super::*;
     use crate::model::{CollectionId, KeyColumn, Metric};
+
+    #[test]
+    fn the_packs_own_names_are_no_collections() {
+        for name in ["search_table", "registrations", "consistency_status", "tier_list", "ruvector"] {
+            assert!(is_ours(name), "{name}");
+        }
+        assert!(!is_ours("docs") && !is_ours("ruvector_search"));
+    }
 
     #[test]
     fn names_and_secrets_are_quoted() {
@@ -192,6 +247,8 @@ mod tests {
             sslmode: "require",
             user: "it's",
             vector_schema: Some("ext"),
+            publication: "it's",
+            service_user: "reader",
             grantees: &["Some One".to_owned()],
         };
         let sql = pack.install(&[def]);

@@ -1,5 +1,6 @@
 //! The data directory: one lock, one current epoch. An epoch is all that was derived from one slot since one copy.
 
+use crate::model::CollectionSpec;
 use crate::storage::{IoContext, Result, StorageError, damaged, files};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -145,6 +146,20 @@ impl DataDir {
         }
         crate::failpoint!("data_dir.pending_changed");
         Ok(())
+    }
+
+    fn registered_file(&self) -> PathBuf {
+        self.root.join("REGISTERED")
+    }
+
+    /// The collections that were registered by SQL when last looked at.
+    pub fn registered(&self) -> Result<Option<Vec<CollectionSpec>>> {
+        read_json(&self.registered_file())
+    }
+
+    /// Writes down which are.
+    pub fn set_registered(&self, specs: &[CollectionSpec]) -> Result<()> {
+        write_json(&self.registered_file(), &specs)
     }
 
     /// From now on this epoch answers.

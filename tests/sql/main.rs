@@ -7,5 +7,6 @@ mod support;
 mod direct;
 mod foreign;
 mod hostile;
+mod pack;
 mod pgvector;
 mod world;

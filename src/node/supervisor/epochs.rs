@@ -24,6 +24,7 @@ impl Supervisor {
         let current = self.data.current()?.map(|current| current.epoch);
         // Nobody knows yet whether the source can be followed from here.
         self.progress.set_stale(Some("not compared with the source since the start".into()));
+        self.recall_registered()?;
         if let Some(id) = current {
             match self.open_epoch(id) {
                 Ok(epoch) => {
@@ -71,7 +72,7 @@ impl Supervisor {
         again: bool,
     ) -> Result<(), NodeError> {
         let (mut tables, mut refusals) = (Vec::new(), BTreeMap::new());
-        for Looked { wanted, table, refused } in self.look(client).await.map_err(ReplicationError::from)? {
+        for Looked { wanted, table, refused } in self.look(client).await? {
             let id = CollectionId(tables.len() as u32);
             let stored = || {
                 let view = self.current.as_ref()?.view();
@@ -83,7 +84,9 @@ impl Supervisor {
                     (def, Ok(table))
                 }
                 // At the first start somebody is there who can do something about it.
-                (_, _, Some(error)) if !again => return Err(ReplicationError::from(error).into()),
+                (_, _, Some(error)) if !again && self.is_configured(&wanted.name) => {
+                    return Err(ReplicationError::from(error).into());
+                }
                 (def, ..) => match stored() {
                     Some(stored) => (stored, Err(def.err().unwrap_or_default())),
                     None => {

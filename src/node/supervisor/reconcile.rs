@@ -27,7 +27,14 @@ pub(super) struct Looked {
 impl Supervisor {
     /// Looks at every configured collection's table, and has the publication send it. Every one whose table does not fit
     /// says so; only what concerns all is an error.
-    pub(super) async fn look(&mut self, client: &Client) -> Result<Vec<Looked>, SourceError> {
+    pub(super) async fn look(&mut self, client: &Client) -> Result<Vec<Looked>, NodeError> {
+        self.look_at_registered(client).await?;
+        let looked = self.look_at_tables(client).await.map_err(ReplicationError::from)?;
+        self.have_registered_sent(client).await.map_err(ReplicationError::from)?;
+        Ok(looked)
+    }
+
+    async fn look_at_tables(&mut self, client: &Client) -> Result<Vec<Looked>, SourceError> {
         let mut looked = Vec::new();
         for (number, spec) in self.options.collections.iter().enumerate() {
             let (def, table, refused) = match catalog::resolve(client, CollectionId(number as u32), spec).await {
@@ -63,7 +70,7 @@ impl Supervisor {
     /// Compares what there is with what is configured and what the source has, and does what follows.
     pub(super) async fn reconcile(&mut self) -> Result<(), NodeError> {
         let client = self.options.dsn.connect().await.map_err(ReplicationError::from)?;
-        let mut looked = self.look(&client).await.map_err(ReplicationError::from)?;
+        let mut looked = self.look(&client).await?;
         let making = self.making.is_some();
         let Some(epoch) = self.making.as_mut().or(self.current.as_mut()) else { return Ok(()) };
         let view = epoch.view();
@@ -127,25 +134,22 @@ impl Supervisor {
 
     /// The configured collections were read again. What can be seen to be wrong at once is not taken over: it would stop a
     /// collection that follows.
-    pub(super) fn take_over(&mut self, specs: Vec<CollectionSpec>) {
+    pub(super) fn take_over(&mut self, specs: Vec<CollectionSpec>) -> Result<(), NodeError> {
         let unfit = self.newest().and_then(|epoch| {
             let view = epoch.view();
             specs.iter().find_map(|spec| unfit_metric(spec, &view.collections.get(spec.name())?.def))
         });
         if let Some(reason) = unfit {
             tracing::error!(reason, "the configuration's collections are not taken over; those of before go on");
-            return;
+            return Ok(());
         }
-        for gone in self.options.collections.iter().filter(|old| specs.iter().all(|new| new.table != old.table)) {
+        for gone in self.configured.iter().filter(|old| specs.iter().all(|new| new.table != old.table)) {
             let (publication, table) = (&self.options.publication, &gone.table);
             tracing::info!(table, publication, "no collection has this table any more; it stays in the publication");
         }
-        self.options.engine.tiers = CollectionSpec::tiers(&specs);
-        for epoch in self.making.iter().chain(&self.current) {
-            epoch.serving.engine.set_tiers(self.options.engine.tiers.clone());
-        }
-        self.options.collections = specs;
+        self.configured = specs;
         self.reconcile_now = true;
+        self.adopt()
     }
 }
 
@@ -192,7 +196,7 @@ pub(super) fn refuse_collections(progress: &Progress, refusals: BTreeMap<String,
 }
 
 /// What is wrong with a configured metric, where the type of the column is known.
-fn unfit_metric(spec: &CollectionSpec, def: &CollectionDef) -> Option<String> {
+pub(super) fn unfit_metric(spec: &CollectionSpec, def: &CollectionDef) -> Option<String> {
     spec.vectors.iter().find_map(|wanted| {
         let column = def.vectors.iter().find(|column| column.name == wanted.column)?;
         let fitting = Metric::of_type(column.kind);

@@ -3,6 +3,7 @@
 use crate::engine::tiers;
 use crate::engine::view::View;
 use crate::model::Lsn;
+use crate::model::registration::Outcome;
 use crate::replication::guard::Holding;
 use crate::server::http::{App, Name, Shared};
 use crate::server::problem::{self, Problem};
@@ -111,8 +112,20 @@ pub async fn status(State(app): Shared) -> Json<serde_json::Value> {
         "protection": protection(&app),
         "doctor": doctor(&app),
         "collections": collections,
+        "registrations": registrations(&app),
         "not_ready": not_ready(&app),
     }))
+}
+
+/// What became of what is registered by SQL; null where nothing is.
+fn registrations(app: &App) -> serde_json::Value {
+    let outcomes = app.query.frontier.progress.registrations();
+    let row = |row: &Outcome| json!({ "name": row.name, "taken": row.refused.is_none(), "reason": row.refused });
+    let rows: Vec<_> = outcomes.rows.iter().map(row).collect();
+    match rows.is_empty() && outcomes.trouble.is_none() {
+        true => serde_json::Value::Null,
+        false => json!({ "rows": rows, "trouble": outcomes.trouble }),
+    }
 }
 
 /// Our slots on the source.

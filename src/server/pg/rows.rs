@@ -113,6 +113,12 @@ impl Rows {
             Source::Fixed => {
                 let rows = match &self.plan.table {
                     Some(Table::Collections) => fixed::collections(self.view.as_ref(), &self.user),
+                    Some(Table::Indexes) => fixed::indexes(self.view.as_ref(), &self.user),
+                    Some(Table::Tiers) => blocking(|| fixed::tiers(self.view.as_ref(), &self.user)),
+                    Some(Table::Visibility) => fixed::visibility(&self.service.frontier, &self.user),
+                    Some(Table::Registrations) => {
+                        fixed::registrations(&self.service.frontier, self.view.as_ref(), &self.user)
+                    }
                     _ => vec![fixed::status(&self.service.frontier)],
                 };
                 Feed::Rows(rows.into())

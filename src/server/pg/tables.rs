@@ -24,6 +24,14 @@ pub enum Table {
     Collections,
     /// How far the service is.
     Status,
+    /// The index of each vector column.
+    Indexes,
+    /// What each tier of it holds.
+    Tiers,
+    /// What rechecks found.
+    Visibility,
+    /// What became of the collections registered by SQL.
+    Registrations,
 }
 
 /// What a column means.
@@ -102,7 +110,16 @@ fn fixed(names: &[(&str, ColumnType)]) -> Vec<Column> {
 
 impl Table {
     /// The names of the tables that are always there.
-    pub const FIXED: [&str; 4] = ["search", "stream", "collection_list", "status"];
+    pub const FIXED: [&str; 8] = [
+        "search",
+        "stream",
+        "collection_list",
+        "status",
+        "index_list",
+        "tier_list",
+        "visibility_list",
+        "registration_list",
+    ];
 
     /// The table of this name, which is in pieces as written; quoted ones are exact already.
     pub fn find(name: &[String], view: Option<&Pinned>, user: &User) -> Result<Table, Problem> {
@@ -116,6 +133,10 @@ impl Table {
             "stream" => Some(Table::Stream),
             "collection_list" => Some(Table::Collections),
             "status" => Some(Table::Status),
+            "index_list" => Some(Table::Indexes),
+            "tier_list" => Some(Table::Tiers),
+            "visibility_list" => Some(Table::Visibility),
+            "registration_list" => Some(Table::Registrations),
             _ => None,
         };
         match (schema, fixed) {
@@ -182,6 +203,36 @@ impl Table {
                 ("stale", Text),
                 ("simd", Text),
             ]),
+            Table::Indexes => fixed(&[
+                ("collection", Text),
+                ("column_name", Text),
+                ("type", Text),
+                ("distance_metric", Text),
+                ("dimensions", Int4),
+                ("index_type", Text),
+                ("vector_count", Int8),
+                ("node_count", Int8),
+                ("linked_count", Int8),
+                ("segment_count", Int8),
+                ("memory_bytes", Int8),
+                ("state", Text),
+            ]),
+            Table::Tiers => fixed(&[
+                ("collection", Text),
+                ("column_name", Text),
+                ("tier", Text),
+                ("vector_count", Int8),
+                ("memory_bytes", Int8),
+                ("compression_ratio", Float8),
+                ("compression", Text),
+                ("mean_age_h", Float8),
+            ]),
+            Table::Visibility => {
+                fixed(&[("collection", Text), ("searches", Int8), ("rechecked", Int8), ("invisible", Int8)])
+            }
+            Table::Registrations => {
+                fixed(&[("service", Text), ("name", Text), ("seen", Text), ("state", Text), ("reason", Text)])
+            }
         }
     }
 }
