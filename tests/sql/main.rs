@@ -7,5 +7,6 @@ mod support;
 mod direct;
 mod foreign;
 mod hostile;
+mod majors;
 mod pgvector;
 mod world;
