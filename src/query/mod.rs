@@ -124,7 +124,7 @@ impl<V: Visibility> QueryService<V> {
     ) -> Result<Vec<Answer>, QueryError> {
         check_batch(requests)?;
         each(requests, check_numbers)?;
-        let Pinned { serving, view, stale } = pinned;
+        let Pinned { serving, view, stale, .. } = pinned;
         let waited = started.elapsed();
         let found = resolve::collection(view, collection)?;
         let paused = check_state(found, consistency)?;

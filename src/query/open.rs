@@ -11,6 +11,7 @@ use crate::model::{
 };
 use crate::query::resolve::{self, Resolved, check_numbers, check_state};
 use crate::query::{QueryError, QueryService};
+use crate::telemetry::names;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
@@ -25,6 +26,29 @@ pub struct Pinned {
     pub(super) view: Arc<View>,
     /// Why it was of the past already when it was taken.
     pub(super) stale: Option<String>,
+    pub(super) _held: Held,
+}
+
+/// Counts those who hold on to a state.
+pub(super) struct Held;
+
+impl Held {
+    fn new() -> Held {
+        metrics::gauge!(names::HELD_VIEWS).increment(1);
+        Held
+    }
+}
+
+impl Clone for Held {
+    fn clone(&self) -> Held {
+        Held::new()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        metrics::gauge!(names::HELD_VIEWS).decrement(1);
+    }
 }
 
 impl Pinned {
@@ -123,7 +147,7 @@ impl<V: Visibility> QueryService<V> {
         // Before the view, and again after the answer: what answers may be replaced in between.
         let stale = self.frontier.progress.stale();
         let (serving, view) = self.frontier.view(consistency).await?;
-        Ok(Pinned { serving, view, stale })
+        Ok(Pinned { serving, view, stale, _held: Held::new() })
     }
 
     /// [`QueryService::search`] on a view that is kept. What the request says of consistency does not count.

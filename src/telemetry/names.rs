@@ -105,6 +105,8 @@ metric_names! {
     SQL_STATEMENTS = Counter "ruvector_sql_statements_total";
     /// SQL sessions.
     SQL_SESSIONS = Gauge "ruvector_sql_sessions";
+    /// States of the index that statements, cursors and transactions hold on to; none when nobody asks for anything.
+    HELD_VIEWS = Gauge "ruvector_held_views";
     /// Cancellations asked for over SQL.
     SQL_CANCELS = Counter "ruvector_sql_cancel_requests_total";
     /// 1 while a configured collection follows its table, 0 while it is paused or cannot be copied (label collection).

@@ -56,6 +56,11 @@ fn pgvectors_statements_work_as_they_stand() {
     let row =
         sql.rows(&format!("SELECT 1 - (embedding <-> '{TEXT}') AS similarity, embedding FROM docs LIMIT 1")).remove(0);
     assert!(row[1].as_deref().is_some_and(|vector| vector.starts_with('{')), "{row:?}");
+    for drawn in ["TABLESAMPLE BERNOULLI (20)", "TABLESAMPLE SYSTEM (20)", "WHERE random() < 0.2"] {
+        let count: i64 = sql.one(&format!("SELECT count(*) FROM docs {drawn}")).parse().expect("a number");
+        // A fifth of 3,000, give or take nine deviations.
+        assert!((400..800).contains(&count), "{drawn}: {count}");
+    }
     // The whole table, and the columns that `*` shows.
     let all = sql.rows("SELECT * FROM docs WHERE id = 8");
     assert_eq!((all.len(), all[0].len(), all[0][1].as_deref()), (1, 4, Some("s3")));
@@ -193,6 +198,8 @@ fn what_is_not_taken_is_refused_with_a_hint() {
         "SELECT upper(section) FROM docs".to_owned(),
         "SELECT id FROM docs WHERE views % 2 = 0".to_owned(),
         format!("SELECT id FROM docs {}", near.replace("<->", "<=>")),
+        format!("SELECT id FROM docs TABLESAMPLE BERNOULLI (20) {near}"),
+        "SELECT id FROM docs TABLESAMPLE SYSTEM (20) REPEATABLE (1)".to_owned(),
         "INSERT INTO docs VALUES (1)".to_owned(),
         "COPY docs TO STDOUT".to_owned(),
         "EXPLAIN ANALYZE SELECT id FROM docs".to_owned(),

@@ -1,14 +1,47 @@
 //! Through postgres_fdw: the pack's tables and functions as callers use them.
 
-use crate::support::{Database, wait_until};
-use crate::world::{ROWS, World, firsts, refusal, world};
+use crate::support::wait_until;
+use crate::world::{ROWS, World, firsts, refusal};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const QUERY: &str = "ARRAY[0.3, 0.1, 0.7, 0.5]::real[]";
 
-#[test]
-fn searches_find_what_a_full_scan_finds_in_every_form() {
-    let world = world();
+/// What holds beside every major, in tests of their own beside the installed one and one after the other beside the others
+/// (`majors.rs`): on a world that stays as it is, and on one that is changed.
+macro_rules! checks {
+    ($($same:ident)+; $($changed:ident)+) => {
+        pub const CHECKS: &[(&str, fn(&World))] = &[$((stringify!($same), $same)),+];
+        pub const CHANGES: &[(&str, fn(&mut World))] = &[$((stringify!($changed), $changed)),+];
+        mod installed {
+            use crate::support::Database;
+            use crate::world::{World, world};
+            $(#[test] fn $same() { super::$same(&world()); })+
+            $(#[test] fn $changed() { super::$changed(&mut World::new(Database::shared())); })+
+        }
+    };
+}
+
+checks! {
+    searches_find_what_a_full_scan_finds_in_every_form
+    a_lateral_join_searches_once_for_each_row
+    filters_are_applied_in_the_index
+    exactly_k_rows_survive_row_security_and_heap_filters
+    a_lazy_cursor_does_only_what_is_asked_for
+    savepoints_and_errors_leave_the_session_usable
+    cancelling_ends_the_statement_and_nothing_else
+    a_missing_input_says_what_to_write
+    arguments_hold_beside_options
+    import_and_analyze_are_answered
+    text_keys_join_whatever_the_collation
+    an_error_in_the_middle_of_a_cursor_spoils_nothing
+    analyze_draws_a_sample;
+    a_repeatable_read_transaction_sees_one_state_while_rows_come_and_go
+    a_lost_connection_is_made_again
+    the_pack_goes_in_again_and_comes_out
+}
+
+fn searches_find_what_a_full_scan_finds_in_every_form(world: &World) {
     let sql = world.source();
     let expected = world.nearest(QUERY, "true", 10);
     let constants = "SELECT id FROM ruvector_search('docs', ARRAY[0.3, 0.1, 0.7, 0.5])";
@@ -36,9 +69,7 @@ fn searches_find_what_a_full_scan_finds_in_every_form() {
     assert_eq!(firsts(&sql, batch), expected, "a batch");
 }
 
-#[test]
-fn a_lateral_join_searches_once_for_each_row() {
-    let world = world();
+fn a_lateral_join_searches_once_for_each_row(world: &World) {
     let sql = world.source();
     let query = "SELECT q.id || ':' || string_agg(s.id, ',' ORDER BY s.distance)
                    FROM (SELECT * FROM docs WHERE id IN (5, 77, 901)) q
@@ -53,9 +84,7 @@ fn a_lateral_join_searches_once_for_each_row() {
     assert_eq!(firsts(&sql, query), expected);
 }
 
-#[test]
-fn filters_are_applied_in_the_index() {
-    let world = world();
+fn filters_are_applied_in_the_index(world: &World) {
     let sql = world.source();
     let expected = world.nearest(QUERY, "section = 's2' AND views < 30", 10);
     let condition = format!("SELECT id FROM docs_nearest({QUERY}, 'section = ''s2'' AND views < 30') LIMIT 10");
@@ -89,9 +118,7 @@ fn filters_are_applied_in_the_index() {
     }
 }
 
-#[test]
-fn exactly_k_rows_survive_row_security_and_heap_filters() {
-    let world = world();
+fn exactly_k_rows_survive_row_security_and_heap_filters(world: &World) {
     for (role, policy) in [("alice", "section = 's1'"), ("bob", "id % 100 = 3")] {
         let sql = world.source_as(&world.role(role));
         let searched = format!("SELECT (s.\"row\").id FROM docs_search({QUERY}, 10) s");
@@ -109,9 +136,7 @@ fn exactly_k_rows_survive_row_security_and_heap_filters() {
     assert_eq!(all.len() as i64, ROWS / 100);
 }
 
-#[test]
-fn a_lazy_cursor_does_only_what_is_asked_for() {
-    let world = world();
+fn a_lazy_cursor_does_only_what_is_asked_for(world: &World) {
     let sql = world.source();
     sql.run(&format!("BEGIN; DECLARE c CURSOR FOR SELECT id FROM docs_nearest({QUERY})"));
     assert_eq!(firsts(&sql, "FETCH 3 FROM c"), world.nearest(QUERY, "true", 3));
@@ -136,9 +161,7 @@ fn a_lazy_cursor_does_only_what_is_asked_for() {
     assert!(near(&some, &world.nearest(QUERY, "section = 's1'", 180)) >= 170, "{some:?}");
 }
 
-#[test]
-fn savepoints_and_errors_leave_the_session_usable() {
-    let world = world();
+fn savepoints_and_errors_leave_the_session_usable(world: &World) {
     let sql = world.source();
     let search = format!("SELECT count(*) FROM ruvector_search('docs', {QUERY}, 5)");
     sql.run(&format!(
@@ -168,9 +191,7 @@ fn savepoints_and_errors_leave_the_session_usable() {
     assert_eq!(sql.one(&search), "5");
 }
 
-#[test]
-fn cancelling_ends_the_statement_and_nothing_else() {
-    let world = world();
+fn cancelling_ends_the_statement_and_nothing_else(world: &World) {
     let sql = world.source();
     let search = format!("SELECT count(*) FROM ruvector_search('docs', {QUERY}, 5)");
     assert_eq!(sql.one(&search), "5");
@@ -192,9 +213,7 @@ fn cancelling_ends_the_statement_and_nothing_else() {
     sql.run("COMMIT");
 }
 
-#[test]
-fn a_missing_input_says_what_to_write() {
-    let world = world();
+fn a_missing_input_says_what_to_write(world: &World) {
     let sql = world.source();
     for (query, missing) in [
         ("SELECT * FROM search_table WHERE query = '{1,1,1,1}' AND k = 3", "collection"),
@@ -212,9 +231,7 @@ fn a_missing_input_says_what_to_write() {
     assert_eq!(row, ["docs", "1", "{\"recheck\": \"none\"}", "{0.5,1,2,3}"], "inputs are shown as they were given");
 }
 
-#[test]
-fn arguments_hold_beside_options() {
-    let world = world();
+fn arguments_hold_beside_options(world: &World) {
     let sql = world.source();
     let merged = |options: &str, arguments: &str| {
         sql.one(&format!("SELECT search_options('{options}', 'none', {arguments})::text"))
@@ -239,10 +256,7 @@ fn arguments_hold_beside_options() {
     }
 }
 
-#[test]
-fn a_repeatable_read_transaction_sees_one_state_while_rows_come_and_go() {
-    let world = World::new(Database::shared());
-    let mut world = world;
+fn a_repeatable_read_transaction_sees_one_state_while_rows_come_and_go(world: &mut World) {
     let sql = world.source();
     let (search, count) =
         (format!("SELECT id FROM docs_nearest({QUERY}) LIMIT 5"), "SELECT count(*) FROM ruvector.docs");
@@ -257,12 +271,36 @@ fn a_repeatable_read_transaction_sees_one_state_while_rows_come_and_go() {
         before[..2].join(", ")
     ));
     world.service.catch_up(&world.database.sql);
-    for _ in 0..3 {
-        assert_eq!((firsts(&sql, &search), sql.one(count)), (before.clone(), rows.clone()));
-        assert_eq!(firsts(&direct, nearest), before);
-    }
+    let (stop, writing) = (AtomicBool::new(false), world.database.connect());
+    let written = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut rounds = 0;
+            while !stop.load(Ordering::Relaxed) {
+                rounds += 1;
+                writing.run(&format!(
+                    "UPDATE docs SET embedding = vec(id * 31 + {rounds}, 4) WHERE id % 40 = {0} AND id < 100000;
+                     DELETE FROM docs WHERE id = 200 + {rounds};
+                     INSERT INTO docs VALUES (200000 + {rounds}, 's2', 1, 'x', {QUERY})",
+                    rounds % 40
+                ));
+            }
+            rounds
+        });
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_millis(600) {
+            assert_eq!((firsts(&sql, &search), sql.one(count)), (before.clone(), rows.clone()));
+            assert_eq!(firsts(&direct, nearest), before);
+        }
+        stop.store(true, Ordering::Relaxed);
+        writer.join().expect("it writes")
+    });
+    assert!(written > 2, "{written} rounds");
+    world.service.catch_up(&world.database.sql);
+    assert_eq!((firsts(&sql, &search), sql.one(count)), (before.clone(), rows.clone()));
     sql.run("COMMIT");
     direct.run("COMMIT");
+    world.database.sql.run("DELETE FROM docs WHERE id > 200000");
+    world.service.catch_up(&world.database.sql);
     let after = world.nearest(QUERY, "true", 5);
     assert_eq!(after[0], "100001");
     assert_eq!(firsts(&sql, &search), after);
@@ -275,9 +313,7 @@ fn a_repeatable_read_transaction_sees_one_state_while_rows_come_and_go() {
     assert_eq!(refusal(&sql, &unseen).0, "57014", "a position that does not come");
 }
 
-#[test]
-fn import_and_analyze_are_answered() {
-    let world = world();
+fn import_and_analyze_are_answered(world: &World) {
     let sql = world.source();
     sql.run(
         "CREATE SCHEMA IF NOT EXISTS imported;
@@ -304,9 +340,7 @@ fn import_and_analyze_are_answered() {
     sql.run("SET client_min_messages = error; DROP SCHEMA imported, just, others CASCADE");
 }
 
-#[test]
-fn text_keys_join_whatever_the_collation() {
-    let world = world();
+fn text_keys_join_whatever_the_collation(world: &World) {
     let sql = world.source();
     let joined = "SELECT n.name FROM notes_nearest(ARRAY[0.3, 0.1, 0.7]) s JOIN public.notes n USING (name)
                    ORDER BY s.distance LIMIT 40";
@@ -322,9 +356,7 @@ fn text_keys_join_whatever_the_collation() {
     assert_eq!(sql.one(merged), "40");
 }
 
-#[test]
-fn the_pack_goes_in_again_and_comes_out() {
-    let world = World::new(Database::shared());
+fn the_pack_goes_in_again_and_comes_out(world: &mut World) {
     let output = world.pack("install", &[]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let printed = String::from_utf8(world.pack("print", &[]).stdout).expect("text");
@@ -340,14 +372,14 @@ fn the_pack_goes_in_again_and_comes_out() {
     assert_eq!(sql.text("SELECT 1 FROM pg_foreign_server"), None);
 }
 
-#[test]
-fn a_lost_connection_is_made_again() {
-    let world = World::new(Database::shared());
-    let mut world = world;
+fn a_lost_connection_is_made_again(world: &mut World) {
     let sql = world.source();
     let search = format!("SELECT count(*) FROM ruvector_search('docs', {QUERY}, 5)");
     assert_eq!(sql.one(&search), "5");
+    sql.run(&format!("BEGIN; DECLARE c CURSOR FOR SELECT id FROM docs_nearest({QUERY}); FETCH 150 FROM c"));
     world.service.terminate();
+    assert_eq!(refusal(&sql, "FETCH 150 FROM c").0, "08006", "lost in the middle of a cursor");
+    sql.run("ROLLBACK");
     // On the same port, as a service has it.
     let text = std::fs::read_to_string(world.service.config_file()).expect("a file");
     let address = world.service.sql_address().to_owned();
@@ -357,4 +389,55 @@ fn a_lost_connection_is_made_again() {
     world.service.start();
     world.service.wait_ready();
     wait_until("it answers again", || sql.try_text(&search).as_deref() == Some("5"));
+}
+
+fn an_error_in_the_middle_of_a_cursor_spoils_nothing(world: &World) {
+    let sql = world.source();
+    // The rows come in batches of 100: the error is of the second, while the cursor of the service is open.
+    let cursor = format!(
+        "DECLARE c CURSOR FOR SELECT 1 / (150 - s.n) FROM (SELECT row_number() OVER () AS n FROM docs_nearest({QUERY})) s"
+    );
+    sql.run(&format!("BEGIN; SAVEPOINT a; {cursor}"));
+    assert_eq!(sql.rows("FETCH 120 FROM c").len(), 120);
+    assert_eq!(refusal(&sql, "FETCH 120 FROM c").0, "22012");
+    sql.run("ROLLBACK TO SAVEPOINT a");
+    assert_eq!(firsts(&sql, &format!("SELECT id FROM docs_nearest({QUERY}) LIMIT 4")), world.nearest(QUERY, "true", 4));
+    // In PL/pgSQL, where the loop's cursor is closed by the exception.
+    sql.run(&format!(
+        "COMMIT; CREATE TEMP TABLE told (n int);
+         DO $$ DECLARE r record; seen int := 0; BEGIN
+           BEGIN
+             FOR r IN SELECT id FROM docs_nearest({QUERY}) LOOP
+               seen := seen + 1;
+               IF seen = 130 THEN RAISE division_by_zero; END IF;
+             END LOOP;
+           EXCEPTION WHEN division_by_zero THEN NULL; END;
+           INSERT INTO told SELECT seen UNION ALL SELECT count(*) FROM ruvector_search('docs', {QUERY}, 5);
+         END $$"
+    ));
+    assert_eq!(firsts(&sql, "SELECT n FROM told ORDER BY n"), ["5", "130"]);
+}
+
+fn analyze_draws_a_sample(world: &World) {
+    let sql = world.source();
+    let version: u32 = sql.one("SELECT current_setting('server_version_num')::int / 10000").parse().expect("a number");
+    sql.run(
+        "SET default_statistics_target = 1; CREATE SCHEMA sampled;
+         IMPORT FOREIGN SCHEMA collections LIMIT TO (docs) FROM SERVER ruvector INTO sampled",
+    );
+    // Before 16 everything is read, and there is no such option.
+    let methods: &[&str] = if version < 16 { &[""] } else { &["off", "auto", "random", "system", "bernoulli"] };
+    for (at, method) in methods.iter().enumerate() {
+        if !method.is_empty() {
+            let verb = if at == 0 { "ADD" } else { "SET" };
+            sql.run(&format!("ALTER FOREIGN TABLE sampled.docs OPTIONS ({verb} analyze_sampling '{method}')"));
+        }
+        sql.run("ANALYZE sampled.docs");
+        let rows = sql.one("SELECT reltuples FROM pg_class WHERE oid = 'sampled.docs'::regclass");
+        assert_eq!(rows, ROWS.to_string(), "{method}");
+        let nulls = "SELECT null_frac FROM pg_stats WHERE schemaname = 'sampled' AND attname = 'section'";
+        let nulls: f64 = sql.one(nulls).parse().expect("a number");
+        assert!((0.08..0.35).contains(&nulls), "{method}: {nulls}, and a fifth of the rows have none");
+    }
+    sql.run("SET client_min_messages = error; DROP SCHEMA sampled CASCADE");
 }

@@ -8,5 +8,6 @@ mod direct;
 mod foreign;
 mod hostile;
 mod pack;
+mod majors;
 mod pgvector;
 mod world;

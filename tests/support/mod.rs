@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "every test program uses its own part")]
 
+pub mod majors;
 pub mod soak;
 pub mod writer;
 

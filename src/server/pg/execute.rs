@@ -6,7 +6,7 @@ use crate::server::pg::condition::Params;
 use crate::server::pg::plan::{self, Context, Plan};
 use crate::server::pg::portal::{Portal, Prepared, Running};
 use crate::server::pg::rows::Rows;
-use crate::server::pg::select::{Output, parts};
+use crate::server::pg::select::{Output, parts, random_share};
 use crate::server::pg::session::{Session, Started, no_cursor};
 use crate::server::pg::settings::Settings;
 use crate::server::pg::statement::Statement;
@@ -17,7 +17,7 @@ use crate::server::problem::{self, Problem};
 use sqlparser::ast::Query;
 use std::sync::Arc;
 
-/// Rows that ANALYZE of the other side may take as a sample: what it wants at its default.
+/// Rows that ANALYZE of an other side before 16 may read of a table: what it wants at its default.
 const SAMPLE: u64 = 30_000;
 
 /// Longest name that a session keeps, in bytes; PostgreSQL cuts names shorter.
@@ -260,11 +260,13 @@ impl Session {
     async fn sample(&mut self, query: &Query, simple: bool) -> Result<Option<Running>, Problem> {
         let Some(analysed) = self.analysed.take().filter(|_| simple) else { return Ok(None) };
         let parts = parts(query)?;
-        if parts.condition.is_some() || parts.table != Some(catalog::name_pieces(&analysed)) {
+        let drawn = parts.condition.is_none_or(|condition| random_share(condition).is_some());
+        if !drawn || parts.table != Some(catalog::name_pieces(&analysed)) {
             return Ok(None);
         }
         let (mut plan, view) = self.plan(query, Params(Some(&[]))).await?;
-        plan.limit = Some(SAMPLE);
+        // From 16 on the other side has drawn a share that is small enough; before, it reads everything.
+        plan.limit = if plan.sample.is_some() { None } else { Some(SAMPLE) };
         match &plan.table {
             Some(Table::Search | Table::Stream) => plan.source = plan::Source::Nothing,
             // All columns are asked for, also those that only a search has.

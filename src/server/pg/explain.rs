@@ -97,6 +97,7 @@ fn estimate(plan: &Plan, view: Option<&Pinned>) -> Estimate {
         Source::Fixed => of("Scan", 0.0, PER_SCANNED, 10.0),
         Source::One => of("Result", 0.0, PER_SCANNED, 1.0),
     };
+    found.rows *= plan.sample.unwrap_or(1.0);
     if plan.residual.is_some() {
         found.total += found.rows * 0.0025;
         found.rows = (found.rows / 3.0).max(1.0);

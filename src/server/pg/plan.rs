@@ -14,7 +14,7 @@ use crate::server::pg::inputs::{
     all_of, check_metric, check_open, check_scan, check_shown, echo, equalities, filter_and_consistency,
     first_distance, missing,
 };
-use crate::server::pg::select::{List, Output, Parts, parts};
+use crate::server::pg::select::{List, Output, Parts, parts, random_share};
 use crate::server::pg::settings::Settings;
 use crate::server::pg::tables::{Column, Input, Role, Table};
 use crate::server::pg::{User, functions};
@@ -78,6 +78,8 @@ pub struct Plan {
     pub outputs: Vec<Output>,
     /// Where rows come from.
     pub source: Source,
+    /// The share of all rows that is drawn; none: all of them.
+    pub sample: Option<f64>,
     /// What rows have to pass that the source does not see to.
     pub residual: Option<Filter>,
     /// What they are sorted by here: place, descending, NULLs first. Empty where they come in order, or need none.
@@ -144,11 +146,13 @@ struct Planner<'a, 'q> {
     inputs: BTreeMap<Input, (Known, &'q Expr)>,
     /// Are all rows made one?
     aggregate: bool,
+    /// The share of all rows that is drawn.
+    sample: Option<f64>,
 }
 
 impl<'a, 'q> Planner<'a, 'q> {
     fn new(context: Context<'a>, table: Option<Table>, parts: &'a Parts<'q>) -> Planner<'a, 'q> {
-        Planner { columns: Vec::new(), table, context, parts, inputs: BTreeMap::new(), aggregate: false }
+        Planner { columns: Vec::new(), table, context, parts, inputs: BTreeMap::new(), aggregate: false, sample: parts.sample }
     }
 
     fn run(mut self) -> Result<Plan, Problem> {
@@ -170,7 +174,9 @@ impl<'a, 'q> Planner<'a, 'q> {
             Writer { params: self.context.params, is_distance: &is_distance, distance_column: &distance_column };
         let mut conditions = Vec::new();
         for conjunct in self.parts.condition.map(conjuncts).unwrap_or_default() {
-            if !self.take_input(conjunct)? {
+            if let Some(share) = random_share(conjunct) {
+                self.sample = Some(self.sample.unwrap_or(1.0) * share.clamp(0.0, 1.0));
+            } else if !self.take_input(conjunct)? {
                 let written = writer.write(conjunct)?;
                 written.columns.iter().try_for_each(|name| list.place(name).map(drop))?;
                 conditions.push(written);
@@ -198,6 +204,9 @@ impl<'a, 'q> Planner<'a, 'q> {
             Some(Table::Collection(_)) => self.collection_source(distance, conditions, &order)?,
             _ => (Source::Fixed, self.residual(&conditions)?, false),
         };
+        if self.sample.is_some() && !matches!(source, Source::Every(_) | Source::Unknown | Source::Impossible(_)) {
+            return Err(unsupported("a random sample of anything but the rows of a collection"));
+        }
         let native = native && self.starts_with_distance(&order) && order.len() == 1;
         let order = if native { Vec::new() } else { order };
         self.finish(outputs, source, residual, order)
@@ -215,7 +224,8 @@ impl<'a, 'q> Planner<'a, 'q> {
         let limit = number(self.parts.limit, "LIMIT")?.flatten();
         let shown = |(input, (known, _)): (&Input, &(Known, &Expr))| (*input, echo(*input, known));
         let inputs = self.inputs.iter().map(shown).collect();
-        Ok(Plan { table: self.table, columns: self.columns, outputs, source, residual, order, offset, limit, inputs })
+        let Planner { table, columns, sample, .. } = self;
+        Ok(Plan { table, columns, outputs, source, sample, residual, order, offset, limit, inputs })
     }
 
     /// The first distance between a vector column and something in the statement.

@@ -11,6 +11,7 @@ use crate::server::problem::{self, Problem};
 use crate::storage::state::CollectionState;
 use std::cmp::Ordering;
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 /// A row of an answer.
@@ -57,13 +58,16 @@ pub struct Rows {
     ahead: VecDeque<Row>,
     skip: u64,
     left: Option<u64>,
+    /// Where a share of the rows is drawn.
+    random: RandomState,
 }
 
 impl Rows {
     /// The rows of a plan on a view. Nothing is searched before they are asked for.
     pub fn new(service: Arc<Service>, view: Option<Pinned>, user: Arc<User>, plan: Plan) -> Rows {
         let (skip, left, needed) = (plan.offset, plan.limit, needed(&plan));
-        Rows { service, view, user, plan, def: None, feed: None, needed, ahead: VecDeque::new(), skip, left }
+        let (ahead, random) = (VecDeque::new(), RandomState::new());
+        Rows { service, view, user, plan, def: None, feed: None, needed, ahead, skip, left, random }
     }
 
     /// At most `want` further rows; fewer only when there are no more.
@@ -173,8 +177,15 @@ impl Rows {
                 (Some(place), Source::Every(scan), Some(view)) => {
                     // Nothing else here waits: this is where a cancellation or the end of its time stops a scan.
                     tokio::task::yield_now().await;
-                    let (page, next) = view.every(&scan.collection, scan.column, scan.filter.as_ref(), place, want)?;
+                    // Of a share little is left of what is read.
+                    let want = if self.plan.sample.is_some() { MOST_PULLED } else { want };
+                    let (mut page, next) =
+                        view.every(&scan.collection, scan.column, scan.filter.as_ref(), place, want)?;
                     *from = next;
+                    if let Some(share) = self.plan.sample {
+                        let drawn = |hit: &Hit| (self.random.hash_one(hit.node) as f64) < share * u64::MAX as f64;
+                        page.retain(drawn);
+                    }
                     page
                 }
                 _ => return Ok(false),
@@ -256,7 +267,8 @@ impl Rows {
 
     /// The one row that all rows make together.
     async fn aggregate(&mut self) -> Result<Row, Problem> {
-        if let (Source::Every(scan), None, Some(view)) = (&self.plan.source, &self.plan.residual, &self.view)
+        if let (Source::Every(scan), None, None, Some(view)) =
+            (&self.plan.source, &self.plan.residual, self.plan.sample, &self.view)
             && self.plan.outputs.iter().all(|output| output.what == What::Count)
         {
             let (_, passing) = view.count(&scan.collection, scan.column, scan.filter.as_ref())?;

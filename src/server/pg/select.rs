@@ -6,7 +6,7 @@ use crate::server::pg::tables::{Column, Role};
 use crate::server::problem::{self, Problem};
 use sqlparser::ast::{
     BinaryOperator, Expr, Function, GroupByExpr, LimitClause, OrderByKind, OrderBySort, Query, Select, SelectItem,
-    SetExpr, TableFactor, UnaryOperator, Value as Literal,
+    SetExpr, TableFactor, TableSampleKind, TableSampleMethod, UnaryOperator, Value as Literal,
 };
 use std::cmp::Ordering;
 
@@ -16,6 +16,8 @@ pub struct Parts<'q> {
     pub projection: &'q [SelectItem],
     /// The table; none for constants.
     pub table: Option<Vec<String>>,
+    /// The share of its rows that is wanted, where TABLESAMPLE says one.
+    pub sample: Option<f64>,
     /// WHERE
     pub condition: Option<&'q Expr>,
     /// ORDER BY: what, descending, NULLs first.
@@ -62,20 +64,49 @@ pub fn parts(query: &Query) -> Result<Parts<'_>, Problem> {
         }
         Some(LimitClause::OffsetCommaLimit { .. }) => return Err(unsupported("LIMIT with a comma")),
     };
-    let table = table(select)?;
-    Ok(Parts { projection: &select.projection, table, condition: select.selection.as_ref(), order, limit, offset })
+    let (table, sample) = table(select)?;
+    let (projection, condition) = (&select.projection[..], select.selection.as_ref());
+    Ok(Parts { projection, table, sample, condition, order, limit, offset })
 }
 
-fn table(select: &Select) -> Result<Option<Vec<String>>, Problem> {
+fn table(select: &Select) -> Result<(Option<Vec<String>>, Option<f64>), Problem> {
     match &select.from[..] {
-        [] => Ok(None),
+        [] => Ok((None, None)),
         [one] if one.joins.is_empty() => match &one.relation {
-            TableFactor::Table { name, args: None, sample: None, .. } => Ok(Some(pieces(name))),
-            TableFactor::Table { sample: Some(_), .. } => Err(unsupported("TABLESAMPLE")),
+            TableFactor::Table { name, args: None, sample, .. } => {
+                Ok((Some(pieces(name)), sample.as_ref().map(share).transpose()?))
+            }
             TableFactor::Table { .. } => Err(unsupported("a function in FROM")),
             _ => Err(unsupported("a sub-select or another form in FROM")),
         },
         _ => Err(unsupported("a join")),
+    }
+}
+
+/// `TABLESAMPLE BERNOULLI (12.5)` or SYSTEM, which is no faster here: each row is drawn for itself.
+fn share(sample: &TableSampleKind) -> Result<f64, Problem> {
+    let (TableSampleKind::BeforeTableAlias(sample) | TableSampleKind::AfterTableAlias(sample)) = sample;
+    let method = matches!(sample.name, Some(TableSampleMethod::Bernoulli | TableSampleMethod::System));
+    if !method || sample.seed.is_some() || sample.bucket.is_some() || sample.offset.is_some() {
+        return Err(unsupported("TABLESAMPLE by anything but BERNOULLI and SYSTEM, or REPEATABLE,"));
+    }
+    let percent = sample.quantity.as_ref().filter(|quantity| quantity.unit.is_none());
+    let percent = percent.and_then(|quantity| number(&quantity.value)).filter(|percent| (0.0..=100.0).contains(percent));
+    percent.map(|percent| percent / 100.0).ok_or_else(|| {
+        Problem::new(problem::BAD_PARAMETER, "sample percentage must be between 0 and 100")
+            .hint("write TABLESAMPLE BERNOULLI (25)")
+    })
+}
+
+/// The share of rows that `random() < share` lets through, which postgres_fdw writes for `analyze_sampling 'random'`.
+pub fn random_share(condition: &Expr) -> Option<f64> {
+    match condition {
+        Expr::Nested(inner) => random_share(inner),
+        Expr::BinaryOp { left, op: BinaryOperator::Lt, right } => match &**left {
+            Expr::Function(function) if pieces(&function.name).pop()? == "random" => number(right),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
