@@ -7,7 +7,7 @@ mod support;
 mod direct;
 mod foreign;
 mod hostile;
-mod pack;
 mod majors;
+mod pack;
 mod pgvector;
 mod world;

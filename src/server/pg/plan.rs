@@ -152,7 +152,15 @@ struct Planner<'a, 'q> {
 
 impl<'a, 'q> Planner<'a, 'q> {
     fn new(context: Context<'a>, table: Option<Table>, parts: &'a Parts<'q>) -> Planner<'a, 'q> {
-        Planner { columns: Vec::new(), table, context, parts, inputs: BTreeMap::new(), aggregate: false, sample: parts.sample }
+        Planner {
+            columns: Vec::new(),
+            table,
+            context,
+            parts,
+            inputs: BTreeMap::new(),
+            aggregate: false,
+            sample: parts.sample,
+        }
     }
 
     fn run(mut self) -> Result<Plan, Problem> {

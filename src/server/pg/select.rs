@@ -91,7 +91,8 @@ fn share(sample: &TableSampleKind) -> Result<f64, Problem> {
         return Err(unsupported("TABLESAMPLE by anything but BERNOULLI and SYSTEM, or REPEATABLE,"));
     }
     let percent = sample.quantity.as_ref().filter(|quantity| quantity.unit.is_none());
-    let percent = percent.and_then(|quantity| number(&quantity.value)).filter(|percent| (0.0..=100.0).contains(percent));
+    let percent =
+        percent.and_then(|quantity| number(&quantity.value)).filter(|percent| (0.0..=100.0).contains(percent));
     percent.map(|percent| percent / 100.0).ok_or_else(|| {
         Problem::new(problem::BAD_PARAMETER, "sample percentage must be between 0 and 100")
             .hint("write TABLESAMPLE BERNOULLI (25)")
