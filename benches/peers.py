@@ -63,6 +63,9 @@ class Usearch:
         return self.index.search(queries, k, threads=1).keys
 
 
+PEERS = [Faiss("sq8"), Hnswlib(), Faiss(None), Usearch("bf16")]
+
+
 def recall(found, truth):
     return sum(len(np.intersect1d(row, wanted)) for row, wanted in zip(found, truth)) / truth.size
 
@@ -136,6 +139,7 @@ def main():
         parser.add_argument("--" + name, required=True)
     parser.add_argument("--metric", default="cosine", choices=["cosine", "l2", "ip"])
     parser.add_argument("--encodings", default="sq8,sq4,f32")
+    parser.add_argument("--peers", help="some of: " + ", ".join(peer.name for peer in PEERS))
     for name, value in (("m", 16), ("ef-construction", 200), ("k", 10), ("repeats", 5)):
         parser.add_argument("--" + name, type=int, default=value)
     args = parser.parse_args()
@@ -147,7 +151,7 @@ def main():
         base, queries = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30) for x in (base, queries))
     directory = tempfile.mkdtemp(prefix="ruvector-bench-")
     results = [ours(encoding, args) for encoding in args.encodings.split(",")] + [sealed(directory + "/index", args)]
-    for peer in (Faiss("sq8"), Hnswlib(), Faiss(None), Usearch("bf16")):
+    for peer in (peer for peer in PEERS if not args.peers or peer.name in args.peers.split(",")):
         results.append(measure(peer, base, queries, truth, args))
     results += [ours(encoding, args) for encoding in args.encodings.split(",")] + [sealed(directory + "/index", args)]
     shutil.rmtree(directory)
