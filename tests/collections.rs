@@ -216,6 +216,40 @@ fn collections_come_and_go_on_sighup() {
     service.terminate();
 }
 
+/// The columns of a filter are known by their places, and those may be other ones before the answer.
+#[test]
+fn a_filter_read_before_its_columns_changed_is_not_answered_by_others() {
+    let database = Database::shared();
+    database.docs(300);
+    let with = |columns: &str| DOCS.replace("[\"section\"]", columns);
+    let mut service = Service::configured(&database, OFTEN, &with("[\"section\", \"body\"]"));
+    service.start();
+    service.wait_ready();
+    let before = service.collection("docs")["copied_at"].clone();
+    let ahead = database.sql.one("SELECT pg_current_wal_lsn() + 30000000");
+    let consistency = json!({"at_least": ahead, "timeout_ms": 60_000});
+    let count = json!({"filter": "section = 's1'", "consistency": consistency});
+    let mut search = near(1, 4, 300);
+    search.as_object_mut().expect("an object").extend(count.as_object().expect("an object").clone());
+    let asked = [("search", search), ("count", count)].map(|(what, body)| {
+        let client = service.client();
+        std::thread::spawn(move || client.post(&format!("/v1/collections/docs/{what}"), &body))
+    });
+    // Both have been read by then, and wait for their position.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    service.configure(&database.dsn, OFTEN, &with("[\"body\", \"section\"]"));
+    service.hang_up();
+    wait_copied(&mut service, &database.sql, "docs", &before);
+    assert!(asked.iter().all(|request| !request.is_finished()), "the position was reached too early");
+    database.sql.run("SELECT pg_logical_emit_message(false, 'far', repeat('x', 1000000)) FROM generate_series(1, 32)");
+    for request in asked {
+        let answer = request.join().expect("an answer or an error");
+        let error = answer.expect_err("the columns are others now").to_string();
+        assert!(error.contains("RV1201"), "{error}");
+    }
+    service.terminate();
+}
+
 #[test]
 fn a_rebuild_leaves_no_search_without_an_answer() {
     let database = Database::shared();

@@ -65,6 +65,14 @@ impl<V: Visibility> QueryService<V> {
         })
     }
 
+    /// For those who parsed a request against a definition, once it is answered: was it meant that way throughout? What
+    /// answers only goes forward.
+    pub fn check_same(&self, def: &CollectionDef) -> Result<(), QueryError> {
+        let now = self.definition(&def.name)?;
+        let same = now.id == def.id || (now.key == def.key && now.filters == def.filters);
+        if same { Ok(()) } else { Err(QueryError::Replaced(def.name.clone())) }
+    }
+
     /// Line two.
     pub async fn search(&self, request: &SearchRequest) -> Result<Answer, QueryError> {
         let requests = std::slice::from_ref(request);

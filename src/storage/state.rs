@@ -20,8 +20,8 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const COLLECTIONS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("collections");
 const DEAD: TableDefinition<'_, (u32, &[u8]), &[u8]> = TableDefinition::new("dead_letters");
 
-/// Memory redb may keep pages in; its own default is a gigabyte.
-pub const CACHE_BYTES: usize = 64 << 20;
+/// Memory redb may keep pages in; its own default is a gigabyte. What is read again and again fits, the rest the system keeps.
+pub const CACHE_BYTES: usize = 24 << 20;
 
 /// The database in a file, and the switch by which the file is left as it is.
 fn database(file: files::Handle) -> Result<(Database, Arc<AtomicBool>)> {

@@ -104,6 +104,7 @@ pub async fn scroll(
     app.query.frontier.view(&request.consistency).await?;
     let _turn = app.turn().await?;
     let page = app.query.scroll(&request).await?;
+    app.query.check_same(&def)?;
     let lsn = page.as_of.applied_lsn;
     Ok(rendered(&rows(&def, page), lsn))
 }
@@ -121,6 +122,7 @@ pub async fn count(
     app.query.frontier.view(&request.consistency).await?;
     let _turn = app.turn().await?;
     let (count, as_of) = app.query.count(&request).await?;
+    app.query.check_same(&def)?;
     let lsn = as_of.applied_lsn;
     Ok(rendered(&Counted { count, moment: moment(as_of) }, lsn))
 }

@@ -139,10 +139,12 @@ async fn answer(app: &App, name: String, body: Result<Bytes, BytesRejection>) ->
     // Waiting for a position takes nobody's turn.
     app.query.frontier.view(&consistency).await?;
     let _turn = app.turn().await?;
-    match (&requests[..], batch) {
-        ([request], false) => Ok(answers::one(&def, app.query.search(request).await?)),
-        _ => Ok(answers::several(&def, app.query.search_all(&name, &consistency, &requests).await?)),
-    }
+    let answer = match (&requests[..], batch) {
+        ([request], false) => answers::one(&def, app.query.search(request).await?),
+        _ => answers::several(&def, app.query.search_all(&name, &consistency, &requests).await?),
+    };
+    app.query.check_same(&def)?;
+    Ok(answer)
 }
 
 pub fn too_large(rejection: BytesRejection) -> Problem {
