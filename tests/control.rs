@@ -330,9 +330,9 @@ fn what_is_streamed_before_others_see_it_is_not_missed() {
     std::thread::sleep(Duration::from_millis(2500));
     assert_eq!(database.sql.one("SELECT count(*) FROM ruvector.registrations"), "0");
     assert_eq!(names(&service), ["docs"]);
-    database.sql.run(&format!(
-        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%register%'"
-    ));
+    database.sql.run(
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%register%'",
+    );
     waiting.join().expect("no panic").expect("committed here");
     service.wait_for("it answers", |service| outcome_now(service, "pages"));
     service.terminate();
