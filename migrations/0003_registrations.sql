@@ -1,9 +1,10 @@
 
--- What the service is to follow beside its configuration file, said in rows. It reads them when its slot tells that they changed,
--- which is when a transaction is committed. What became of a row: ruvector_registrations().
+-- What the service is to follow beside its configuration file, said in rows. It reads them when its slot tells that they
+-- changed, which is when a transaction is committed. What became of a row: ruvector_registrations().
 
--- `service`: the slot (source.slot) of the service it is for; empty: for each. `spec`: what stands under [[collections]] in a configuration file, without the name. `tuning`: what operators may set,
--- who may not say what is indexed: `tiers` and `encoding`.
+-- `service`: the slot (source.slot) of the service it is for; empty: for each. `spec`: what stands under [[collections]] in
+-- a configuration file, without the name. `tuning`: what operators may set, who may not say what is indexed: `tiers` and
+-- `encoding`.
 CREATE TABLE IF NOT EXISTS ruvector.registrations (
   id integer GENERATED ALWAYS AS IDENTITY UNIQUE,
   service text NOT NULL DEFAULT '',

@@ -44,8 +44,6 @@ BEGIN
   END IF;
   FOREACH who IN ARRAY ARRAY['ruvector_operator', 'ruvector_user'] LOOP
     CONTINUE WHEN NOT EXISTS (SELECT FROM pg_roles WHERE rolname = who);
-    EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA ruvector FROM %I', who);
-    EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA ruvector FROM %I', who);
     EXECUTE format('GRANT USAGE ON SCHEMA ruvector TO %I', who);
     EXECUTE format('GRANT SELECT ON ruvector.search_table, ruvector.collection_list, ruvector.service_status, ruvector.index_list,
       ruvector.tier_list, ruvector.visibility_list, ruvector.consistency_status, ruvector.visibility_stats, ruvector.my_collections TO %I', who);

@@ -330,10 +330,41 @@ fn what_is_streamed_before_others_see_it_is_not_missed() {
     std::thread::sleep(Duration::from_millis(2500));
     assert_eq!(database.sql.one("SELECT count(*) FROM ruvector.registrations"), "0");
     assert_eq!(names(&service), ["docs"]);
-    database.sql.run(&format!(
-        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%register%'"
-    ));
+    database.sql.run(
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%register%'",
+    );
     waiting.join().expect("no panic").expect("committed here");
     service.wait_for("it answers", |service| outcome_now(service, "pages"));
     service.terminate();
+}
+
+#[test]
+fn a_row_is_for_one_service_or_for_each() {
+    let database = Database::shared();
+    let mut first = world(&database, SELDOM);
+    let mut second = Service::configured(&database, SELDOM, DOCS);
+    let slot = format!("{}_b", database.name);
+    second.set_environment("RUVECTOR__SOURCE__SLOT", Some(slot.clone()));
+    second.start();
+    second.wait_ready();
+    let sql = &database.sql;
+    sql.run(&format!("{}, p_service => '{slot}')", REGISTER.trim_end_matches(')')));
+    second.wait_for("it answers", |second| outcome_now(second, "pages"));
+    sql.run("SELECT ruvector.ruvector_register_collection('more', 'public', 'more', 'embedding')");
+    second.wait_for("it answers", |second| outcome_now(second, "more"));
+    first.wait_for("it answers", |first| outcome_now(first, "more"));
+    assert_eq!(
+        (names(&first), names(&second)),
+        (vec!["docs".into(), "more".into()], vec!["docs".into(), "more".into(), "pages".into()])
+    );
+    // One of its own in place of the other.
+    sql.run(&format!("SELECT ruvector.ruvector_register_collection('more', 'public', 'more', 'embedding', NULL, 'l1', p_service => '{slot}')"));
+    second.wait_for("it is its own", |second| second.collection("more")["vectors"][0]["metric"] == "l1");
+    first.catch_up(sql);
+    assert_eq!(first.collection("more")["vectors"][0]["metric"], "l2");
+    assert_eq!(sql.one(&format!("SELECT ruvector.ruvector_unregister_collection('more', '{slot}')")), "t");
+    second.wait_for("it is that of all again", |second| second.collection("more")["vectors"][0]["metric"] == "l2");
+    second.terminate();
+    first.terminate();
+    database.drop_slot(&slot);
 }

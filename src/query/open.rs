@@ -62,6 +62,11 @@ impl Pinned {
         self.view.collections.iter().map(|(name, found)| (name.as_str(), &**found))
     }
 
+    /// Is a copy of a collection on its way, beside what answers or not?
+    pub fn is_arriving(&self, collection: &str) -> bool {
+        self.view.incoming.contains_key(collection)
+    }
+
     /// The position it is exact for.
     pub fn applied(&self) -> crate::model::Lsn {
         self.view.applied

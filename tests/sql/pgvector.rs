@@ -1,7 +1,7 @@
 //! pgvector's own statements on a foreign table: its operators are sent, and the index of the service answers.
 
 use crate::support::{Database, Service, cache_dir, cluster, pgvector};
-use crate::world::{firsts, pack};
+use crate::world::{firsts, pack, refusal};
 use ruvector::cli::private_postgres::Settings;
 use std::path::PathBuf;
 use std::process::Command;
@@ -105,6 +105,27 @@ fn pgvectors_operators_are_sent_to_the_index() {
         assert!(plan.iter().any(sent), "{there}: {plan:#?}");
         assert_eq!(firsts(&sql, &there), firsts(&sql, &here), "{there}");
     }
+    // The pack's own operators beside them: the same numbers, the same refusals, and in nobody's way.
+    sql.run("SET search_path = public, ruvector");
+    let query = "'[3,1,2,7,5,4,6,8]'::vector";
+    for operator in ["<->", "<#>", "<=>", "<+>"] {
+        let differ = format!(
+            "SELECT max(abs((embedding {operator} {query}) - (embedding::real[] OPERATOR(ruvector.{operator}) {query}::real[]))) < 1e-4
+               FROM items"
+        );
+        assert_eq!(sql.one(&differ), "t", "{operator}");
+        for (a, b) in [("1,2", "1"), ("1,NULL", "1,2"), ("'NaN',1", "1,2"), ("'Infinity',1", "1,2")] {
+            let of = |kind: &str| {
+                let (a, b) = (format!("ARRAY[{a}]::real[]::{kind}"), format!("ARRAY[{b}]::real[]::{kind}"));
+                let (code, message, _) = refusal(&sql, &format!("SELECT {a} {operator} {b}"));
+                (code, message)
+            };
+            assert_eq!(of("real[]"), of("vector"), "{operator} {a} {b}");
+        }
+    }
+    let plan =
+        sql.rows("EXPLAIN VERBOSE SELECT id FROM ruvector.items ORDER BY embedding <=> '[3,1,2,7,5,4,6,8]' LIMIT 10");
+    assert!(plan.into_iter().flatten().flatten().any(|line| line.contains("Remote SQL") && line.contains("<=>")));
     sql.run("PREPARE p(vector) AS SELECT id FROM ruvector.items ORDER BY embedding <=> $1 LIMIT 10");
     let here = firsts(&sql, "SELECT id FROM items ORDER BY embedding <=> '[8,7,6,5,4,3,2,1]' LIMIT 10");
     for _ in 0..3 {

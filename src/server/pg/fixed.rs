@@ -122,6 +122,9 @@ pub fn registrations(frontier: &Frontier, view: Option<&Pinned>, user: &User) ->
             (Some(reason), ..) | (None, Some(reason), _) => ("refused".to_owned(), Some(reason.clone())),
             (None, None, Some(follows)) => match follows.split_once(": ") {
                 Some((state, reason)) => (state.to_owned(), Some(reason.to_owned())),
+                None if view.is_some_and(|view| view.is_arriving(&row.name)) => {
+                    (follows, Some("a new copy is on its way; what was there answers until it is whole".to_owned()))
+                }
                 None => (follows, None),
             },
             (None, None, None) => ("copying".to_owned(), None),
