@@ -4,9 +4,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod clients;
 mod direct;
 mod foreign;
 mod hostile;
 mod majors;
+mod parallel;
 mod pgvector;
 mod world;
