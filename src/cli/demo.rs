@@ -2,8 +2,8 @@
 
 mod data;
 mod report;
-mod service;
-mod source;
+pub(super) mod service;
+pub(super) mod source;
 
 use crate::cli::client::Client;
 use crate::cli::private_postgres::{PrivatePostgres, Settings};

@@ -12,6 +12,7 @@ pub mod bench_apply;
 mod bench_changes;
 pub mod bench_filter;
 pub mod bench_restart;
+mod bench_sql;
 mod bench_tiers;
 pub mod client;
 mod demo;
@@ -101,6 +102,8 @@ enum Bench {
     Tiers(bench_tiers::Args),
     /// The way from a COMMIT to the index, on a private PostgreSQL, beside pg_recvlogical.
     Apply(bench_apply::Args),
+    /// Top-k over SQL: the endpoint, postgres_fdw with a join, and pgvector on the same private PostgreSQL.
+    Sql(bench_sql::Args),
 }
 
 /// Runs what the arguments say.
@@ -140,5 +143,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(Bench::Mixed(args)) => done(bench_changes::mixed(&args)),
         Command::Bench(Bench::Tiers(args)) => done(bench_tiers::run(&args)),
         Command::Bench(Bench::Apply(args)) => done(bench_apply::run(&args)),
+        Command::Bench(Bench::Sql(args)) => done(bench_sql::run(&args)),
     }
 }

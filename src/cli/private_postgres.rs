@@ -325,14 +325,21 @@ pub(super) struct Shell {
 
 impl Shell {
     /// Starts it and waits for the first line it has to say, empty where it ended without one.
-    pub(super) fn start(mut command: Command) -> Result<(Self, String)> {
+    pub(super) fn start(command: Command) -> Result<(Self, String)> {
+        Self::start_saying(command, "")
+    }
+
+    /// The same, but waits for the first line that begins like this.
+    pub(super) fn start_saying(mut command: Command, begin: &str) -> Result<(Self, String)> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         // Ctrl-C is for the foreground group: the owner decides what it means, not the server.
         command.process_group(0);
         let mut child = command.spawn().context("cannot start sh")?;
         let pipe = child.stdin.take();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("stdout is piped")).read_line(&mut line)?;
+        let (mut line, mut said) = (String::new(), BufReader::new(child.stdout.take().expect("stdout is piped")));
+        while said.read_line(&mut line)? > 0 && !line.starts_with(begin) {
+            line.clear();
+        }
         Ok((Self { child, pipe }, line.trim_end().to_owned()))
     }
 

@@ -19,7 +19,7 @@ pub mod sqlpack;
 mod tls;
 
 use crate::source::policy::Policy;
-use deadpool::managed::PoolError;
+use deadpool::managed::{PoolError, TimeoutType};
 
 /// What can go wrong with the source, named for what must happen.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +96,10 @@ impl From<PoolError<SourceError>> for SourceError {
     fn from(error: PoolError<SourceError>) -> Self {
         match error {
             PoolError::Backend(error) => error,
+            PoolError::Timeout(TimeoutType::Wait) => SourceError::Unavailable(
+                "all connections to it are in use; raise search.recheck_connections or search.recheck_timeout_ms"
+                    .into(),
+            ),
             other => SourceError::Unavailable(chain(&other)),
         }
     }

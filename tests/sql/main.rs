@@ -4,10 +4,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod clients;
 mod direct;
 mod foreign;
 mod hostile;
 mod majors;
 mod pack;
+mod parallel;
 mod pgvector;
 mod world;

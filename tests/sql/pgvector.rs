@@ -1,10 +1,95 @@
 //! pgvector's own statements on a foreign table: its operators are sent, and the index of the service answers.
 
-use crate::support::{Database, Service, cache_dir, cluster, pgvector};
+use crate::support::{Database, Service, Sql, cache_dir, cluster, pgvector};
 use crate::world::{firsts, pack, refusal};
 use ruvector::cli::private_postgres::Settings;
 use std::path::PathBuf;
 use std::process::Command;
+
+/// pgvector's documented forms: the statement, how it is answered through postgres_fdw, what of it is sent there, and whether the
+/// endpoint itself takes it. `QUERY` stands for a vector, `DIM` for its dimensions. `docs/sql.md` has the same table.
+const FORMS: [(&str, &str, &str, &str); 17] = [
+    (
+        "SELECT id FROM items ORDER BY embedding <=> QUERY LIMIT 5",
+        INDEX,
+        "ORDER BY (embedding OPERATOR(public.<=>)",
+        TAKEN,
+    ),
+    (
+        "SELECT id FROM items ORDER BY cosine_distance(embedding, QUERY) LIMIT 5",
+        INDEX,
+        "ORDER BY public.cosine_distance(",
+        TAKEN,
+    ),
+    (
+        "SELECT id FROM items WHERE id != 1 ORDER BY embedding <=> (SELECT embedding FROM items WHERE id = 1) LIMIT 5",
+        INDEX,
+        "ORDER BY (embedding OPERATOR(public.<=>) $1",
+        TAKEN,
+    ),
+    ("SELECT id FROM items WHERE embedding <=> QUERY < 0.1 ORDER BY id", INDEX, "< 0.1", TAKEN),
+    ("SELECT id FROM items WHERE cat = 3 ORDER BY embedding <=> QUERY LIMIT 5", FILTER, "WHERE ((cat = 3))", TAKEN),
+    (
+        "SELECT id FROM items ORDER BY embedding <=> QUERY LIMIT 5 OFFSET 5",
+        INDEX,
+        "LIMIT 5::bigint OFFSET 5::bigint",
+        TAKEN,
+    ),
+    (
+        "SELECT id FROM items ORDER BY embedding::halfvec(DIM) <=> QUERY LIMIT 5",
+        INDEX,
+        "ORDER BY (embedding::public.halfvec(",
+        TAKEN,
+    ),
+    (
+        "WITH nearest AS MATERIALIZED (SELECT id, embedding <=> QUERY AS distance FROM items ORDER BY distance LIMIT 5) \
+         SELECT id FROM nearest WHERE distance < 5 ORDER BY distance",
+        INDEX,
+        "ORDER BY (embedding OPERATOR(public.<=>)",
+        REFUSED,
+    ),
+    ("SELECT count(*) FROM items WHERE cat = 3", COUNT, "SELECT count(*) FROM", TAKEN),
+    (
+        "SELECT embedding <=> QUERY AS distance FROM items WHERE id < 4 ORDER BY id",
+        ROWS,
+        "SELECT id, embedding FROM",
+        TAKEN,
+    ),
+    (
+        "SELECT 1 - (embedding <=> QUERY) AS similarity FROM items WHERE id < 4 ORDER BY id",
+        ROWS,
+        "SELECT id, embedding FROM",
+        TAKEN,
+    ),
+    (
+        "SELECT (embedding <#> QUERY) * -1 AS inner_product FROM items WHERE id < 4 ORDER BY id",
+        ROWS,
+        "SELECT id, embedding FROM",
+        REFUSED,
+    ),
+    ("SELECT id FROM items ORDER BY embedding <-> QUERY LIMIT 5", ROWS, "SELECT id, embedding FROM", REFUSED),
+    ("SELECT AVG(embedding) FROM items", ROWS, "SELECT embedding FROM", REFUSED),
+    ("SELECT cat, AVG(embedding) FROM items GROUP BY cat ORDER BY cat", ROWS, "SELECT cat, embedding FROM", REFUSED),
+    (
+        "SELECT id FROM items ORDER BY subvector(embedding, 1, 2)::vector(2) <-> subvector(QUERY::vector, 1, 2) LIMIT 5",
+        ROWS,
+        "SELECT id, embedding FROM",
+        REFUSED,
+    ),
+    (
+        "SELECT id FROM (SELECT * FROM items ORDER BY binary_quantize(embedding)::bit(DIM) <~> binary_quantize(QUERY::vector), id LIMIT 20) s \
+         ORDER BY embedding <=> QUERY LIMIT 5",
+        ROWS,
+        "SELECT id,",
+        REFUSED,
+    ),
+];
+const INDEX: &str = "searched in the index";
+const FILTER: &str = "filtered in the index; few rows are sorted by PostgreSQL";
+const COUNT: &str = "counted in the index";
+const ROWS: &str = "rows are sent, PostgreSQL does the rest";
+const TAKEN: &str = "the same";
+const REFUSED: &str = "refused";
 
 const CONFIG: &str = "[sql]
 listen = \"127.0.0.1:0\"
@@ -130,5 +215,54 @@ fn pgvectors_operators_are_sent_to_the_index() {
     let here = firsts(&sql, "SELECT id FROM items ORDER BY embedding <=> '[8,7,6,5,4,3,2,1]' LIMIT 10");
     for _ in 0..3 {
         assert_eq!(firsts(&sql, "EXECUTE p('[8,7,6,5,4,3,2,1]')"), here);
+    }
+}
+
+/// Equal, or numbers that differ by rounding.
+fn is_about(a: &[Vec<Option<String>>], b: &[Vec<Option<String>>]) -> bool {
+    let same = |a: &Option<String>, b: &Option<String>| {
+        let number = |text: &Option<String>| text.as_deref()?.parse::<f64>().ok();
+        a == b || number(a).zip(number(b)).is_some_and(|(a, b)| (a - b).abs() < 1e-5)
+    };
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)))
+}
+
+#[test]
+fn pgvectors_documented_forms_are_answered_as_the_table_in_the_documentation_says() {
+    let Some(bin_dir) = binaries() else { return };
+    let cluster = cluster(Settings { bin_dir: Some(bin_dir), ..Settings::default() });
+    let database = Database::of(&cluster);
+    database.sql.run(
+        "CREATE EXTENSION vector; CREATE EXTENSION postgres_fdw;
+         CREATE TABLE items (id bigint PRIMARY KEY, cat int, embedding vector(8));
+         INSERT INTO items SELECT i, i % 10, vec(i, 8)::vector FROM generate_series(1, 2000) i;
+         CREATE TABLE thin (id bigint PRIMARY KEY, e sparsevec(900))",
+    );
+    let mut service = Service::ready(&database, CONFIG);
+    service.catch_up(&database.sql);
+    let output = pack(&service, &database.dsn, "install", &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (sql, direct) =
+        (database.connect(), Sql::connect(&format!("postgresql://app:secret@{}/x", service.sql_address())));
+    let documented =
+        std::fs::read_to_string(format!("{}/docs/sql.md", env!("CARGO_MANIFEST_DIR"))).expect("docs/sql.md");
+    for (form, how, sent, endpoint) in FORMS {
+        let shown = form.replace("QUERY", "'[3,1,2]'").replace("DIM", "3");
+        let row = format!("| `{shown}` | {how} | `{sent}` | {endpoint} |");
+        assert!(documented.contains(&row), "docs/sql.md has no row\n{row}");
+        let here = form.replace("QUERY", "'[3,1,2,7,5,4,6,8]'").replace("DIM", "8");
+        let there = here.replace("FROM items", "FROM ruvector.items");
+        let plan: Vec<_> = sql.rows(&format!("EXPLAIN VERBOSE {there}")).into_iter().flatten().flatten().collect();
+        assert!(plan.iter().any(|line| line.contains("Remote SQL") && line.contains(sent)), "{there}: {plan:#?}");
+        let expected = sql.rows(&here);
+        let found = sql.rows(&there);
+        assert!(is_about(&found, &expected), "{there}: {found:?}, not {expected:?}");
+        if endpoint == TAKEN {
+            let found = direct.rows(&here);
+            assert!(is_about(&found, &expected), "on the endpoint: {here}: {found:?}, not {expected:?}");
+        } else {
+            let (code, message, hint) = refusal(&direct, &here);
+            assert!(code == "0A000" && !hint.is_empty(), "on the endpoint: {here}: {code} {message}");
+        }
     }
 }

@@ -57,6 +57,11 @@ pub fn world() -> Arc<World> {
 
 impl World {
     pub fn new(database: Database) -> World {
+        World::with_connections(database, 30)
+    }
+
+    /// With room for so many sessions at the endpoint.
+    pub fn with_connections(database: Database, most: usize) -> World {
         let name = &database.name;
         let owner = format!("owner_{name}");
         database.sql.run(&format!(
@@ -78,7 +83,11 @@ impl World {
              GRANT SELECT ON docs, notes TO alice_{name}, bob_{name};
              RESET SESSION AUTHORIZATION"
         ));
-        let mut service = Service::ready(&database, CONFIG);
+        // So many wait longer for a connection of the recheck than a request should that is alone.
+        let patience = if most > 30 { "[search]\nrecheck_timeout_ms = 60000\n" } else { "" };
+        let config = CONFIG.replace("max_connections = 30", &format!("max_connections = {most}"));
+        let config = format!("{patience}{config}");
+        let mut service = Service::ready(&database, &config);
         service.catch_up(&database.sql);
         service.wait_for("all is linked", |service| service.collection("docs")["vectors"][0]["linked"] == ROWS);
         let world = World { service, database, owner };

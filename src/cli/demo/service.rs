@@ -155,7 +155,7 @@ impl Home {
         command.args(["-c", KEEPER, "ruvector-demo-keeper"]);
         command.arg(ours()?).arg(self.config()).arg(self.log()).stderr(Stdio::null());
         forget_settings(&mut command);
-        let (keeper, line) = Shell::start(command)?;
+        let (keeper, line) = Shell::start_saying(command, "listening on ")?;
         let Some(url) = line.strip_prefix("listening on ") else {
             bail!("the service did not start; its log ends with\n{}", self.log_tail());
         };

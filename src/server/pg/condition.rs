@@ -1,6 +1,6 @@
 //! Expressions of a statement -> constants, distances, and conditions in the filter language.
 
-use crate::model::{ColumnType, Embedding, pgtype, quote_ident};
+use crate::model::{ColumnType, Embedding, pgtype};
 use crate::server::pg::types::{self, Param};
 use crate::server::problem::{self, Problem};
 use serde_json::Value as Json;
@@ -8,9 +8,6 @@ use sqlparser::ast::{
     BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, ObjectName,
     UnaryOperator, Value as Literal,
 };
-
-/// Deepest nesting that is followed; the parser refuses less.
-const MAX_DEPTH: usize = 200;
 
 /// A constant as far as it is known.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,7 +43,7 @@ pub fn pieces(name: &ObjectName) -> Vec<String> {
 pub struct Params<'a>(pub Option<&'a [Param]>);
 
 impl<'a> Params<'a> {
-    fn get(&self, placeholder: &str) -> Result<Option<&'a Param>, Problem> {
+    pub(super) fn get(&self, placeholder: &str) -> Result<Option<&'a Param>, Problem> {
         let Some(params) = self.0 else { return Ok(None) };
         let at = placeholder.strip_prefix('$').and_then(|digits| digits.parse::<usize>().ok()).filter(|at| *at > 0);
         let found = at.and_then(|at| params.get(at - 1));
@@ -71,7 +68,8 @@ impl<'a> Params<'a> {
             },
             Expr::UnaryOp { op: UnaryOperator::Plus, expr } => self.constant(expr),
             // What a planner that does not know a parameter asks for: (SELECT null::text)
-            Expr::Subquery(query) if is_null_of_a_type(query) => Ok(Known::Unknown),
+            // Where a statement is only described, any sub-select is such a value.
+            Expr::Subquery(query) if self.0.is_none() || is_null_of_a_type(query) => Ok(Known::Unknown),
             Expr::Array(array) => {
                 let mut items = Vec::with_capacity(array.elem.len());
                 for element in &array.elem {
@@ -108,6 +106,16 @@ impl<'a> Params<'a> {
         })
     }
 
+    /// What a parameter is: its text, and the items of it that came as an array in binary.
+    pub fn parameter(&self, literal: &Literal) -> Result<(Known, Option<Vec<Json>>), Problem> {
+        let Literal::Placeholder(name) = literal else { return Ok((self.literal(literal)?, None)) };
+        match self.get(name)? {
+            None => Ok((Known::Unknown, None)),
+            Some(param) if param.format == 1 && types::is_array(param.oid) => Ok((Known::Text(None), param.items()?)),
+            Some(param) => Ok((Known::Text(param.text()?), None)),
+        }
+    }
+
     /// The constant as a whole number.
     pub fn number(&self, expr: &Expr, what: &str) -> Result<Option<u64>, Problem> {
         match self.constant(expr)? {
@@ -120,7 +128,7 @@ impl<'a> Params<'a> {
 }
 
 /// Does this query give one NULL of some type and nothing else?
-fn is_null_of_a_type(query: &sqlparser::ast::Query) -> bool {
+pub fn is_null_of_a_type(query: &sqlparser::ast::Query) -> bool {
     let text = query.to_string().to_ascii_lowercase();
     text.strip_prefix("select null").is_some_and(|rest| rest.starts_with("::") && !rest.contains([' ', '(']))
         || text.starts_with("select cast(null as ")
@@ -132,7 +140,8 @@ pub fn short(expr: &Expr) -> String {
     clipped(&expr.to_string())
 }
 
-fn clipped(text: &str) -> String {
+/// A text in an error.
+pub fn clipped(text: &str) -> String {
     if text.chars().count() > 60 { text.chars().take(60).chain("...".chars()).collect() } else { text.to_owned() }
 }
 
@@ -258,246 +267,5 @@ pub fn conjuncts(expr: &Expr) -> Vec<&Expr> {
         }
         Expr::Nested(inner) => conjuncts(inner),
         other => vec![other],
-    }
-}
-
-/// A condition written in the filter language, with the parameters it uses and the columns it names.
-#[derive(Debug, Default)]
-pub struct Written {
-    /// Its text.
-    pub text: String,
-    /// `$1` and so on.
-    pub params: Vec<Json>,
-    /// Columns by name.
-    pub columns: Vec<String>,
-    /// Something in it is not known yet.
-    pub unknown: bool,
-}
-
-/// Writes conditions. Distances become the column `distance_column`.
-pub struct Writer<'a> {
-    /// Values.
-    pub params: Params<'a>,
-    /// Is it a distance that the statement orders by?
-    pub is_distance: &'a dyn Fn(&Expr) -> bool,
-    /// The column's name.
-    pub distance_column: &'a str,
-}
-
-impl Writer<'_> {
-    /// One condition.
-    pub fn write(&self, expr: &Expr) -> Result<Written, Problem> {
-        let mut out = Written::default();
-        self.expr(expr, &mut out, 0)?;
-        Ok(out)
-    }
-
-    fn expr(&self, expr: &Expr, out: &mut Written, depth: usize) -> Result<(), Problem> {
-        if depth > MAX_DEPTH {
-            return Err(unsupported("so deep a condition"));
-        }
-        if (self.is_distance)(expr) {
-            return self.column(self.distance_column.to_owned(), out);
-        }
-        let mut suffix = |inner: &Expr, text: &str| {
-            out.text.push('(');
-            self.expr(inner, out, depth + 1)?;
-            out.text.push_str(text);
-            out.text.push(')');
-            Ok(())
-        };
-        match expr {
-            Expr::Identifier(_) | Expr::CompoundIdentifier(_) => {
-                self.column(column_name(expr).unwrap_or_default(), out)
-            }
-            Expr::Nested(inner) => suffix(inner, ""),
-            Expr::IsNull(inner) => suffix(inner, " IS NULL"),
-            Expr::IsNotNull(inner) => suffix(inner, " IS NOT NULL"),
-            Expr::IsTrue(inner) => suffix(inner, " IS TRUE"),
-            Expr::IsNotTrue(inner) => suffix(inner, " IS NOT TRUE"),
-            Expr::IsFalse(inner) => suffix(inner, " IS FALSE"),
-            Expr::IsNotFalse(inner) => suffix(inner, " IS NOT FALSE"),
-            Expr::IsUnknown(inner) => suffix(inner, " IS UNKNOWN"),
-            Expr::IsNotUnknown(inner) => suffix(inner, " IS NOT UNKNOWN"),
-            Expr::IsDistinctFrom(left, right) => self.distinct(left, right, true, out, depth),
-            Expr::IsNotDistinctFrom(left, right) => self.distinct(left, right, false, out, depth),
-            Expr::UnaryOp { op: UnaryOperator::Not, expr } => {
-                out.text.push_str("(NOT ");
-                self.expr(expr, out, depth + 1)?;
-                out.text.push(')');
-                Ok(())
-            }
-            Expr::BinaryOp { left, op, right } => self.binary(left, op, right, out, depth),
-            Expr::AnyOp { left, compare_op, right, .. } => self.quantified(left, compare_op, "ANY", right, out, depth),
-            Expr::AllOp { left, compare_op, right } => self.quantified(left, compare_op, "ALL", right, out, depth),
-            Expr::InList { expr, list, negated } => {
-                self.expr(expr, out, depth + 1)?;
-                out.text.push_str(if *negated { " NOT IN (" } else { " IN (" });
-                for (at, item) in list.iter().enumerate() {
-                    if at > 0 {
-                        out.text.push_str(", ");
-                    }
-                    self.constant(item, out)?;
-                }
-                out.text.push(')');
-                Ok(())
-            }
-            Expr::Between { expr, negated, low, high } => {
-                self.expr(expr, out, depth + 1)?;
-                out.text.push_str(if *negated { " NOT BETWEEN " } else { " BETWEEN " });
-                self.constant(low, out)?;
-                out.text.push_str(" AND ");
-                self.constant(high, out)
-            }
-            other => self.constant(other, out),
-        }
-    }
-
-    fn column(&self, name: String, out: &mut Written) -> Result<(), Problem> {
-        out.text.push_str(&quote_ident(&name));
-        out.columns.push(name);
-        Ok(())
-    }
-
-    fn binary(
-        &self,
-        left: &Expr,
-        op: &BinaryOperator,
-        right: &Expr,
-        out: &mut Written,
-        depth: usize,
-    ) -> Result<(), Problem> {
-        use BinaryOperator::{And, Eq, Gt, GtEq, Lt, LtEq, NotEq, Or};
-        let text = match op {
-            Eq | NotEq | Lt | LtEq | Gt | GtEq | And | Or => op.to_string(),
-            // OPERATOR(pg_catalog.=)
-            BinaryOperator::PGCustomBinaryOperator(pieces) => match pieces.last().map(String::as_str) {
-                Some(op @ ("=" | "<>" | "<" | "<=" | ">" | ">=")) => op.to_owned(),
-                _ => return Err(unsupported(format!("the operator {op} in a condition"))),
-            },
-            _ => return Err(unsupported(format!("the operator {op} in a condition"))),
-        };
-        out.text.push('(');
-        self.expr(left, out, depth + 1)?;
-        out.text.push_str(&format!(" {text} "));
-        self.expr(right, out, depth + 1)?;
-        out.text.push(')');
-        Ok(())
-    }
-
-    /// What the filter language says with IS NULL.
-    fn distinct(
-        &self,
-        left: &Expr,
-        right: &Expr,
-        distinct: bool,
-        out: &mut Written,
-        depth: usize,
-    ) -> Result<(), Problem> {
-        let (column, constant) = if column_name(left).is_some() { (left, right) } else { (right, left) };
-        let name = column_name(column).ok_or_else(|| unsupported("IS DISTINCT FROM without a column"))?;
-        if self.params.constant(constant)? == Known::Text(None) {
-            self.column(name, out)?;
-            out.text.push_str(if distinct { " IS NOT NULL" } else { " IS NULL" });
-            return Ok(());
-        }
-        out.text.push_str(if distinct { "((" } else { "(NOT ((" });
-        self.binary(column, &BinaryOperator::Eq, constant, out, depth)?;
-        out.text.push_str(") IS NOT TRUE");
-        out.text.push_str(if distinct { ")" } else { "))" });
-        Ok(())
-    }
-
-    fn quantified(
-        &self,
-        left: &Expr,
-        op: &BinaryOperator,
-        word: &str,
-        right: &Expr,
-        out: &mut Written,
-        depth: usize,
-    ) -> Result<(), Problem> {
-        self.expr(left, out, depth + 1)?;
-        out.text.push_str(&format!(" {op} {word} ("));
-        let inner = bare(right);
-        let items = match inner {
-            Expr::Value(value) => match &value.value {
-                Literal::Placeholder(name) => match self.params.get(name)? {
-                    Some(param) => param.items()?,
-                    None => {
-                        out.unknown = true;
-                        None
-                    }
-                },
-                _ => self.literal_items(inner)?,
-            },
-            _ => self.literal_items(inner)?,
-        };
-        // `= ANY (NULL)` is unknown, and so is a comparison with a list of one NULL.
-        out.params.push(Json::Array(items.unwrap_or_else(|| vec![Json::Null])));
-        out.text.push_str(&format!("${})", out.params.len()));
-        Ok(())
-    }
-
-    fn literal_items(&self, expr: &Expr) -> Result<Option<Vec<Json>>, Problem> {
-        match self.params.constant(expr)? {
-            Known::Text(Some(text)) => types::items(&text).map(Some),
-            Known::Text(None) | Known::Unknown => Ok(None),
-            Known::Vector(_) => Err(unsupported("a comparison with a vector")),
-        }
-    }
-
-    /// A constant, with its cast where that is one of the filter language.
-    fn constant(&self, expr: &Expr, out: &mut Written) -> Result<(), Problem> {
-        if let Expr::Value(value) = bare(expr)
-            && let Literal::Placeholder(name) = &value.value
-        {
-            match self.params.get(name)? {
-                Some(param) => out.params.push(param.json()?),
-                None => {
-                    out.unknown = true;
-                    out.params.push(Json::Null);
-                }
-            }
-            out.text.push_str(&format!("${}", out.params.len()));
-        } else {
-            match self.params.constant(expr)? {
-                Known::Unknown => {
-                    out.unknown = true;
-                    out.text.push_str("NULL");
-                    return Ok(());
-                }
-                Known::Vector(_) => return Err(unsupported("a comparison with a vector")),
-                Known::Text(None) => out.text.push_str("NULL"),
-                Known::Text(Some(text)) => match bare(expr) {
-                    Expr::Value(value) if matches!(value.value, Literal::Number(..) | Literal::Boolean(_)) => {
-                        out.text.push_str(&text);
-                    }
-                    Expr::UnaryOp { .. } => out.text.push_str(&text),
-                    _ => out.text.push_str(&crate::model::quote_literal(&text)),
-                },
-            }
-        }
-        if let Some(cast) = cast_name(expr) {
-            out.text.push_str(&format!("::{cast}"));
-        }
-        Ok(())
-    }
-}
-
-/// Without casts and parentheses.
-fn bare(expr: &Expr) -> &Expr {
-    match expr {
-        Expr::Cast { expr, .. } | Expr::Nested(expr) => bare(expr),
-        other => other,
-    }
-}
-
-/// The outermost cast.
-fn cast_name(expr: &Expr) -> Option<String> {
-    match expr {
-        Expr::Nested(inner) => cast_name(inner),
-        Expr::Cast { data_type, .. } => Some(data_type.to_string().to_lowercase()),
-        _ => None,
     }
 }

@@ -12,9 +12,10 @@ use crate::server::pg::settings::Settings;
 use crate::server::pg::statement::Statement;
 use crate::server::pg::tables::Table;
 use crate::server::pg::types::Param;
-use crate::server::pg::{catalog, explain, functions, infer};
+use crate::server::pg::{catalog, explain, functions, infer, scalars};
 use crate::server::problem::{self, Problem};
 use sqlparser::ast::Query;
+use std::pin::Pin;
 use std::sync::Arc;
 
 /// Rows that ANALYZE of an other side before 16 may read of a table: what it wants at its default.
@@ -60,8 +61,13 @@ impl Session {
             Statement::Explain(query) => self.explain(query).await,
             Statement::Catalog(sql) => {
                 let view = self.view(None).await?;
-                let found = catalog::answer(sql, view.as_ref(), &self.user)?;
+                let found = catalog::answer(sql, params, view.as_ref(), &self.user)?;
                 self.analysed = found.analysed.or(self.analysed.take());
+                rows(Running::ready("SELECT", found.outputs, found.rows))
+            }
+            Statement::Lookup(query) => {
+                let view = self.view(None).await?;
+                let found = catalog::lookup(query, Params(Some(params)), view.as_ref(), &self.user)?;
                 rows(Running::ready("SELECT", found.outputs, found.rows))
             }
             Statement::Begin(repeatable) => self.begin(*repeatable),
@@ -218,18 +224,26 @@ impl Session {
         Ok((plan, view))
     }
 
-    async fn query(&mut self, query: &Query, params: &[Param]) -> Result<Running, Problem> {
-        let params = Params(Some(params));
-        let (plan, view) = self.plan(query, params).await?;
-        if plan.table.is_none() {
-            let projection = parts(query)?.projection;
-            let set = |item| functions::set_config(item, self.context(None, params));
-            for (name, value, local) in projection.iter().filter_map(set).collect::<Vec<_>>() {
-                self.settings.set(&name, &value, local)?;
-                self.tell(&name);
+    /// In a box, because a query may have others in it.
+    pub(super) fn query<'a>(
+        &'a mut self,
+        query: &'a Query,
+        params: &'a [Param],
+    ) -> Pin<Box<dyn Future<Output = Result<Running, Problem>> + Send + 'a>> {
+        Box::pin(async move {
+            let without = if scalars::any(query) { self.without_scalars(query, params).await? } else { None };
+            let (query, params) = (without.as_ref().unwrap_or(query), Params(Some(params)));
+            let (plan, view) = self.plan(query, params).await?;
+            if plan.table.is_none() {
+                let projection = parts(query)?.projection;
+                let set = |item| functions::set_config(item, self.context(None, params));
+                for (name, value, local) in projection.iter().filter_map(set).collect::<Vec<_>>() {
+                    self.settings.set(&name, &value, local)?;
+                    self.tell(&name);
+                }
             }
-        }
-        Ok(self.running(plan, view))
+            Ok(self.running(plan, view))
+        })
     }
 
     fn running(&self, plan: Plan, view: Option<Pinned>) -> Running {
@@ -326,6 +340,8 @@ impl Session {
                 let view = self.view(None).await?;
                 Ok(infer::infer(query, &said, view.as_ref(), &self.user))
             }
+            Statement::Lookup(query) => Ok(infer::by_text(&query.to_string(), &said)),
+            Statement::Catalog(sql) => Ok(infer::by_text(sql, &said)),
             _ => Ok(said),
         }
     }
@@ -340,7 +356,11 @@ impl Session {
             Statement::Show(name) => line(name),
             Statement::Catalog(sql) => {
                 let view = self.view(None).await?;
-                Some(catalog::answer(sql, view.as_ref(), &self.user)?.outputs)
+                Some(catalog::answer(sql, &[], view.as_ref(), &self.user)?.outputs)
+            }
+            Statement::Lookup(query) => {
+                let view = self.view(None).await?;
+                Some(catalog::lookup(query, Params(None), view.as_ref(), &self.user)?.outputs)
             }
             _ => None,
         })

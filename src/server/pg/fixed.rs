@@ -3,14 +3,19 @@
 use crate::consistency::frontier::{Frontier, Tally};
 use crate::engine::distance::Isa;
 use crate::engine::tiers;
-use crate::model::Value;
 use crate::model::registration::Outcome;
+use crate::model::{Lsn, Value};
 use crate::query::Pinned;
 use crate::server::pg::User;
 use crate::server::pg::rows::{Row, state};
 
 fn text(text: &str) -> Option<Value> {
     Some(Value::Text(text.into()))
+}
+
+/// A position, as rows have it.
+pub fn lsn(lsn: Lsn) -> Option<Value> {
+    Some(Value::Int(lsn.0 as i64))
 }
 
 /// One for each vector column of each collection that the user may see.
@@ -43,10 +48,10 @@ pub fn status(frontier: &Frontier) -> Row {
     let positions = frontier.positions();
     vec![
         text(env!("CARGO_PKG_VERSION")),
-        text(&positions.applied.to_string()),
-        text(&positions.durable.to_string()),
-        text(&positions.received.to_string()),
-        text(&positions.source.to_string()),
+        lsn(positions.applied),
+        lsn(positions.durable),
+        lsn(positions.received),
+        lsn(positions.source),
         positions.staleness_ms.map(Value::Float),
         frontier.progress.stale().as_deref().and_then(text),
         text(&format!("{:?}", Isa::detect()).to_lowercase()),

@@ -6,6 +6,7 @@ use crate::server::pg::plan::Context;
 use crate::server::pg::select::{Output, literal};
 use crate::server::pg::settings::SERVER_VERSION;
 use crate::server::pg::tables::SCHEMA;
+use crate::server::pg::types::Form;
 use crate::server::problem::Problem;
 use sqlparser::ast::{Expr, Function, SelectItem, Value as Literal};
 
@@ -113,8 +114,8 @@ fn named(name: &str, arguments: &[Known], context: Context<'_>) -> Result<Option
         "pg_advisory_unlock_all" => text(""),
         "ruvector_version" => text(env!("CARGO_PKG_VERSION")),
         "ruvector_last_applied_lsn" => {
-            let applied = context.view.map(|view| Value::Text(view.applied().to_string().into()));
-            Ok(Some(Output::constant(name, ColumnType::Text, applied)))
+            let applied = context.view.and_then(|view| crate::server::pg::fixed::lsn(view.applied()));
+            Ok(Some(Output { form: Form::Lsn, ..Output::constant(name, ColumnType::Int8, applied) }))
         }
         _ => Ok(None),
     }

@@ -32,6 +32,22 @@ pub fn infer(query: &Query, said: &[u32], view: Option<&Pinned>, user: &User) ->
     found.types
 }
 
+/// The same of a query over the catalog: by the casts behind its parameters.
+pub fn by_text(sql: &str, said: &[u32]) -> Vec<u32> {
+    let mut found = Found { types: said.to_vec(), columns: Vec::new() };
+    for (at, _) in sql.match_indices('$') {
+        let rest = &sql[at + 1..];
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        let cast = rest[digits.len()..].strip_prefix("::").map(|name| {
+            let end = name.find(|c: char| !(c.is_alphanumeric() || "_.[]\"".contains(c)));
+            &name[..end.unwrap_or(name.len())]
+        });
+        found.parameter(&format!("${digits}"), cast.and_then(types::by_name));
+    }
+    found.types.iter_mut().filter(|oid| **oid == 0).for_each(|oid| *oid = TEXT);
+    found.types
+}
+
 struct Found {
     types: Vec<u32>,
     columns: Vec<Column>,
@@ -88,7 +104,7 @@ impl Found {
             return Some(701);
         }
         let name = column_name(expr)?;
-        self.columns.iter().find(|column| column.name == name).map(|column| types::shown(column.kind).0)
+        self.columns.iter().find(|column| column.name == name).map(|column| column.form.shown(column.kind).0)
     }
 
     fn parameter(&mut self, name: &str, beside: Option<u32>) {

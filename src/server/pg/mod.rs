@@ -7,15 +7,16 @@
 //! connections, where libpq then refuses. What is left of it for us is a dozen messages, which `wire.rs` has.
 //!
 //! Reading order: this file (who comes in), `tls.rs`, `socket.rs`, `wire.rs` (bytes and messages), `auth.rs`, `session.rs` (what a
-//! client says, in order), `execute.rs`, `portal.rs`; `statement.rs` (SQL text -> statement), `select.rs`, `condition.rs`,
-//! `inputs.rs`, `plan.rs` (query -> what is searched), `tables.rs`, `rows.rs` (lazy rows), `types.rs`, `explain.rs`,
-//! `catalog.rs`.
+//! client says, in order), `extended.rs`, `execute.rs`, `portal.rs`; `statement.rs` (SQL text -> statement), `select.rs`,
+//! `condition.rs`, `scalars.rs`, `written.rs`, `inputs.rs`, `plan.rs`, `sources.rs` (query -> what is searched), `tables.rs`, `rows.rs` (lazy
+//! rows), `types.rs`, `explain.rs`; `catalog/` (what clients ask of Postgres' own tables).
 
 mod auth;
 mod catalog;
 mod condition;
 mod execute;
 mod explain;
+mod extended;
 mod fixed;
 mod functions;
 mod infer;
@@ -23,15 +24,18 @@ mod inputs;
 mod plan;
 mod portal;
 mod rows;
+mod scalars;
 mod select;
 mod session;
 mod settings;
 mod socket;
+mod sources;
 pub mod statement;
 mod tables;
 mod tls;
 mod types;
 pub mod wire;
+mod written;
 
 use crate::consistency::recheck::SourceHeap;
 use crate::query::QueryService;

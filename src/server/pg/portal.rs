@@ -6,7 +6,7 @@ use crate::server::pg::plan::Plan;
 use crate::server::pg::rows::{Row, Rows};
 use crate::server::pg::select::Output;
 use crate::server::pg::statement::Statement;
-use crate::server::pg::types::{self, Param};
+use crate::server::pg::types::Param;
 use crate::server::pg::wire::Field;
 use crate::server::problem::Problem;
 use std::collections::VecDeque;
@@ -101,7 +101,7 @@ impl Running {
 /// The columns of an answer as the client is told of them.
 pub fn fields(outputs: &[Output], formats: &[i16]) -> Vec<Field> {
     let field = |(at, output): (usize, &Output)| {
-        let (oid, size) = types::shown(output.kind);
+        let (oid, size) = output.form.shown(output.kind);
         Field { name: output.name.clone(), oid, size, format: format(formats, at) }
     };
     outputs.iter().enumerate().map(field).collect()

@@ -322,7 +322,7 @@ impl About {
         let text = |text: &str| Value::Text(text.into());
         match what {
             AboutAnswer::Complete => Some(Value::Bool(self.complete)),
-            AboutAnswer::AppliedLsn => Some(text(&self.applied.to_string())),
+            AboutAnswer::AppliedLsn => fixed::lsn(self.applied),
             AboutAnswer::StalenessMs => self.staleness_ms.map(Value::Float),
             AboutAnswer::Stale => self.stale.as_deref().map(text),
             AboutAnswer::Plan => Some(text(self.plan)),

@@ -3,6 +3,7 @@
 use crate::model::{ColumnType, Value};
 use crate::server::pg::condition::{arguments, column_name, folded, pieces, short, unsupported};
 use crate::server::pg::tables::{Column, Role};
+use crate::server::pg::types::Form;
 use crate::server::problem::{self, Problem};
 use sqlparser::ast::{
     BinaryOperator, Expr, Function, GroupByExpr, LimitClause, OrderByKind, OrderBySort, Query, Select, SelectItem,
@@ -135,6 +136,8 @@ pub struct Output {
     pub name: String,
     /// Its type.
     pub kind: ColumnType,
+    /// As what it is shown.
+    pub form: Form,
     /// What it is made of.
     pub what: What,
 }
@@ -142,7 +145,7 @@ pub struct Output {
 impl Output {
     /// A constant.
     pub fn constant(name: &str, kind: ColumnType, value: Option<Value>) -> Output {
-        Output { name: name.to_owned(), kind, what: What::Constant(value) }
+        Output { name: name.to_owned(), kind, form: Form::Own, what: What::Constant(value) }
     }
 
     /// The place of the column that it shows or is made of.
@@ -229,7 +232,8 @@ impl List<'_> {
     }
 
     fn of_column(&self, at: usize, name: &str) -> Output {
-        Output { name: name.to_owned(), kind: self.columns[at].kind, what: What::Column(at) }
+        let Column { kind, form, .. } = self.columns[at];
+        Output { name: name.to_owned(), kind, form, what: What::Column(at) }
     }
 
     fn output(&self, expr: &Expr, alias: Option<String>) -> Result<Output, Problem> {
@@ -238,7 +242,7 @@ impl List<'_> {
             && let Some(at) = self.distance()
         {
             let what = if (factor, sum) == (1.0, 0.0) { What::Column(at) } else { What::Linear { at, factor, sum } };
-            return Ok(Output { name: named("?column?"), kind: ColumnType::Float8, what });
+            return Ok(Output { what, ..Output::constant(&named("?column?"), ColumnType::Float8, None) });
         }
         match expr {
             Expr::Nested(inner) => self.output(inner, alias),
@@ -265,7 +269,7 @@ impl List<'_> {
             return None;
         }
         let shown = alias.unwrap_or_else(|| name.clone());
-        let output = |what, kind| Some(Ok(Output { name: shown.clone(), kind, what }));
+        let output = |what, kind| Some(Ok(Output { what, ..Output::constant(&shown, kind, None) }));
         if name == "count" && function.args.to_string() == "(*)" {
             return output(What::Count, ColumnType::Int8);
         }
@@ -283,7 +287,9 @@ impl List<'_> {
         let kind = self.columns[at].kind;
         match name.as_str() {
             "count" => output(What::CountOf(at), ColumnType::Int8),
-            "min" | "max" if kind.is_ordered() => output(What::Extreme(at, name == "max"), kind),
+            "min" | "max" if kind.is_ordered() => {
+                Some(Ok(Output { name: shown, what: What::Extreme(at, name == "max"), ..self.of_column(at, "") }))
+            }
             _ => None,
         }
     }

@@ -1,5 +1,6 @@
 //! SQL text -> statements of the session. Anything that is not understood is refused here with what to do instead.
 
+use crate::server::pg::catalog;
 use crate::server::pg::condition::{Params, folded, pieces, unsupported};
 use crate::server::problem::{self, Problem};
 use sqlparser::ast::{
@@ -39,6 +40,8 @@ pub enum Statement {
     Explain(Box<Query>),
     /// A query that is no search: its text, read by the catalog.
     Catalog(String),
+    /// A query over the tables of Postgres' own catalog.
+    Lookup(Box<Query>),
     /// `true` for repeatable read and serializable.
     Begin(bool),
     /// COMMIT
@@ -160,7 +163,7 @@ fn by_text(sql: &str) -> Option<Statement> {
     match word.to_ascii_uppercase().as_str() {
         "MOVE" => moved(rest),
         "UNLISTEN" => Some(Statement::Nothing("UNLISTEN")),
-        "SELECT" if crate::server::pg::catalog::answers(plain) => Some(Statement::Catalog(plain.to_owned())),
+        "SELECT" | "WITH" if catalog::answers(plain) => Some(Statement::Catalog(plain.to_owned())),
         _ => None,
     }
 }
@@ -223,6 +226,7 @@ fn joined(tokens: Vec<TokenWithSpan>) -> Vec<TokenWithSpan> {
 
 fn statement(ast: Ast) -> Result<Statement, Problem> {
     Ok(match ast {
+        Ast::Query(query) if catalog::is_asked(&query) => Statement::Lookup(query),
         Ast::Query(query) => Statement::Query(query),
         Ast::Declare { stmts } => declare(stmts)?,
         Ast::Fetch { name, direction, into: None, .. } => Statement::Fetch(folded(&name), count(&direction)?),

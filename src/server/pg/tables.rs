@@ -3,6 +3,7 @@
 use crate::model::{CollectionDef, ColumnType};
 use crate::query::Pinned;
 use crate::server::pg::User;
+use crate::server::pg::types::Form;
 use crate::server::problem::{self, Problem};
 use std::sync::Arc;
 
@@ -94,6 +95,8 @@ pub struct Column {
     pub name: String,
     /// Its type.
     pub kind: ColumnType,
+    /// As what it is shown.
+    pub form: Form,
     /// What it means.
     pub role: Role,
     /// Is it left out by `*`?
@@ -101,7 +104,12 @@ pub struct Column {
 }
 
 fn column(name: &str, kind: ColumnType, role: Role) -> Column {
-    Column { name: name.to_owned(), kind, role, hidden: false }
+    Column { name: name.to_owned(), kind, form: Form::Own, role, hidden: false }
+}
+
+/// A position of the source: a number that is shown as one.
+fn lsn(name: &str, role: Role) -> Column {
+    Column { form: Form::Lsn, ..column(name, ColumnType::Int8, role) }
 }
 
 fn fixed(names: &[(&str, ColumnType)]) -> Vec<Column> {
@@ -165,7 +173,7 @@ impl Table {
                 column("distance", Float8, Role::Distance),
                 column("columns", Jsonb, Role::Shown),
                 column("complete", Bool, Role::Answer(AboutAnswer::Complete)),
-                column("applied_lsn", Text, Role::Answer(AboutAnswer::AppliedLsn)),
+                lsn("applied_lsn", Role::Answer(AboutAnswer::AppliedLsn)),
                 column("staleness_ms", Float8, Role::Answer(AboutAnswer::StalenessMs)),
                 column("stale", Text, Role::Answer(AboutAnswer::Stale)),
                 column("plan", Text, Role::Answer(AboutAnswer::Plan)),
@@ -193,16 +201,16 @@ impl Table {
                 ("dead_letters", Int8),
                 ("state", Text),
             ]),
-            Table::Status => fixed(&[
-                ("version", Text),
-                ("applied_lsn", Text),
-                ("durable_lsn", Text),
-                ("received_lsn", Text),
-                ("source_lsn", Text),
-                ("staleness_ms", Float8),
-                ("stale", Text),
-                ("simd", Text),
-            ]),
+            Table::Status => vec![
+                column("version", Text, Role::Fixed(0)),
+                lsn("applied_lsn", Role::Fixed(1)),
+                lsn("durable_lsn", Role::Fixed(2)),
+                lsn("received_lsn", Role::Fixed(3)),
+                lsn("source_lsn", Role::Fixed(4)),
+                column("staleness_ms", Float8, Role::Fixed(5)),
+                column("stale", Text, Role::Fixed(6)),
+                column("simd", Text, Role::Fixed(7)),
+            ],
             Table::Indexes => fixed(&[
                 ("collection", Text),
                 ("column_name", Text),

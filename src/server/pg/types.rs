@@ -1,14 +1,18 @@
 //! Values on the wire: types by OID, parameters in text and binary, columns of answers.
 
-use crate::model::{Cell, ColumnType, Value, pgtype};
+use crate::model::{Cell, ColumnType, Lsn, Value, pgtype};
 use crate::server::problem::{self, Problem};
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::Value as Json;
 
 /// `text`
 pub const TEXT: u32 = 25;
+/// `pg_lsn`
+const LSN: u32 = 3220;
 /// `bigint[]`, `text[]` and their like -> the type of their elements.
-const ARRAYS: [(u32, u32); 14] = [
+const ARRAYS: [(u32, u32); 16] = [
+    (1003, 19),
+    (1028, 26),
     (1000, 16),
     (1005, 21),
     (1007, 23),
@@ -77,9 +81,16 @@ pub fn by_name(name: &str) -> Option<u32> {
         "regclass" => 2205,
         "oid" => 26,
         "name" => 19,
+        "pg_lsn" => LSN,
+        "\"char\"" => 18,
         _ if ["vector", "halfvec", "sparsevec"].iter().any(|vector| plain.ends_with(vector)) => TEXT,
         _ => return None,
     })
+}
+
+/// Is it a type of arrays?
+pub fn is_array(oid: u32) -> bool {
+    ARRAYS.iter().any(|(array, _)| *array == oid)
 }
 
 /// The type of arrays of this type.
@@ -87,8 +98,78 @@ pub fn array_of(element: u32) -> Option<u32> {
     ARRAYS.iter().find(|(_, of)| *of == element).map(|(array, _)| *array)
 }
 
-/// Writes a value as a column of this kind has it.
-pub fn put(kind: ColumnType, value: &Value, format: i16, out: &mut BytesMut) {
+/// As what a column is shown, where that is not what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Form {
+    /// Its own type.
+    #[default]
+    Own,
+    /// `pg_lsn`; a number here.
+    Lsn,
+    /// `oid`; a number here.
+    Oid,
+    /// `"char"`, a byte.
+    Char,
+    /// `name`
+    Name,
+    /// `oid[]`; the literal here.
+    Oids,
+    /// `text[]`; the literal here.
+    Texts,
+}
+
+impl Form {
+    /// OID and size of the type as which a column of this kind is shown.
+    pub fn shown(self, kind: ColumnType) -> (u32, i16) {
+        match self {
+            Form::Own => shown(kind),
+            Form::Lsn => (LSN, 8),
+            Form::Oid => (26, 4),
+            Form::Char => (18, 1),
+            Form::Name => (19, 64),
+            Form::Oids => (1028, -1),
+            Form::Texts => (1009, -1),
+        }
+    }
+}
+
+/// Writes a value as a column of this kind, shown in this form, has it.
+pub fn put(kind: ColumnType, form: Form, value: &Value, format: i16, out: &mut BytesMut) {
+    match (form, value) {
+        (Form::Lsn, Value::Int(lsn)) if format == 0 => out.put_slice(Lsn(*lsn as u64).to_string().as_bytes()),
+        (Form::Oid, Value::Int(oid)) if format != 0 => out.put_u32(*oid as u32),
+        (Form::Oids | Form::Texts, Value::Text(literal)) if format != 0 => put_items(form, literal, out),
+        _ => put_own(kind, value, format, out),
+    }
+}
+
+/// An array of one dimension out of its literal.
+fn put_items(form: Form, literal: &str, out: &mut BytesMut) {
+    let items = items(literal).unwrap_or_default();
+    out.put_i32(i32::from(!items.is_empty()));
+    out.put_i32(i32::from(items.contains(&Json::Null)));
+    out.put_u32(if form == Form::Oids { 26 } else { TEXT });
+    if items.is_empty() {
+        return;
+    }
+    out.put_i32(items.len() as i32);
+    out.put_i32(1);
+    for item in &items {
+        match item.as_str() {
+            None => out.put_i32(-1),
+            Some(text) if form == Form::Oids => {
+                out.put_i32(4);
+                out.put_u32(text.parse().unwrap_or(0));
+            }
+            Some(text) => {
+                out.put_i32(text.len() as i32);
+                out.put_slice(text.as_bytes());
+            }
+        }
+    }
+}
+
+fn put_own(kind: ColumnType, value: &Value, format: i16, out: &mut BytesMut) {
     if format == 0 {
         out.put_slice(pgtype::to_text_as(kind, value).as_bytes());
         return;
@@ -176,6 +257,11 @@ impl Param {
         match (self.oid, &bytes[..]) {
             (3802, [1, json @ ..]) => return text(json).map(Some),
             (114, json) => return text(json).map(Some),
+            (LSN, lsn) => {
+                let lsn = lsn.try_into().map(u64::from_be_bytes).map_err(|_| bad("a parameter is no binary pg_lsn"))?;
+                return Ok(Some(Lsn(lsn).to_string()));
+            }
+            (26, [a, b, c, d]) => return Ok(Some(u32::from_be_bytes([*a, *b, *c, *d]).to_string())),
             _ => {}
         }
         let kind = kind(self.oid)?;
@@ -219,6 +305,9 @@ fn text(bytes: &[u8]) -> Result<String, Problem> {
 }
 
 fn scalar(oid: u32, bytes: &[u8]) -> Result<Json, Problem> {
+    if let (26, [a, b, c, d]) = (oid, bytes) {
+        return Ok(Json::from(u32::from_be_bytes([*a, *b, *c, *d])));
+    }
     let kind = kind(oid)?;
     match pgtype::decode_binary(kind, bytes) {
         Cell::Value(value) => Ok(pgtype::to_json_as(kind, &value)),
@@ -321,9 +410,26 @@ mod tests {
             (ColumnType::Jsonb, Value::Vector([1.0, 2.0].into())),
         ] {
             let mut out = BytesMut::new();
-            put(kind, &value, 1, &mut out);
+            put(kind, Form::Own, &value, 1, &mut out);
             assert_eq!(pgtype::decode_binary(kind, &out), Cell::Value(value), "{kind}");
         }
+    }
+
+    #[test]
+    fn forms_have_bytes_of_their_own() {
+        let bytes = |kind, form, value: Value, format| {
+            let mut out = BytesMut::new();
+            put(kind, form, &value, format, &mut out);
+            out.to_vec()
+        };
+        assert_eq!(bytes(ColumnType::Int8, Form::Lsn, Value::Int(0x1_0000_00AB), 0), b"1/AB");
+        assert_eq!(bytes(ColumnType::Int8, Form::Lsn, Value::Int(7), 1), [0, 0, 0, 0, 0, 0, 0, 7]);
+        assert_eq!(bytes(ColumnType::Int8, Form::Oid, Value::Int(7), 1), [0, 0, 0, 7]);
+        let texts = bytes(ColumnType::Text, Form::Texts, Value::Text("{a,NULL,\"b c\"}".into()), 1);
+        let read = binary_items(&texts).map_err(|problem| problem.detail);
+        assert_eq!(read, Ok(vec![json!("a"), Json::Null, json!("b c")]));
+        let lsn = Param { oid: LSN, format: 1, bytes: Some(Bytes::from_static(&[0, 0, 0, 1, 0, 0, 0, 0xAB])) };
+        assert_eq!(lsn.text().map_err(|problem| problem.detail), Ok(Some("1/AB".to_owned())));
     }
 
     #[test]
@@ -342,7 +448,7 @@ mod tests {
     #[test]
     fn broken_binary_arrays_are_refused() {
         let mut whole = BytesMut::new();
-        put(ColumnType::Float8Array, &Value::Vector([1.0, 2.0].into()), 1, &mut whole);
+        put(ColumnType::Float8Array, Form::Own, &Value::Vector([1.0, 2.0].into()), 1, &mut whole);
         assert_eq!(binary_items(&whole).map_err(|problem| problem.detail), Ok(vec![json!(1.0), json!(2.0)]));
         for end in 1..whole.len() {
             assert!(binary_items(&whole[..end]).is_err(), "{end}");

@@ -1,13 +1,29 @@
-//! What clients ask of Postgres' own catalog, as far as it is known here: IMPORT FOREIGN SCHEMA, ANALYZE, psql's lists.
-//! The statements are recognised by their text: they come from programs, which always write the same.
+//! What clients ask of Postgres' own catalog. What postgres_fdw asks for IMPORT FOREIGN SCHEMA and ANALYZE, and asyncpg of types,
+//! is recognised by its text: it comes from programs, which always write the same. Any other query over the catalog is run
+//! (`lookup.rs`, `from.rs`, `eval.rs`, `calls.rs`, `pattern.rs`) over tables made of what exists here (`relations.rs`, `value.rs`).
 
+mod calls;
+mod eval;
+mod from;
+mod lookup;
+mod pattern;
+mod relations;
+mod value;
+
+use crate::consistency::blocking;
 use crate::model::{ColumnType, Value};
 use crate::query::Pinned;
 use crate::server::pg::User;
+use crate::server::pg::catalog::lookup::Lookup;
+use crate::server::pg::catalog::relations::World;
+use crate::server::pg::catalog::value::{Datum, Rows};
+use crate::server::pg::condition::{self, Params};
 use crate::server::pg::rows::Row;
 use crate::server::pg::select::Output;
 use crate::server::pg::tables::{COLLECTIONS, Column, SCHEMA, Table};
+use crate::server::pg::types::{Form, Param};
 use crate::server::problem::Problem;
+use sqlparser::ast::{Query, SetExpr, TableFactor};
 
 const IMPORT: &str = "SELECT relname, attname, format_type(atttypid, atttypmod), attnotnull,";
 const SCHEMAS: &str = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = ";
@@ -15,7 +31,8 @@ const SIZE: &str = "SELECT pg_catalog.pg_relation_size(";
 const TUPLES: &str = "SELECT reltuples, relkind FROM pg_catalog.pg_class WHERE oid = ";
 /// psycopg 3 looks for types of extensions by their names. There are none here.
 const TYPES: &str = "SELECT typname AS name, oid, typarray AS array_oid, oid::regtype::text AS regtype,";
-const LIST: &str = "SELECT n.nspname as \"Schema\", c.relname as \"Name\", CASE c.relkind WHEN";
+/// asyncpg asks for a type and all that it is made of.
+const TREE: &str = "WITH RECURSIVE typeinfo_tree(";
 
 /// A text with single blanks.
 fn plain(sql: &str) -> String {
@@ -26,7 +43,7 @@ fn plain(sql: &str) -> String {
 pub fn answers(sql: &str) -> bool {
     let begin: String = sql.chars().take(200).collect();
     let begin = plain(&begin);
-    [IMPORT, SCHEMAS, SIZE, TUPLES, TYPES, LIST].iter().any(|known| begin.starts_with(known))
+    [IMPORT, SCHEMAS, SIZE, TUPLES, TYPES, TREE].iter().any(|known| begin.starts_with(known))
 }
 
 /// An answer: columns and rows.
@@ -39,8 +56,81 @@ pub struct Found {
     pub analysed: Option<String>,
 }
 
+/// Is it a query over the catalog: is one of its tables there?
+pub fn is_asked(query: &Query) -> bool {
+    fn of_body(body: &SetExpr) -> bool {
+        match body {
+            SetExpr::Select(select) => select
+                .from
+                .iter()
+                .any(|one| of_factor(&one.relation) || one.joins.iter().any(|join| of_factor(&join.relation))),
+            SetExpr::Query(query) => is_asked(query),
+            SetExpr::SetOperation { left, right, .. } => of_body(left) || of_body(right),
+            _ => false,
+        }
+    }
+    fn of_factor(factor: &TableFactor) -> bool {
+        match factor {
+            TableFactor::Table { name, .. } => {
+                let pieces = condition::pieces(name);
+                match &pieces[..] {
+                    [name] => name.starts_with("pg_"),
+                    [schema, ..] => schema == "pg_catalog" || schema == "information_schema",
+                    [] => false,
+                }
+            }
+            TableFactor::Derived { subquery, .. } => is_asked(subquery),
+            _ => false,
+        }
+    }
+    let named = query.with.iter().flat_map(|with| &with.cte_tables);
+    of_body(&query.body) || named.into_iter().any(|named| is_asked(&named.query))
+}
+
+/// The answer to a query over the catalog.
+pub fn lookup(query: &Query, params: Params<'_>, view: Option<&Pinned>, user: &User) -> Result<Found, Problem> {
+    blocking(|| {
+        let found = Lookup::new(World { view, user }, params).query(query, None)?;
+        let outputs = found.columns.iter().map(|(name, kind)| kind.output(name)).collect();
+        let row = |row: &Vec<value::Datum>| {
+            found.columns.iter().zip(row).map(|((_, kind), value)| kind.value(value)).collect::<Row>()
+        };
+        Ok(Found { outputs, rows: found.rows.iter().map(row).collect(), analysed: None })
+    })
+}
+
+/// The types asked for, those of their elements first.
+fn tree(params: &[Param]) -> Result<Found, Problem> {
+    let names = "oid:o ns:n name:n kind:c=b basetype:o elemtype:o elemdelim:c=, range_subtype:o attrtypoids:O attrnames:T depth:i \
+                 basetype_name elemtype_name range_subtype_name";
+    let wanted = params.first().map(Param::items).transpose()?.flatten().unwrap_or_default();
+    let mut rows = Vec::new();
+    for oid in wanted.iter().filter_map(|item| item.as_i64().or_else(|| item.as_str()?.parse().ok())) {
+        let Some((_, name, _, _, element, _)) = relations::type_of(oid) else { continue };
+        let row = |oid: i64, name: &str, depth: i64| {
+            vec![
+                ("oid", Datum::Int(oid)),
+                ("ns", "pg_catalog".into()),
+                ("name", name.into()),
+                ("depth", Datum::Int(depth)),
+            ]
+        };
+        let mut outer = row(oid, name, 0);
+        if let Some((element, name, ..)) = relations::type_of(element.into()) {
+            outer.push(("elemtype", Datum::Int(element.into())));
+            outer.push(("elemtype_name", relations::type_shown(element.into()).into()));
+            rows.insert(0, row(element.into(), name, 1));
+        }
+        rows.push(outer);
+    }
+    let found = Rows::new(names, rows);
+    let outputs = found.columns.iter().map(|(name, kind)| kind.output(name)).collect();
+    let row = |row: &Vec<Datum>| found.columns.iter().zip(row).map(|((_, kind), value)| kind.value(value)).collect();
+    Ok(Found { outputs, rows: found.rows.iter().map(row).collect(), analysed: None })
+}
+
 /// The answer to one of them.
-pub fn answer(sql: &str, view: Option<&Pinned>, user: &User) -> Result<Found, Problem> {
+pub fn answer(sql: &str, params: &[Param], view: Option<&Pinned>, user: &User) -> Result<Found, Problem> {
     let sql = plain(sql);
     let literals = literals(&sql);
     let first = literals.first().cloned().unwrap_or_default();
@@ -63,9 +153,8 @@ pub fn answer(sql: &str, view: Option<&Pinned>, user: &User) -> Result<Found, Pr
         let names = ["name", "oid", "array_oid", "regtype", "delimiter"].map(|name| (name, ColumnType::Text));
         return Ok(found(&names, vec![]));
     }
-    if sql.starts_with(LIST) {
-        let names = ["Schema", "Name", "Type", "Owner"].map(|name| (name, ColumnType::Text));
-        return Ok(found(&names, list(view, user)));
+    if sql.starts_with(TREE) {
+        return tree(params);
     }
     let table = Table::find(&name_pieces(&first), view, user)?;
     let rows = match (&table, view) {
@@ -128,14 +217,6 @@ fn tables(view: Option<&Pinned>, user: &User) -> Vec<(&'static str, String)> {
     fixed.chain(collections).collect()
 }
 
-fn list(view: Option<&Pinned>, user: &User) -> Vec<Row> {
-    let text = |text: &str| Some(Value::Text(text.into()));
-    let row = |(schema, name): (&str, String)| vec![text(schema), text(&name), text("table"), text("ruvector")];
-    let mut tables = tables(view, user);
-    tables.sort();
-    tables.into_iter().map(row).collect()
-}
-
 /// One row for each column of each table. The text says which schema, and which tables only or not.
 fn import(sql: &str, view: Option<&Pinned>, user: &User) -> Found {
     let condition = sql.split(" WHERE ").nth(1).unwrap_or_default();
@@ -168,13 +249,13 @@ fn import(sql: &str, view: Option<&Pinned>, user: &User) -> Found {
     for (of, name) in names {
         let Ok(table) = Table::find(&[of, name.clone()], view, user) else { continue };
         let (none, empty) = (None, text(""));
-        for Column { name: column, kind, .. } in table.columns() {
+        for Column { name: column, kind, form, .. } in table.columns() {
             let defaults = if generated_first { [empty.clone(), none.clone()] } else { [none.clone(), empty.clone()] };
             let [a, b] = defaults;
             // Text sorts by code point here, so it must there.
             let collated = matches!(kind, ColumnType::Text | ColumnType::Varchar);
             let collation = |part: &str| if collated { text(part) } else { None };
-            let kind = type_name(&table, &column, kind);
+            let kind = if form == Form::Lsn { "pg_lsn".to_owned() } else { type_name(&table, &column, kind) };
             let not_null = Some(Value::Bool(false));
             rows.push(vec![
                 text(&name),

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Owns the drivers that tests/sql/clients.rs tries: fetched by pip and npm once, kept below cargo's target folder.
+# scripts/lib/clients.sh FOLDER python|node. Exit code 3: it cannot be installed here.
+set -euo pipefail
+
+[ "$#" = 2 ] || { echo "usage: $0 FOLDER python|node" >&2; exit 2; }
+mkdir -p "$1"
+folder=$(cd "$1" && pwd)
+# Whole before it gets its name.
+fresh=$(mktemp -d "$folder/fetching-XXXXXX")
+trap 'rm -rf "$fresh"' EXIT
+
+python() {
+  [ -x "$folder/python/bin/python" ] && return
+  # A virtual environment cannot be moved: the packages alone have a folder of their own.
+  python3 -m pip install -q --disable-pip-version-check --target "$fresh/packages" \
+    'psycopg[binary]==3.3.*' 'asyncpg==0.32.*' 'sqlalchemy==2.1.*' greenlet 'pg8000==1.31.*' >&2 || exit 3
+  mkdir -p "$fresh/bin"
+  printf '#!/bin/sh\nPYTHONPATH=%s exec python3 "$@"\n' "$folder/python/packages" >"$fresh/bin/python"
+  chmod +x "$fresh/bin/python"
+  mv -T "$fresh" "$folder/python" 2>/dev/null || [ -x "$folder/python/bin/python" ]
+}
+
+node() {
+  [ -d "$folder/node/node_modules/pg" ] && return
+  command -v npm >/dev/null && command -v node >/dev/null || { echo "there is no npm" >&2; exit 3; }
+  (cd "$fresh" && npm install --no-audit --no-fund --silent --prefix . 'pg@8') </dev/null >&2 || exit 3
+  mv -T "$fresh" "$folder/node" 2>/dev/null || [ -d "$folder/node/node_modules/pg" ]
+}
+
+case "$2" in
+  python | node) "$2" ;;
+  *) exit 2 ;;
+esac

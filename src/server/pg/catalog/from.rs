@@ -1,0 +1,153 @@
+//! FROM in queries over the catalog: tables, joins, sub-selects, arrays.
+
+use crate::server::pg::catalog::lookup::{Lookup, Scope, Source, rename};
+use crate::server::pg::catalog::value::{Datum, Kind, Rows};
+use crate::server::pg::condition::{folded, pieces, unsupported};
+use crate::server::problem::{self, Problem};
+use sqlparser::ast::{FunctionArg, FunctionArgExpr, Join, JoinConstraint, JoinOperator, TableFactor, TableWithJoins};
+use std::rc::Rc;
+
+impl Lookup<'_> {
+    /// The tables in FROM, and which rows of them belong together.
+    #[allow(clippy::type_complexity, reason = "rows that belong together are rows of places")]
+    pub(super) fn from(
+        &self,
+        from: &[TableWithJoins],
+        around: Option<&Scope<'_>>,
+    ) -> Result<(Vec<Source>, Vec<Vec<Option<usize>>>), Problem> {
+        let (mut sources, mut combined) = (Vec::new(), vec![Vec::new()]);
+        // What has no rows is looked at first: then nothing else is.
+        let mut empty = false;
+        for one in from {
+            let first = self.source(&one.relation, around)?;
+            empty |= first.rows.rows.is_empty();
+            let from = sources.len();
+            sources.push(first);
+            for join in &one.joins {
+                sources.push(self.source(&join.relation, around)?);
+            }
+            if empty {
+                continue;
+            }
+            combined = self.paired(&sources[..=from], combined, None, around)?;
+            for (at, join) in one.joins.iter().enumerate() {
+                combined = self.paired(&sources[..=from + 1 + at], combined, Some(join), around)?;
+            }
+        }
+        Ok((sources, if empty { Vec::new() } else { combined }))
+    }
+
+    /// Adds the rows of the last table to those that belong together.
+    fn paired(
+        &self,
+        sources: &[Source],
+        combined: Vec<Vec<Option<usize>>>,
+        join: Option<&Join>,
+        around: Option<&Scope<'_>>,
+    ) -> Result<Vec<Vec<Option<usize>>>, Problem> {
+        let (outer, condition) = match join.map(|join| &join.join_operator) {
+            None => (false, None),
+            Some(JoinOperator::CrossJoin(JoinConstraint::None)) => (false, None),
+            Some(JoinOperator::Join(JoinConstraint::On(on)) | JoinOperator::Inner(JoinConstraint::On(on))) => {
+                (false, Some(on))
+            }
+            Some(JoinOperator::Left(JoinConstraint::On(on)) | JoinOperator::LeftOuter(JoinConstraint::On(on))) => {
+                (true, Some(on))
+            }
+            _ => return Err(unsupported("a join over the catalog that is neither JOIN ... ON nor LEFT JOIN ... ON")),
+        };
+        let Some(last) = sources.last() else { return Ok(combined) };
+        let mut paired = Vec::new();
+        for at in combined {
+            let before = paired.len();
+            for row in 0..last.rows.rows.len() {
+                self.step()?;
+                let mut at = at.clone();
+                at.push(Some(row));
+                let holds = match condition {
+                    Some(on) => self.expr(on, Some(&Scope { sources, at: &at, around }))?.truth() == Some(true),
+                    None => true,
+                };
+                if holds {
+                    paired.push(at);
+                    self.check_kept(paired.len())?;
+                }
+            }
+            if outer && paired.len() == before {
+                let mut at = at;
+                at.push(None);
+                paired.push(at);
+            }
+        }
+        Ok(paired)
+    }
+
+    fn source(&self, factor: &TableFactor, around: Option<&Scope<'_>>) -> Result<Source, Problem> {
+        let (rows, alias, own) = match factor {
+            TableFactor::Table { name, alias, args: None, sample: None, .. } => {
+                let pieces = pieces(name);
+                (self.table(&pieces)?, alias, pieces.last().cloned().unwrap_or_default())
+            }
+            TableFactor::Derived { lateral: false, subquery, alias, .. } => {
+                (Rc::new(self.query(subquery, around)?), alias, String::new())
+            }
+            TableFactor::Table { name, alias, args: Some(args), with_ordinality: false, .. } => {
+                let name = pieces(name).pop().unwrap_or_default();
+                let own = alias.as_ref().map_or_else(|| name.clone(), |alias| folded(&alias.name));
+                (Rc::new(self.unnested(&name, &own, &args.args, around)?), alias, name)
+            }
+            TableFactor::UNNEST { alias, array_exprs, with_ordinality: false, .. } => {
+                let own = alias.as_ref().map_or_else(|| "unnest".to_owned(), |alias| folded(&alias.name));
+                let [array] = &array_exprs[..] else { return Err(unsupported("unnest of several arrays")) };
+                let rows = Rc::new(items(&own, self.expr(array, around)?));
+                (rows, alias, own)
+            }
+            _ => return Err(unsupported("another form in FROM of a query over the catalog")),
+        };
+        let Some(alias) = alias else { return Ok(Source { alias: own, rows }) };
+        let mut rows = rows;
+        if !alias.columns.is_empty() {
+            rename(Rc::make_mut(&mut rows), alias.columns.iter().map(|column| folded(&column.name)));
+        }
+        Ok(Source { alias: folded(&alias.name), rows })
+    }
+
+    /// `unnest(array)` in FROM; its column has the name of its alias.
+    fn unnested(
+        &self,
+        name: &str,
+        own: &str,
+        arguments: &[FunctionArg],
+        around: Option<&Scope<'_>>,
+    ) -> Result<Rows, Problem> {
+        match (name, arguments) {
+            ("unnest", [FunctionArg::Unnamed(FunctionArgExpr::Expr(array))]) => {
+                Ok(items(own, self.expr(array, around)?))
+            }
+            _ => Err(unsupported(format!("the function {name} in FROM of a query over the catalog"))),
+        }
+    }
+
+    fn table(&self, pieces: &[String]) -> Result<Rc<Rows>, Problem> {
+        let (schema, name) = match pieces {
+            [name] => (None, name),
+            [schema, name] => (Some(schema.as_str()), name),
+            _ => return Err(unsupported("a name of three pieces")),
+        };
+        if schema.is_none()
+            && let Some((_, rows)) = self.named.borrow().iter().rev().find(|(other, _)| other == name)
+        {
+            return Ok(rows.clone());
+        }
+        self.world.table(schema, name).map(Rc::new).ok_or_else(|| {
+            Problem::new(problem::UNKNOWN_COLLECTION, format!("relation \"{}\" does not exist", pieces.join(".")))
+                .hint("a query over the catalog cannot name collections; collection_list tells of them")
+        })
+    }
+}
+
+/// The items of an array as rows; NULL has none.
+fn items(name: &str, array: Datum) -> Rows {
+    let rows = array.items().unwrap_or_default().into_iter().map(|item| vec![item]).collect();
+    Rows { columns: vec![(name.to_owned(), Kind::Text)], rows, any: false }
+}
