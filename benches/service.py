@@ -157,7 +157,7 @@ def main():
         for ef in map(int, args.ef.split(",")):
             found, took = [], []
             for query in queries:
-                body = {"query": {"vector": query.tolist()}, "limit": args.k, "search": {"ef": ef}}
+                body = {"query": {"vector": query.tolist()}, "limit": args.k, "search": {"ef": ef}, "recheck": "none"}
                 begun = time.perf_counter()
                 status, text = service.ask("POST", "/v1/collections/items/search", body)
                 took.append(time.perf_counter() - begun)
