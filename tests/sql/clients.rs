@@ -54,13 +54,10 @@ fn drivers_of_node_work() {
     check(command);
 }
 
-/// The installed psql, and those that came with pgvector.
+/// The installed psql, and the one that came with pgvector.
 fn psqls() -> Vec<PathBuf> {
     let mut found = vec![PathBuf::from("psql")];
-    if let Some(bin) = pgvector() {
-        let others = [bin.clone(), bin.join("../../pginstall18/bin")];
-        found.extend(others.into_iter().map(|bin| bin.join("psql")).filter(|psql| psql.exists()));
-    }
+    found.extend(pgvector().map(|bin| bin.join("psql")).filter(|psql| psql.exists()));
     found
 }
 
