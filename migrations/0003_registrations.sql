@@ -21,6 +21,23 @@ CREATE FOREIGN TABLE IF NOT EXISTS ruvector.registration_list (
   service text COLLATE "C", name text COLLATE "C", seen text COLLATE "C", state text, reason text
 ) SERVER ruvector OPTIONS (schema_name 'ruvector', table_name 'registration_list');
 
+-- What is indexed can be searched: also who writes rows himself registers only what he may read.
+CREATE OR REPLACE FUNCTION ruvector.check_registration() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  named text := NEW.spec ->> 'table';
+  relation regclass := to_regclass(CASE WHEN named IS NULL THEN NULL WHEN strpos(named, '.') > 0
+    THEN format('%I.%I', split_part(named, '.', 1), substr(named, strpos(named, '.') + 1)) ELSE format('public.%I', named) END);
+BEGIN
+  IF relation IS NOT NULL AND NOT has_table_privilege(relation, 'SELECT') THEN
+    RAISE 'permission denied for table %', named USING ERRCODE = '42501';
+  END IF;
+  NEW.registered_by := session_user;
+  RETURN NEW;
+END $$;
+DROP TRIGGER IF EXISTS check_registration ON ruvector.registrations;
+CREATE TRIGGER check_registration BEFORE INSERT OR UPDATE OF spec, name, service ON ruvector.registrations
+  FOR EACH ROW EXECUTE FUNCTION ruvector.check_registration();
+
 -- A collection over a table that the caller may read. `options`: m, ef_construction, encoding, index, lists, and tiers. Gives its
 -- number; it is searchable when ruvector_registrations() says live.
 CREATE OR REPLACE FUNCTION ruvector.ruvector_register_collection(
@@ -42,6 +59,10 @@ BEGIN
   END IF;
   IF p_dimensions NOT BETWEEN 1 AND 16000 THEN
     RAISE 'dimensions is %', p_dimensions USING ERRCODE = '22023', HINT = '1 to 16000, or NULL to learn it from the column';
+  END IF;
+  -- What the service takes for the end of the schema's name.
+  IF p_table_schema LIKE '%.%' THEN
+    RAISE 'the schema''s name has a dot in it: %', quote_ident(p_table_schema) USING ERRCODE = '0A000';
   END IF;
   relation := to_regclass(format('%I.%I', p_table_schema, p_table_name));
   IF relation IS NULL THEN

@@ -16,6 +16,8 @@ pub struct Registration {
     pub tuning: String,
     /// Stands for both where an outcome is told.
     pub seen: String,
+    /// May the owner of all these rows read its table?
+    pub readable: bool,
 }
 
 /// What became of a row.

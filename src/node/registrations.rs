@@ -61,6 +61,7 @@ pub fn merge(
             () if configured.iter().any(|other| other.name() == row.name) => {
                 Err("the configuration file has a collection of this name, which holds".to_owned())
             }
+            () if !row.readable => Err("the owner of ruvector.registrations may not read its table".to_owned()),
             () if other => Err("there is a row for this service alone, which holds".to_owned()),
             () => spec(row).and_then(|spec| match unfit(&spec) {
                 Some(reason) => Err(reason),
@@ -72,7 +73,7 @@ pub fn merge(
         let configured = configured.iter().any(|other| other.name() == row.name);
         let taken = match decided {
             Ok(spec) => Some(spec),
-            Err(_) if configured || other => None,
+            Err(_) if configured || other || !row.readable => None,
             Err(_) => kept().cloned(),
         };
         let suffix = if refused.is_some() && taken.is_some() { "; it goes on as it was" } else { "" };
@@ -113,6 +114,7 @@ mod tests {
             spec: spec.into(),
             tuning: "{}".into(),
             seen: "1".into(),
+            readable: true,
         }
     }
 

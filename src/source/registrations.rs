@@ -48,37 +48,64 @@ fn name() -> String {
     format!("{}.{}", quote_ident(TABLE.0), quote_ident(TABLE.1))
 }
 
-/// Looks what is registered. One statement: one state.
+/// Is the table there, is it what the pack makes, and is all of it seen?
+const THERE: &str = "SELECT row_security_active(c.oid),
+           (SELECT array_agg(format_type(a.atttypid, NULL) ORDER BY a.attname) = '{text,text,jsonb,jsonb}'
+              FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname IN ('name', 'service', 'spec', 'tuning'))
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind = 'r'";
+
+/// Looks what is registered. One statement: one state. What is wrong with the table is told, and nothing else waits for it:
+/// only a connection that breaks is an error.
 pub async fn read(client: &Client) -> Result<Found> {
-    let there = "SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                  WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind = 'r'";
-    if client.query_opt(there, &[&TABLE.0, &TABLE.1]).await?.is_none() {
-        return Ok(Found::Nothing);
+    match found(client).await {
+        Err(SourceError::Sql { code, message }) if !code.starts_with("08") && !code.starts_with("57P") => {
+            let help = match code.starts_with("42") {
+                true => format!("; as its owner: {}", grant(client).await?),
+                false => String::new(),
+            };
+            Ok(Found::Hidden(format!("{message} ({code}){help}")))
+        }
+        other => other,
     }
+}
+
+async fn found(client: &Client) -> Result<Found> {
+    let Some(there) = client.query_opt(THERE, &[&TABLE.0, &TABLE.1]).await? else { return Ok(Found::Nothing) };
+    if there.get(0) {
+        let why = "row level security hides rows of ruvector.registrations: give the service's role BYPASSRLS, or ALTER TABLE ruvector.registrations DISABLE ROW LEVEL SECURITY";
+        return Ok(Found::Hidden(why.to_owned()));
+    }
+    if there.get::<_, Option<bool>>(1) != Some(true) {
+        let why =
+            "ruvector.registrations is not the table that the SQL pack makes: ruvector sqlpack install tells more";
+        return Ok(Found::Hidden(why.to_owned()));
+    }
+    // Whoever owns the table decides what is in it, and gets nothing indexed that he may not read himself.
     let sql = format!(
         "SELECT txid_current_snapshot()::text, r.service, r.name, r.spec::text, r.tuning::text,
-                hashtextextended(r.spec::text || r.tuning::text, 0)::text
+                hashtextextended(r.spec::text || r.tuning::text, 0)::text,
+                coalesce(has_table_privilege(
+                  (SELECT relowner FROM pg_class WHERE oid = r.tableoid),
+                  to_regclass(CASE WHEN r.spec ->> 'table' IS NULL THEN NULL WHEN strpos(r.spec ->> 'table', '.') > 0
+                    THEN format('%I.%I', split_part(r.spec ->> 'table', '.', 1), substr(r.spec ->> 'table', strpos(r.spec ->> 'table', '.') + 1))
+                    ELSE format('public.%I', r.spec ->> 'table') END),
+                  'SELECT'), true)
            FROM (VALUES (1)) one LEFT JOIN {} r ON true ORDER BY r.id",
         name()
     );
-    let found = match client.query(&sql, &[]).await.map_err(SourceError::from) {
-        Ok(found) => found,
-        // Not ours, or not ours to read.
-        Err(SourceError::Sql { code, message }) if code.starts_with("42") => {
-            return Ok(Found::Hidden(format!("{message} ({code}); as its owner: {}", grant(client).await?)));
-        }
-        Err(other) => return Err(other),
-    };
+    let found = client.query(&sql, &[]).await?;
     let snapshot = found.first().map(|row| row.get::<_, &str>(0)).and_then(Snapshot::parse);
     let snapshot = snapshot.ok_or_else(|| SourceError::Unavailable("a snapshot that is not understood".into()))?;
+    // Constraints may have been dropped: a row without a value says nothing.
     let row = |row: &tokio_postgres::Row| {
-        let name: Option<String> = row.get(2);
-        name.map(|name| Registration {
-            service: row.get(1),
-            name,
-            spec: row.get(3),
-            tuning: row.get(4),
-            seen: row.get(5),
+        Some(Registration {
+            service: row.get::<_, Option<String>>(1)?,
+            name: row.get::<_, Option<String>>(2)?,
+            spec: row.get::<_, Option<String>>(3)?,
+            tuning: row.get::<_, Option<String>>(4)?,
+            seen: row.get::<_, Option<String>>(5)?,
+            readable: row.get(6),
         })
     };
     Ok(Found::Rows { rows: found.iter().filter_map(row).collect(), snapshot })

@@ -20,11 +20,26 @@ fn is_ours(name: &str) -> bool {
     name == "ruvector" || made.any(|made| made == name) || ["registrations_table", "registrations_pkey"].contains(&name)
 }
 
+/// As it can stand in a comment, which any kind of line's end ends.
+fn in_comment(name: &str) -> String {
+    name.replace(|c: char| c.is_control() || c == '\u{2028}' || c == '\u{2029}', " ")
+}
+
+/// A tag of dollar quotes that does not occur in what they are around.
+fn tag(inside: &[&str]) -> String {
+    let mut tag = "$pack$".to_owned();
+    while inside.iter().any(|text| text.contains(&tag)) {
+        tag.insert_str(1, "_");
+    }
+    tag
+}
+
 /// Takes out what an earlier pack made for collections that are no more. What others built on it keeps it there.
 fn gone(collections: &[CollectionDef]) -> String {
     let names: Vec<_> = collections.iter().map(|def| quote_literal(&def.name)).collect();
+    let tag = tag(&names.iter().map(String::as_str).collect::<Vec<_>>());
     format!(
-        "\n-- What is there of collections that are no more.\nDO $pack$\nDECLARE\n  found record;\nBEGIN\n  \
+        "\n-- What is there of collections that are no more.\nDO {tag}\nDECLARE\n  found record;\nBEGIN\n  \
          FOR found IN SELECT c.relname FROM pg_foreign_table f JOIN pg_class c ON c.oid = f.ftrelid\n     \
          JOIN pg_foreign_server s ON s.oid = f.ftserver AND s.srvname = 'ruvector'\n    \
          WHERE c.relnamespace = 'ruvector'::regnamespace AND 'schema_name=collections' = ANY (f.ftoptions)\n      \
@@ -32,7 +47,7 @@ fn gone(collections: &[CollectionDef]) -> String {
          BEGIN\n      EXECUTE format('DROP FUNCTION IF EXISTS ruvector.%I, ruvector.%I', found.relname || '_search', found.relname || '_nearest');\n      \
          EXECUTE format('DROP FOREIGN TABLE ruvector.%I', found.relname);\n    \
          EXCEPTION WHEN dependent_objects_still_exist OR ambiguous_function THEN\n      \
-         RAISE WARNING 'ruvector.% stays: %', found.relname, SQLERRM;\n    END;\n  END LOOP;\nEND $pack$;\n",
+         RAISE WARNING 'ruvector.% stays: %', found.relname, SQLERRM;\n    END;\n  END LOOP;\nEND {tag};\n",
         names.join(", ")
     )
 }
@@ -88,6 +103,7 @@ impl Pack<'_> {
     fn collection(&self, def: &CollectionDef) -> String {
         let name = &def.name;
         if is_ours(name) {
+            let name = in_comment(name);
             return format!("\n-- Collection {name}: no table and no functions, the pack has one of that name.\n");
         }
         let table = format!("ruvector.{}", quote_ident(name));
@@ -99,15 +115,16 @@ impl Pack<'_> {
             "schema_name 'collections', table_name {}, fetch_size '100', use_remote_estimate 'true'",
             quote_literal(name)
         );
+        let block = tag(&[&shape, &table]);
         let mut sql = format!(
             "\n-- Collection {}: {}. The comment tells whether it is still the same.\n\
-             DO $pack$\nBEGIN\n  \
+             DO {block}\nBEGIN\n  \
              IF to_regclass({}) IS NOT NULL AND obj_description(to_regclass({}), 'pg_class') IS DISTINCT FROM {shape} THEN\n    \
-             EXECUTE 'DROP FOREIGN TABLE ' || {} || ' CASCADE';\n  END IF;\nEND $pack$;\n\
+             EXECUTE 'DROP FOREIGN TABLE ' || {} || ' CASCADE';\n  END IF;\nEND {block};\n\
              CREATE FOREIGN TABLE IF NOT EXISTS {table} ({listed})\n  SERVER ruvector OPTIONS ({options});\n\
              COMMENT ON FOREIGN TABLE {table} IS {shape};\n",
-            name.replace('\n', " "),
-            def.quoted_table().replace('\n', " "),
+            in_comment(name),
+            in_comment(&def.quoted_table()),
             quote_literal(&table),
             quote_literal(&table),
             quote_literal(&table),
@@ -132,6 +149,7 @@ impl Pack<'_> {
             _ => format!("s.{name}"),
         });
         let joined: Vec<_> = def.key.iter().map(|key| format!("t.{0} = s.{0}", quote_ident(&key.name))).collect();
+        let joined = joined.join(" AND ");
         let (nearest, search) = (quote_ident(&format!("{name}_nearest")), quote_ident(&format!("{name}_search")));
         sql.push_str(&format!(
             "-- Keys nearest first, without an end: join, filter, ORDER BY distance LIMIT, and exactly so many rows are left.\n\
@@ -146,12 +164,12 @@ impl Pack<'_> {
              CREATE OR REPLACE FUNCTION ruvector.{search}(query double precision[], k integer DEFAULT 10, \
              condition text DEFAULT NULL, options jsonb DEFAULT NULL, min_lsn pg_lsn DEFAULT NULL)\n\
              RETURNS TABLE (\"row\" {rows}, distance double precision) LANGUAGE sql STABLE PARALLEL RESTRICTED ROWS 10\n\
-             SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off AS $body$\n  \
+             SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off AS {body}\n  \
              SELECT t, s.distance FROM ruvector.{nearest}($1, $3, $4, $5) s JOIN {from} t ON {joined}\n   \
-             ORDER BY s.distance LIMIT coalesce($2, 10)\n$body$;\n",
+             ORDER BY s.distance LIMIT coalesce($2, 10)\n{body};\n",
+            body = tag(&[&nearest, &def.from_clause(), &joined]),
             rows = def.quoted_table(),
             from = def.from_clause(),
-            joined = joined.join(" AND "),
         ));
         sql
     }
@@ -215,6 +233,13 @@ mod tests {
             assert!(is_ours(name), "{name}");
         }
         assert!(!is_ours("docs") && !is_ours("ruvector_search"));
+    }
+
+    #[test]
+    fn no_name_ends_a_comment_or_a_body() {
+        assert_eq!(in_comment("x\rALTER ROLE a SUPERUSER;\n--"), "x ALTER ROLE a SUPERUSER; --");
+        assert_eq!(tag(&["plain"]), "$pack$");
+        assert_eq!(tag(&["a $pack$ b", "$_pack$"]), "$__pack$");
     }
 
     #[test]

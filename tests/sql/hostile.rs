@@ -47,6 +47,29 @@ fn broken(random: &mut Random, text: &str) -> Vec<u8> {
     bytes
 }
 
+/// What a query over the catalog may take is bounded whatever it makes: rows, values, patterns, named queries that double.
+#[test]
+fn a_query_over_the_catalog_that_takes_too_much_is_refused() {
+    let world = world();
+    let sql = world.direct();
+    let named: Vec<_> = (1..40).map(|at| format!("t{at} AS (SELECT x || x AS x FROM t{})", at - 1)).collect();
+    let doubled = format!("WITH t0 AS (SELECT 'xxxxxxxx' AS x FROM pg_am), {} SELECT x FROM t39", named.join(", "));
+    let long = "a".repeat(30_000);
+    let started = Instant::now();
+    for statement in [
+        doubled.as_str(),
+        "SELECT *, *, *, *, * FROM pg_type a, pg_type b, pg_type c",
+        &format!("SELECT count(*) FROM pg_type a, pg_type b WHERE '{long}' ~ '^a*b'"),
+        &format!("SELECT count(*) FROM pg_type WHERE '{long}' LIKE '%a%a%a%b'"),
+        &format!("SELECT replace('{0}', 'a', '{0}') FROM pg_am", "a".repeat(20_000)),
+        "SELECT oid FROM pg_type EXCEPT SELECT a.oid + b.oid FROM pg_type a, pg_type b, pg_type c",
+    ] {
+        assert_eq!(refusal(&sql, statement).0, "54001", "{}", &statement[..60.min(statement.len())]);
+    }
+    assert!(started.elapsed() < Duration::from_secs(60), "it took {:?}", started.elapsed());
+    assert_eq!(sql.one("SELECT count(*) > 0 FROM pg_type"), "t");
+}
+
 #[test]
 fn broken_statements_are_answered_and_the_session_lives() {
     let world = world();

@@ -78,6 +78,7 @@ pub fn call(lookup: &Lookup<'_>, name: &str, arguments: &[Datum]) -> Result<Datu
         }
         "array_to_string" => match (first.items(), second.text()) {
             (Some(items), Some(between)) => {
+                lookup.check_made(items.len() * between.len())?;
                 Datum::Text(items.iter().filter_map(Datum::text).collect::<Vec<_>>().join(&between))
             }
             _ => Datum::Null,
@@ -92,7 +93,10 @@ pub fn call(lookup: &Lookup<'_>, name: &str, arguments: &[Datum]) -> Result<Datu
         "quote_ident" => text(given.map(|name| quoted(&name))),
         "concat" => Datum::Text(arguments.iter().filter_map(Datum::text).collect()),
         "replace" => match (given, second.text(), arguments.get(2).and_then(Datum::text)) {
-            (Some(text), Some(from), Some(to)) if !from.is_empty() => Datum::Text(text.replace(&from, &to)),
+            (Some(text), Some(from), Some(to)) if !from.is_empty() => {
+                lookup.check_made(text.matches(&from).count() * to.len())?;
+                Datum::Text(text.replace(&from, &to))
+            }
             (Some(text), ..) => Datum::Text(text),
             _ => Datum::Null,
         },

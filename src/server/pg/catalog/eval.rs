@@ -18,6 +18,12 @@ impl Lookup<'_> {
     /// The value of an expression; `scope`: the row that it is about.
     pub(super) fn expr(&self, expr: &Expr, scope: Option<&Scope<'_>>) -> Result<Datum, Problem> {
         self.step()?;
+        let value = self.value(expr, scope)?;
+        self.weigh(&value)?;
+        Ok(value)
+    }
+
+    fn value(&self, expr: &Expr, scope: Option<&Scope<'_>>) -> Result<Datum, Problem> {
         let truth = |inner: &Expr| self.expr(inner, scope).map(|value| value.truth());
         let of = |value: Option<bool>| value.map_or(Datum::Null, Datum::Bool);
         Ok(match expr {
@@ -174,7 +180,9 @@ impl Lookup<'_> {
         scope: Option<&Scope<'_>>,
     ) -> Result<Datum, Problem> {
         let (text, pattern) = (self.expr(expr, scope)?.text(), self.expr(pattern, scope)?.text());
-        let found = text.zip(pattern).map(|(text, pattern)| like(&text, &pattern, fold) != negated);
+        let both = text.zip(pattern);
+        both.as_ref().map_or(Ok(()), |(text, pattern)| self.spend_on_pattern(text, pattern))?;
+        let found = both.map(|(text, pattern)| like(&text, &pattern, fold) != negated);
         Ok(found.map_or(Datum::Null, Datum::Bool))
     }
 
@@ -200,10 +208,13 @@ impl Lookup<'_> {
         let (a, b) = (self.expr(left, scope)?, self.expr(right, scope)?);
         let text = operator(op);
         let matches = |fold, negated| match (a.text(), b.text()) {
-            (Some(text), Some(pattern)) => match regex(&text, &pattern, fold) {
-                Some(found) => Ok(Datum::Bool(found != negated)),
-                None => Err(unsupported(format!("the regular expression {pattern:?}"))),
-            },
+            (Some(text), Some(pattern)) => {
+                self.spend_on_pattern(&text, &pattern)?;
+                match regex(&text, &pattern, fold) {
+                    Some(found) => Ok(Datum::Bool(found != negated)),
+                    None => Err(unsupported(format!("the regular expression {pattern:?}"))),
+                }
+            }
             _ => Ok(Datum::Null),
         };
         let number = |whole: fn(i64, i64) -> Option<i64>| match (a.int(), b.int()) {
@@ -217,7 +228,9 @@ impl Lookup<'_> {
             "!~*" => matches(true, true)?,
             "~~" | "!~~" | "~~*" | "!~~*" => {
                 let (fold, negated) = (text.ends_with('*'), text.starts_with('!'));
-                let found = a.text().zip(b.text()).map(|(text, pattern)| like(&text, &pattern, fold) != negated);
+                let both = a.text().zip(b.text());
+                both.as_ref().map_or(Ok(()), |(text, pattern)| self.spend_on_pattern(text, pattern))?;
+                let found = both.map(|(text, pattern)| like(&text, &pattern, fold) != negated);
                 truth(found)
             }
             "||" => match (&a, &b) {
@@ -399,6 +412,7 @@ impl Lookup<'_> {
                     (Some(between), Some(scope)) => self.expr(between, Some(scope))?.text().unwrap_or_default(),
                     _ => String::new(),
                 };
+                self.check_made(values.len() * between.len() + values.iter().map(Datum::bytes).sum::<usize>())?;
                 Datum::Text(values.iter().filter_map(Datum::text).collect::<Vec<_>>().join(&between))
             }
             _ => Datum::Null,

@@ -139,10 +139,13 @@ impl Lookup<'_> {
         {
             return Ok(rows.clone());
         }
-        self.world.table(schema, name).map(Rc::new).ok_or_else(|| {
+        let rows = self.world.table(schema, name).ok_or_else(|| {
             Problem::new(problem::UNKNOWN_COLLECTION, format!("relation \"{}\" does not exist", pieces.join(".")))
                 .hint("a query over the catalog cannot name collections; collection_list tells of them")
-        })
+        })?;
+        // A sub-select makes it again for each row.
+        self.spend(rows.rows.len())?;
+        Ok(Rc::new(rows))
     }
 }
 

@@ -17,6 +17,12 @@ type At = Vec<Option<usize>>;
 
 /// Most values that one statement may look at: about a second.
 const MAX_STEPS: u64 = 5_000_000;
+/// Bytes that are made in the time of a step.
+const BYTES_A_STEP: usize = 8;
+/// Most bytes of one value.
+const MAX_VALUE: usize = 64 << 10;
+/// Most bytes that are compared with a pattern, and of a pattern: names are far shorter.
+const MAX_MATCHED: usize = 4 << 10;
 /// Most rows of tables that are joined.
 const MAX_ROWS: usize = 200_000;
 
@@ -53,8 +59,32 @@ impl<'a> Lookup<'a> {
     }
 
     pub(super) fn step(&self) -> Result<(), Problem> {
-        self.steps.set(self.steps.get() + 1);
+        self.spend(1)
+    }
+
+    /// What has been done, in the time that looking at a value takes.
+    pub(super) fn spend(&self, steps: usize) -> Result<(), Problem> {
+        self.steps.set(self.steps.get().saturating_add(steps as u64));
         if self.steps.get() < MAX_STEPS { Ok(()) } else { Err(Lookup::too_much()) }
+    }
+
+    /// A value that was made: none is large, and all together take little memory.
+    pub(super) fn weigh(&self, value: &Datum) -> Result<(), Problem> {
+        let bytes = value.bytes();
+        self.check_made(bytes)?;
+        self.spend(bytes / BYTES_A_STEP)
+    }
+
+    pub(super) fn check_made(&self, bytes: usize) -> Result<(), Problem> {
+        if bytes <= MAX_VALUE { Ok(()) } else { Err(Lookup::too_much()) }
+    }
+
+    /// A comparison of a text with a pattern, which may go through the one for each piece of the other.
+    pub(super) fn spend_on_pattern(&self, text: &str, pattern: &str) -> Result<(), Problem> {
+        if text.len().max(pattern.len()) > MAX_MATCHED {
+            return Err(Lookup::too_much());
+        }
+        self.spend(text.len() * (text.len() + pattern.len()) / 64 + 1)
     }
 
     pub(super) fn check_kept(&self, rows: usize) -> Result<(), Problem> {
@@ -150,6 +180,9 @@ impl<'a> Lookup<'a> {
                     let detail = "each side of UNION must have the same number of columns";
                     return Err(Problem::new(problem::SYNTAX, detail));
                 }
+                if !matches!(op, SetOperator::Union) {
+                    self.spend(left.rows.len() * right.rows.len())?;
+                }
                 match op {
                     SetOperator::Union => left.rows.extend(right.rows),
                     SetOperator::Except => left.rows.retain(|row| !right.rows.contains(row)),
@@ -229,6 +262,7 @@ impl<'a> Lookup<'a> {
                     SelectItem::ExprWithAliases { .. } => return Err(unsupported("several names for one column")),
                 }
             }
+            row.iter().try_for_each(|value| self.spend(1 + value.bytes() / BYTES_A_STEP))?;
             let mut key = Vec::with_capacity(order.len());
             for (expr, ..) in order {
                 key.push(match place(expr, &columns) {
@@ -278,7 +312,7 @@ impl<'a> Lookup<'a> {
                     _ => self.expr(expr, Some(&scope))?,
                 });
             }
-            self.step()?;
+            self.spend(groups.len() + 1)?;
             match groups.iter_mut().find(|(other, _)| *other == key) {
                 Some((_, members)) => members.push(at),
                 None => groups.push((key, vec![at])),

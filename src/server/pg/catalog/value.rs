@@ -16,6 +16,17 @@ pub enum Datum {
     List(Vec<Datum>),
 }
 
+impl Datum {
+    /// Bytes beside those that every value takes.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Datum::Text(text) => text.len(),
+            Datum::List(items) => items.iter().map(|item| size_of::<Datum>() + item.bytes()).sum(),
+            _ => 0,
+        }
+    }
+}
+
 impl From<&str> for Datum {
     fn from(text: &str) -> Datum {
         Datum::Text(text.to_owned())
