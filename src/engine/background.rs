@@ -121,7 +121,10 @@ pub fn link(shared: &Shared, epoch: &Path, log: &LogTail, done: &Sender<Done>) -
             for segment in &index.segments {
                 linked += segment.graph.link_next(LINK_CHUNK);
                 let is_done = segment.is_full() && segment.is_linked() && !segment.is_saved();
-                if is_done && let Some(segment) = seal(epoch, collection, number, index, segment)? {
+                if is_done
+                    && is_published(index, segment)
+                    && let Some(segment) = seal(epoch, collection, number, index, segment)?
+                {
                     crate::failpoint!("link.sealed");
                     let _ = done.send(Done::Sealed { collection, index: number, segment });
                 }
@@ -132,6 +135,12 @@ pub fn link(shared: &Shared, epoch: &Path, log: &LogTail, done: &Sender<Done>) -
         }
     }
     Ok(())
+}
+
+/// Are all of its nodes in this view? Those of a transaction that is still being applied are not, and their rows may not be
+/// in the file of originals yet.
+fn is_published(index: &IndexView, segment: &Segment) -> bool {
+    segment.last_node().is_none_or(|node| (node as usize) < index.rows.len())
 }
 
 /// One vector column's index, and where its segments go.
@@ -329,10 +338,9 @@ fn compaction(index: &IndexView, below: u64) -> Option<Vec<Arc<Segment>>> {
 fn by_tier(index: &IndexView) -> Vec<Vec<(usize, &Arc<Segment>)>> {
     let alive =
         |segment: &Segment| (0..segment.graph.len()).filter(|&slot| index.row(segment.node(slot)).is_some()).count();
-    // A segment may have been filled and saved since the view was published: what the view does not know is not dead.
-    let known = |segment: &Segment| segment.last_node().is_none_or(|node| (node as usize) < index.rows.len());
+    // What the view does not know is not dead.
     let mut groups: BTreeMap<Option<Tier>, Vec<_>> = BTreeMap::new();
-    for segment in index.segments.iter().filter(|segment| segment.is_saved() && known(segment)) {
+    for segment in index.segments.iter().filter(|segment| segment.is_saved() && is_published(index, segment)) {
         groups.entry(segment.keeping().tier).or_default().push((alive(segment), segment));
     }
     groups.values_mut().for_each(|group| group.sort_by_key(|(alive, _)| *alive));
@@ -362,7 +370,7 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     #[test]
-    fn a_segment_that_is_newer_than_the_view_is_not_merged() {
+    fn a_segment_that_is_newer_than_the_view_is_neither_sealed_nor_merged() {
         let column = VectorColumn {
             name: "e".into(),
             kind: ColumnType::Vector,
@@ -392,7 +400,10 @@ mod tests {
             let live = rows.live();
             let (column, segments, ids) = (column.clone(), segments.clone(), Arc::new(AtomicU64::new(2)));
             let (originals, sparse, gone, touches) = (None, Default::default(), Arc::default(), Arc::default());
-            choose(&IndexView { column, rows, segments, live, ids, originals, sparse, gone, touches }).is_some()
+            let index = IndexView { column, rows, segments, live, ids, originals, sparse, gone, touches };
+            // Nor is it sealed: its rows would be read back from a file that does not have them yet.
+            assert_eq!(is_published(&index, &index.segments[0]), alive.len() == 4);
+            choose(&index).is_some()
         };
         assert!(!chosen(&[true]), "three rows are not published yet");
         assert!(!chosen(&[true, true, true]), "one row is not published yet");
