@@ -29,7 +29,7 @@ fn in_comment(name: &str) -> String {
 fn tag(inside: &[&str]) -> String {
     let mut tag = "$pack$".to_owned();
     while inside.iter().any(|text| text.contains(&tag)) {
-        tag.insert_str(1, "_");
+        tag.insert(1, '_');
     }
     tag
 }
