@@ -62,12 +62,12 @@ fn a_query_over_the_catalog_that_takes_too_much_is_refused() {
         &format!("SELECT count(*) FROM pg_type a, pg_type b WHERE '{long}' ~ '^a*b'"),
         &format!("SELECT count(*) FROM pg_type WHERE '{long}' LIKE '%a%a%a%b'"),
         &format!("SELECT replace('{0}', 'a', '{0}') FROM pg_am", "a".repeat(20_000)),
-        "SELECT oid FROM pg_type EXCEPT SELECT a.oid + b.oid FROM pg_type a, pg_type b, pg_type c",
+        "SELECT a.oid FROM pg_type a, pg_type b EXCEPT SELECT a.oid + b.oid FROM pg_type a, pg_type b, pg_type c",
     ] {
         assert_eq!(refusal(&sql, statement).0, "54001", "{}", &statement[..60.min(statement.len())]);
     }
     assert!(started.elapsed() < Duration::from_secs(60), "it took {:?}", started.elapsed());
-    assert_eq!(sql.one("SELECT count(*) > 0 FROM pg_type"), "t");
+    assert_eq!(sql.one("SELECT typname FROM pg_type WHERE oid = 16"), "bool");
 }
 
 #[test]
