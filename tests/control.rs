@@ -102,6 +102,38 @@ fn what_is_registered_is_searchable_and_what_is_unregistered_is_gone() {
     service.terminate();
 }
 
+#[test]
+fn a_service_without_collections_takes_those_that_are_registered() {
+    let database = Database::shared();
+    let sql = &database.sql;
+    database.docs(20);
+    sql.run("CREATE TABLE pages (LIKE docs INCLUDING ALL); INSERT INTO pages SELECT * FROM docs; CREATE EXTENSION postgres_fdw");
+    let mut service = Service::configured(&database, "reconcile_s = 1\n", LISTEN);
+    service.start();
+    service.wait_for("it follows the source", |service| service.status()["replication"]["phase"] == "streaming");
+    installed(&service, &database.dsn, "install");
+    sql.run(REGISTER);
+    service.wait_for("it answers", |service| outcome_is(service, sql, "pages", "live"));
+    service.wait_ready();
+    sql.run("INSERT INTO pages (id, section, embedding) VALUES (900, 'new', vec(900, 4))");
+    service.catch_up(sql);
+    assert_eq!(ids(&service.search("pages", &near(900, 4, 1))), [900]);
+    assert_eq!(service.verify_clean("pages"), 21);
+    // And after a kill nothing needs the file.
+    service.kill();
+    service.start();
+    service.wait_ready();
+    assert_eq!(ids(&service.search("pages", &near(900, 4, 1))), [900]);
+    sql.run("SELECT ruvector.ruvector_unregister_collection('pages')");
+    service.wait_for("it is gone", |service| names(service).is_empty());
+    sql.run(REGISTER);
+    service.wait_for("it is back", |service| names(service) == ["pages"]);
+    service.catch_up(sql);
+    service.wait_for("it answers", |service| service.try_search("pages", &near(900, 4, 1)).is_ok());
+    assert_eq!(service.verify_clean("pages"), 21);
+    service.terminate();
+}
+
 fn outcome_is(_: &Service, sql: &Sql, name: &str, expected: &str) -> bool {
     outcome(sql, name) == expected
 }

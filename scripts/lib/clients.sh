@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Owns the drivers that tests/sql/clients.rs tries: fetched by pip and npm once, kept below cargo's target folder.
-# scripts/lib/clients.sh FOLDER python|node. Exit code 3: it cannot be installed here.
+# Owns the drivers that tests/sql/clients.rs tries: fetched by pip, npm and apt once, kept below cargo's target folder.
+# scripts/lib/clients.sh FOLDER python|node|java. Exit code 3: it cannot be installed here.
 set -euo pipefail
 
-[ "$#" = 2 ] || { echo "usage: $0 FOLDER python|node" >&2; exit 2; }
+[ "$#" = 2 ] || { echo "usage: $0 FOLDER python|node|java" >&2; exit 2; }
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 # Whole before it gets its name.
@@ -28,7 +28,16 @@ node() {
   mv -T "$fresh" "$folder/node" 2>/dev/null || [ -d "$folder/node/node_modules/pg" ]
 }
 
+java() {
+  [ -f "$folder/java/postgresql.jar" ] && return
+  command -v java >/dev/null || { echo "there is no java" >&2; exit 3; }
+  # Unpacked here, not installed.
+  (cd "$fresh" && apt-get download -qq libpostgresql-jdbc-java && dpkg -x ./*.deb .) </dev/null >&2 || exit 3
+  cp -L "$fresh/usr/share/java/postgresql.jar" "$fresh/postgresql.jar"
+  mv -T "$fresh" "$folder/java" 2>/dev/null || [ -f "$folder/java/postgresql.jar" ]
+}
+
 case "$2" in
-  python | node) "$2" ;;
+  python | node | java) "$2" ;;
   *) exit 2 ;;
 esac

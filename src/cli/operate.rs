@@ -169,7 +169,22 @@ pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
             );
         }
     }
+    registrations(&status["registrations"]);
     Ok(code)
+}
+
+/// What became of what is registered by SQL.
+fn registrations(found: &Json) {
+    if let Some(trouble) = found["trouble"].as_str() {
+        say!("registered   cannot be read: {trouble}");
+    }
+    for row in found["rows"].as_array().into_iter().flatten() {
+        let name = row["name"].as_str().unwrap_or("?");
+        match row["reason"].as_str() {
+            Some(reason) => say!("registered   {name}: not taken, {reason}"),
+            None => say!("registered   {name}: taken"),
+        }
+    }
 }
 
 /// What our slots keep on the source, and what the doctor found.

@@ -68,11 +68,13 @@ pub struct Options {
 impl TryFrom<&Config> for Options {
     type Error = ConfigError;
 
-    /// A service without collections has nothing to do.
+    /// A service without collections has nothing to do, unless some may be registered by SQL.
     fn try_from(config: &Config) -> Result<Options, ConfigError> {
-        if config.collections.is_empty() {
+        if config.collections.is_empty() && !(config.source.registrations && !config.sql.listen.trim().is_empty()) {
             return Err(ConfigError(
-                "no [[collections]]: see the example at the end of `ruvector config default`".into(),
+                "no [[collections]], and none can be registered by SQL without sql.listen and source.registrations: \
+                 see the example at the end of `ruvector config default`"
+                    .into(),
             ));
         }
         let ms = Duration::from_millis;
@@ -160,6 +162,6 @@ mod tests {
         let mut config = Config::load(None).expect("the defaults are valid");
         config.source.dsn = "postgresql://u@h/d".into();
         let error = Options::try_from(&config).expect_err("no collections").to_string();
-        assert!(error.contains("[[collections]]"), "{error}");
+        assert!(error.contains("[[collections]]") && error.contains("sql.listen"), "{error}");
     }
 }

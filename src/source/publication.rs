@@ -23,6 +23,18 @@ pub async fn is_ours(client: &Client, name: &str) -> Result<Option<bool>> {
     Ok(row.map(|row| row.get::<_, Option<String>>(0).as_deref() == Some(MADE_BY_US)))
 }
 
+/// A publication without tables, where there is none: a stream needs one before the first collection is registered.
+pub async fn begin(client: &Client, name: &str) -> Result<()> {
+    let there = client.query_opt("SELECT FROM pg_publication WHERE pubname = $1", &[&name]).await?;
+    if there.is_none() {
+        let publication = quote_ident(name);
+        let sql = format!("CREATE PUBLICATION {publication} WITH (publish_via_partition_root = true)");
+        run(client, true, format!("publication {publication} does not exist"), &sql).await?;
+        client.batch_execute(&format!("COMMENT ON PUBLICATION {publication} IS '{MADE_BY_US}'")).await?;
+    }
+    Ok(())
+}
+
 /// Makes sure that the publication sends what the collections need. With `create` what is missing is made, else it is
 /// an error that carries the SQL. For each collection: true when its table was missing, so that changes made before now
 /// were not sent; or why it cannot be followed.

@@ -1,4 +1,4 @@
-//! Drivers as their users have them, and psql's commands. Drivers come from pip and npm (`scripts/lib/clients.sh`); where these
+//! Drivers as their users have them, and psql's commands. Drivers come from pip, npm and apt (`scripts/lib/clients.sh`); where these
 //! cannot be had the test says so and is left out.
 
 use crate::support::{cache_dir, pgvector};
@@ -51,6 +51,14 @@ fn drivers_of_node_work() {
     let Some(folder) = drivers("node") else { return };
     let mut command = Command::new("node");
     command.env("NODE_PATH", folder.join("node_modules")).arg(script("check.js"));
+    check(command);
+}
+
+#[test]
+fn the_driver_of_java_works() {
+    let Some(folder) = drivers("java") else { return };
+    let mut command = Command::new("java");
+    command.arg("-cp").arg(folder.join("postgresql.jar")).arg(script("Check.java"));
     check(command);
 }
 

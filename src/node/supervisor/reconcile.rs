@@ -49,6 +49,9 @@ impl Supervisor {
         }
         let fit: Vec<_> = looked.iter().filter_map(|looked| looked.wanted.def.clone().ok()).collect();
         let name = &self.options.publication;
+        if looked.is_empty() && self.options.create_publication {
+            publication::begin(client, name).await?;
+        }
         let ensured = publication::ensure(client, name, &fit, self.options.create_publication).await?;
         let fitting = looked.iter_mut().filter(|looked| looked.wanted.def.is_ok());
         for ((looked, def), ensured) in fitting.zip(&fit).zip(ensured) {

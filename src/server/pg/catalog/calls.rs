@@ -115,9 +115,13 @@ pub fn call(lookup: &Lookup<'_>, name: &str, arguments: &[Datum]) -> Result<Datu
 /// The type of what a function gives.
 pub fn kind(name: &str) -> Kind {
     match name {
-        "count" | "sum" | "pg_table_size" | "pg_relation_size" | "pg_total_relation_size" | "pg_database_size" => {
-            Kind::Int8
-        }
+        "count"
+        | "sum"
+        | "row_number"
+        | "pg_table_size"
+        | "pg_relation_size"
+        | "pg_total_relation_size"
+        | "pg_database_size" => Kind::Int8,
         "length" | "char_length" | "array_length" | "array_upper" | "cardinality" => Kind::Int4,
         "to_regtype" | "to_regclass" | "pg_my_temp_schema" => Kind::Oid,
         "current_schemas" => Kind::Texts,

@@ -300,6 +300,7 @@ impl Lookup<'_> {
                 .map(Datum::Int)
                 .ok_or_else(|| Problem::new(problem::UNKNOWN_COLUMN, format!("type \"{name}\" does not exist")))?,
             ("regtype", _) => number.map_or(Datum::Null, |oid| Datum::Text(type_shown(oid))),
+            ("regproc", Datum::Text(name)) => Datum::Text(name.trim_start_matches("pg_catalog.").to_owned()),
             ("regnamespace" | "regrole" | "regproc", _) => value,
             ("text" | "varchar" | "character varying" | "name", _) => value.text().map_or(Datum::Null, Datum::Text),
             ("bool" | "boolean", _) => value.truth().map_or(Datum::Null, Datum::Bool),

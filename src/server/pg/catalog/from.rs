@@ -4,7 +4,9 @@ use crate::server::pg::catalog::lookup::{Lookup, Scope, Source, rename};
 use crate::server::pg::catalog::value::{Datum, Kind, Rows};
 use crate::server::pg::condition::{folded, pieces, unsupported};
 use crate::server::problem::{self, Problem};
-use sqlparser::ast::{FunctionArg, FunctionArgExpr, Join, JoinConstraint, JoinOperator, TableFactor, TableWithJoins};
+use sqlparser::ast::{
+    FunctionArg, FunctionArgExpr, Join, JoinConstraint, JoinOperator, ObjectName, TableFactor, TableWithJoins,
+};
 use std::rc::Rc;
 
 impl Lookup<'_> {
@@ -45,17 +47,16 @@ impl Lookup<'_> {
         join: Option<&Join>,
         around: Option<&Scope<'_>>,
     ) -> Result<Vec<Vec<Option<usize>>>, Problem> {
-        let (outer, condition) = match join.map(|join| &join.join_operator) {
-            None => (false, None),
-            Some(JoinOperator::CrossJoin(JoinConstraint::None)) => (false, None),
-            Some(JoinOperator::Join(JoinConstraint::On(on)) | JoinOperator::Inner(JoinConstraint::On(on))) => {
-                (false, Some(on))
-            }
-            Some(JoinOperator::Left(JoinConstraint::On(on)) | JoinOperator::LeftOuter(JoinConstraint::On(on))) => {
-                (true, Some(on))
-            }
-            _ => return Err(unsupported("a join over the catalog that is neither JOIN ... ON nor LEFT JOIN ... ON")),
+        let (outer, constraint) = match join.map(|join| &join.join_operator) {
+            None => (false, &JoinConstraint::None),
+            Some(JoinOperator::CrossJoin(JoinConstraint::None)) => (false, &JoinConstraint::None),
+            Some(JoinOperator::Join(constraint) | JoinOperator::Inner(constraint)) => (false, constraint),
+            Some(JoinOperator::Left(constraint) | JoinOperator::LeftOuter(constraint)) => (true, constraint),
+            _ => return Err(unsupported("a join over the catalog that is neither JOIN nor LEFT JOIN")),
         };
+        if matches!(constraint, JoinConstraint::Natural) {
+            return Err(unsupported("NATURAL JOIN over the catalog"));
+        }
         let Some(last) = sources.last() else { return Ok(combined) };
         let mut paired = Vec::new();
         for at in combined {
@@ -64,9 +65,12 @@ impl Lookup<'_> {
                 self.step()?;
                 let mut at = at.clone();
                 at.push(Some(row));
-                let holds = match condition {
-                    Some(on) => self.expr(on, Some(&Scope { sources, at: &at, around }))?.truth() == Some(true),
-                    None => true,
+                let holds = match constraint {
+                    JoinConstraint::On(on) => {
+                        self.expr(on, Some(&Scope { sources, at: &at, around }))?.truth() == Some(true)
+                    }
+                    JoinConstraint::Using(names) => self.same_named(names, sources, &at)?,
+                    JoinConstraint::None | JoinConstraint::Natural => true,
                 };
                 if holds {
                     paired.push(at);
@@ -80,6 +84,25 @@ impl Lookup<'_> {
             }
         }
         Ok(paired)
+    }
+
+    /// Have the columns of these names the same values in the last table and in those before it?
+    fn same_named(&self, names: &[ObjectName], sources: &[Source], at: &[Option<usize>]) -> Result<bool, Problem> {
+        let split = sources.len() - 1;
+        for name in names {
+            let name = pieces(name).pop().unwrap_or_default();
+            let of = |from: usize, to: usize| {
+                Scope { sources: &sources[from..to], at: &at[from..to], around: None }.column(None, &name)
+            };
+            let (Some(before), Some(after)) = (of(0, split), of(split, sources.len())) else {
+                let detail = format!("column \"{name}\" specified in USING clause does not exist");
+                return Err(Problem::new(problem::UNKNOWN_COLUMN, detail));
+            };
+            if before.compare(&after) != Some(std::cmp::Ordering::Equal) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn source(&self, factor: &TableFactor, around: Option<&Scope<'_>>) -> Result<Source, Problem> {
@@ -112,7 +135,7 @@ impl Lookup<'_> {
         Ok(Source { alias: folded(&alias.name), rows })
     }
 
-    /// `unnest(array)` in FROM; its column has the name of its alias.
+    /// `unnest(array)` or `generate_series(first, last)` in FROM; its column has the name of its alias.
     fn unnested(
         &self,
         name: &str,
@@ -123,6 +146,20 @@ impl Lookup<'_> {
         match (name, arguments) {
             ("unnest", [FunctionArg::Unnamed(FunctionArgExpr::Expr(array))]) => {
                 Ok(items(own, self.expr(array, around)?))
+            }
+            (
+                "generate_series",
+                [FunctionArg::Unnamed(FunctionArgExpr::Expr(first)), FunctionArg::Unnamed(FunctionArgExpr::Expr(last))],
+            ) => {
+                let columns = vec![(own.to_owned(), Kind::Int8)];
+                let (first, last) = (self.expr(first, around)?.int(), self.expr(last, around)?.int());
+                let mut rows = Vec::new();
+                for number in first.zip(last).map_or(1..=0, |(first, last)| first..=last) {
+                    self.step()?;
+                    rows.push(vec![Datum::Int(number)]);
+                    self.check_kept(rows.len())?;
+                }
+                Ok(Rows { columns, rows, any: false })
             }
             _ => Err(unsupported(format!("the function {name} in FROM of a query over the catalog"))),
         }

@@ -13,7 +13,7 @@ use std::cmp::Ordering;
 use std::rc::Rc;
 
 /// A row of every source, by its number; none where an outer join found none.
-type At = Vec<Option<usize>>;
+pub(super) type At = Vec<Option<usize>>;
 
 /// Most values that one statement may look at: about a second.
 const MAX_STEPS: u64 = 5_000_000;
@@ -236,13 +236,15 @@ impl<'a> Lookup<'a> {
             SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => self.is_aggregate(expr),
             _ => false,
         });
+        let single = grouping.is_empty() && !aggregates && select.having.is_none();
+        let numbers = if single { self.numbers(&select.projection, &sources, &passed, around)? } else { Vec::new() };
         let groups = match (grouping.is_empty(), aggregates || select.having.is_some()) {
             (true, false) => passed.into_iter().map(|at| vec![at]).collect(),
             (true, true) => vec![passed],
             (false, _) => self.groups(grouping, &select.projection, &columns, &sources, passed, around)?,
         };
         let mut keyed = Vec::new();
-        for group in &groups {
+        for (nth, group) in groups.iter().enumerate() {
             let none = vec![None; sources.len()];
             let scope = Scope { sources: &sources, at: group.first().unwrap_or(&none), around };
             let members: Vec<_> = group.iter().map(|at| Scope { sources: &sources, at, around }).collect();
@@ -252,7 +254,11 @@ impl<'a> Lookup<'a> {
                 continue;
             }
             let mut row = Vec::with_capacity(columns.len());
-            for item in &select.projection {
+            for (column, item) in select.projection.iter().enumerate() {
+                if let Some(Some(numbers)) = numbers.get(column) {
+                    row.push(Datum::Int(numbers[nth]));
+                    continue;
+                }
                 match item {
                     SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => {
                         row.push(self.in_group(expr, &scope, &members)?);

@@ -9,6 +9,7 @@ mod lookup;
 mod pattern;
 mod relations;
 mod value;
+mod window;
 
 use crate::consistency::blocking;
 use crate::model::{ColumnType, Value};

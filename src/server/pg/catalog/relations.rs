@@ -44,7 +44,8 @@ const PG_ATTRIBUTE: &str = "attrelid:o attname:n atttypid:o attlen:s attnum:s at
     attacl:T? attoptions:T? attfdwoptions:T? attmissingval:T?";
 const PG_TYPE: &str = "oid:o typname:n typnamespace:o=11 typowner:o=10 typlen:s typbyval:b=f typtype:c=b typcategory:c \
     typispreferred:b=f typisdefined:b=t typdelim:c=, typrelid:o=0 typsubscript:t? typelem:o=0 typarray:o=0 typalign:c=i \
-    typstorage:c=p typnotnull:b=f typbasetype:o=0 typtypmod:i=-1 typndims:i=0 typcollation:o=0 typdefault:t? typacl:T?";
+    typstorage:c=p typnotnull:b=f typbasetype:o=0 typtypmod:i=-1 typndims:i=0 typcollation:o=0 typdefault:t? typacl:T? \
+    typinput:t";
 const PG_DATABASE: &str = "oid:o=16383 datname:n=ruvector datdba:o=10 encoding:i=6 datlocprovider:c=c datistemplate:b=f \
     datallowconn:b=t datconnlimit:i=-1 datfrozenxid:i=0 datminmxid:i=0 dattablespace:o=1663 datcollate:t=C.UTF-8 \
     datctype:t=C.UTF-8 daticulocale:t? daticurules:t? datcollversion:t? datacl:T?";
@@ -289,6 +290,7 @@ fn all_types() -> Rows {
             ("typcategory", category.into()),
             ("typelem", Datum::Int(element.into())),
             ("typarray", Datum::Int(array.into())),
+            ("typinput", Datum::Text(if category == "A" { "array_in".into() } else { format!("{name}in") })),
         ]
     };
     Rows::new(PG_TYPE, TYPES.into_iter().map(row).collect())

@@ -1,0 +1,75 @@
+//! `row_number() OVER (PARTITION BY ... ORDER BY ...)` in queries over the catalog: what JDBC's `getColumns` numbers columns by.
+
+use crate::server::pg::catalog::lookup::{At, Lookup, Scope, Source};
+use crate::server::pg::catalog::value::Datum;
+use crate::server::pg::condition::{pieces, unsupported};
+use crate::server::problem::Problem;
+use sqlparser::ast::{Expr, Function, OrderBySort, SelectItem, WindowSpec, WindowType};
+
+impl Lookup<'_> {
+    /// For each item of the list that is such a number: that of each row, from 1.
+    pub(super) fn numbers(
+        &self,
+        projection: &[SelectItem],
+        sources: &[Source],
+        rows: &[At],
+        around: Option<&Scope<'_>>,
+    ) -> Result<Vec<Option<Vec<i64>>>, Problem> {
+        let of = |item: &SelectItem| match item {
+            SelectItem::UnnamedExpr(Expr::Function(function))
+            | SelectItem::ExprWithAlias { expr: Expr::Function(function), .. } => match window(function)? {
+                Some(window) => self.numbered(window, sources, rows, around).map(Some),
+                None => Ok(None),
+            },
+            _ => Ok(None),
+        };
+        projection.iter().map(of).collect()
+    }
+
+    fn numbered(
+        &self,
+        window: &WindowSpec,
+        sources: &[Source],
+        rows: &[At],
+        around: Option<&Scope<'_>>,
+    ) -> Result<Vec<i64>, Problem> {
+        let mut keyed: Vec<(Vec<Datum>, Vec<Datum>, usize)> = Vec::with_capacity(rows.len());
+        for (place, at) in rows.iter().enumerate() {
+            let scope = Scope { sources, at, around };
+            let values = |exprs: &mut dyn Iterator<Item = &Expr>| {
+                exprs.map(|expr| self.expr(expr, Some(&scope))).collect::<Result<Vec<_>, _>>()
+            };
+            let part = values(&mut window.partition_by.iter())?;
+            keyed.push((part, values(&mut window.order_by.iter().map(|by| &by.expr))?, place));
+        }
+        let compared = |a: &[Datum], b: &[Datum]| {
+            a.iter().zip(b).map(|(a, b)| a.sorted(b)).find(|found| found.is_ne()).unwrap_or(std::cmp::Ordering::Equal)
+        };
+        keyed.sort_by(|a, b| compared(&a.0, &b.0).then_with(|| compared(&a.1, &b.1)));
+        let mut numbers = vec![0; rows.len()];
+        let mut number = 0;
+        for (at, (part, _, place)) in keyed.iter().enumerate() {
+            let same = at > 0 && keyed[at - 1].0 == *part;
+            number = if same { number + 1 } else { 1 };
+            numbers[*place] = number;
+        }
+        Ok(numbers)
+    }
+}
+
+/// The window of a `row_number()`; none: it is an ordinary function.
+fn window(function: &Function) -> Result<Option<&WindowSpec>, Problem> {
+    let name = pieces(&function.name).pop().unwrap_or_default();
+    match &function.over {
+        None => Ok(None),
+        Some(WindowType::WindowSpec(window))
+            if name == "row_number"
+                && window.window_frame.is_none()
+                && window.window_name.is_none()
+                && window.order_by.iter().all(|by| matches!(by.options.sort, None | Some(OrderBySort::Asc))) =>
+        {
+            Ok(Some(window))
+        }
+        Some(_) => Err(unsupported(format!("this form of {name} ... OVER in a query over the catalog"))),
+    }
+}
