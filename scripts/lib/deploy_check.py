@@ -30,13 +30,20 @@ def rendered(values):
     return documents
 
 
-secret = {"source": {"existingSecret": "pg", "existingSecretKey": "url"}}
+collections = """
+[[collections]]
+table = "public.docs"
+[[collections.vectors]]
+column = "embedding"
+"""
+base = {"config": collections}
+secret = {**base, "source": {"existingSecret": "pg", "existingSecretKey": "url"}}
 full = {
     **secret,
     "sql": {"enabled": True},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     "persistence": {"storageClass": "fast"},
-    "env": [{"name": "RUVECTOR__LOG__LEVEL", "value": "debug"}],
+    "env": [{"name": "RUVECTOR__SQL__USERS__APP__PASSWORD", "value": "secret"}],
     "tolerations": [{"operator": "Exists"}],
     "imagePullSecrets": [{"name": "registry"}],
 }
@@ -46,7 +53,12 @@ bad = [message for message in report["messages"] if message["severity"] > 1]
 if bad or report["errors"]:
     sys.exit(f"helm lint: {bad} {report['errors']}")
 refused = []
-wrong = [{}, {"source": {"dsn": "x", "existingSecret": "y"}}, {**secret, "replicas": 2}]
+wrong = [
+    base,
+    {**base, "source": {"dsn": "x", "existingSecret": "y"}},
+    {**secret, "replicas": 2},
+    {"source": secret["source"]},
+]
 for values in wrong:
     try:
         rendered(values)
@@ -56,7 +68,7 @@ for values in wrong:
 print(json.dumps({
     "small": rendered(secret),
     "full": rendered(full),
-    "plain": rendered({"source": {"dsn": "postgresql://u:p@h/d"}, "persistence": {"enabled": False}}),
+    "plain": rendered({**base, "source": {"dsn": "postgresql://u:p@h/d"}, "persistence": {"enabled": False}}),
     "refused": refused,
     "compose": json.loads(tool(f"{bin_dir}/docker-compose", "-f", "deploy/docker-compose.yml", "config", "--format", "json")),
     "hadolint": tool(f"{bin_dir}/hadolint", "deploy/Dockerfile"),

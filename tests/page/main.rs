@@ -8,9 +8,10 @@ mod browser;
 mod support;
 
 use browser::{Browser, ENTER};
-use ruvector::cli::private_postgres::{Settings, Stop};
+use ruvector::cli::private_postgres::{PrivatePostgres, Settings, Stop};
 use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use support::{Database, Service, cache_dir, cluster};
 
 /// Real texts with real embeddings that are loaded.
@@ -66,16 +67,20 @@ fn prepare(database: &Database) {
     database.sql.execute("UPDATE packages SET body = $1 WHERE id = 3", &[&MARKUP]);
 }
 
-/// Keeps a picture in the target folder, and where the documentation wants it.
+/// Keeps a picture in the target folder, and a small one where the documentation wants it.
 fn keep(browser: &Browser, name: &str, width: u32, scheme: &str) {
     let picture = browser.picture(width, scheme);
     assert!(picture.starts_with(b"\x89PNG") && picture.len() > 10_000, "{name}: {} bytes", picture.len());
-    let mut folders = vec![cache_dir("page")];
-    folders.extend(std::env::var_os("RUVECTOR_SCREENSHOTS").map(PathBuf::from));
-    for folder in folders {
-        std::fs::create_dir_all(&folder).expect("a folder for pictures");
-        std::fs::write(folder.join(format!("{name}.png")), &picture).expect("writable");
-    }
+    let folder = cache_dir("page");
+    std::fs::create_dir_all(&folder).expect("a folder for pictures");
+    let whole = folder.join(format!("{name}.png"));
+    std::fs::write(&whole, picture).expect("writable");
+    let Some(wanted) = std::env::var_os("RUVECTOR_SCREENSHOTS") else { return };
+    let small = PathBuf::from(wanted).join(format!("{name}.png"));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/lib/small_png.py");
+    let status = Command::new("python3").arg(script).args([&whole, &small]).status().expect("python3 starts");
+    let size = small.metadata().expect("written").len();
+    assert!(status.success() && size < 200_000, "{name}: {size} bytes");
 }
 
 /// Nothing wrong was said on the console.
@@ -119,7 +124,7 @@ fn the_page_tells_what_the_service_knows() {
     keyboard_and_readers(&browser);
     quiet(&browser);
     stays_here(&browser, &service);
-    pictures(&browser, &service);
+    pictures(&browser, &service, &database);
     bad_requests_are_told(&browser);
     a_key_is_asked_for(&browser);
 
@@ -136,6 +141,27 @@ fn the_page_tells_what_the_service_knows() {
     service.terminate();
     let banner = browser.wait_text("#banner", |text| text.starts_with("Disconnected."));
     assert!(banner.contains("What is shown is of"), "{banner}");
+    begins_with_nothing(&browser, &mut postgres, &database);
+}
+
+/// Without data, and without a source to have it from; then it comes, while somebody looks.
+fn begins_with_nothing(browser: &Browser, postgres: &mut PrivatePostgres, database: &Database) {
+    let mut service = Service::configured(database, "", COLLECTIONS);
+    service.slot += "_2";
+    service.configure(&database.dsn, "", COLLECTIONS);
+    postgres.stop(Stop::Fast).expect("it stops");
+    service.start();
+    browser.log();
+    browser.open(service.url());
+    browser.wait_text("#banner", |text| text.starts_with("The source is away."));
+    assert_eq!(browser.text("#c-empty"), "No collection yet.");
+    assert!(browser.text("#ready").contains("no data is loaded yet"), "{}", browser.text("#ready"));
+    quiet(browser);
+    postgres.start_again().expect("it starts");
+    browser.wait_text("#state", |text| text == "ready");
+    browser.wait_text("#collections", |text| text.contains("1,500"));
+    browser.wait_text("#w-empty", |text| text.starts_with("Ready"));
+    quiet(browser);
 }
 
 fn shows_the_state(browser: &Browser, service: &mut Service, database: &Database) {
@@ -150,8 +176,7 @@ fn shows_the_state(browser: &Browser, service: &mut Service, database: &Database
     let collections = browser.text("#collections");
     assert!(collections.contains("notes") && collections.contains("43"), "{collections}");
     assert!(collections.contains("public.notes") && collections.matches("live").count() == 2, "{collections}");
-    let tiles = browser.text("#pipe-tiles");
-    assert!(tiles.contains("reserved") && tiles.contains("of a budget of 10.0 GiB"), "{tiles}");
+    browser.wait_text("#pipe-tiles", |text| text.contains("reserved") && text.contains("of a budget of 10.0 GiB"));
     let letters = browser.wait_text("#letters", |text| text.contains("short") && text.contains("nan"));
     assert!(letters.contains("<b>bold</b>"), "{letters}");
     assert_eq!(browser.run("return document.querySelectorAll('#letters b').length"), 0);
@@ -207,7 +232,10 @@ fn markup_is_text(browser: &Browser) {
     browser.click("#form button.primary");
     browser.wait_text("#r-table", |text| text.contains("onerror"));
     assert_eq!(cells(browser, 2)[0], MARKUP);
-    assert_eq!(browser.run("return [document.querySelectorAll('main img').length, typeof window.hacked]").to_string(), r#"[0,"undefined"]"#);
+    assert_eq!(
+        browser.run("return [document.querySelectorAll('main img').length, typeof window.hacked]").to_string(),
+        r#"[0,"undefined"]"#
+    );
     quiet(browser);
     // Even a script of ours could not put markup in: the policy has the browser refuse it.
     let refused = browser.run("try { document.querySelector('#r-note').innerHTML = '<b>x</b>'; return 'taken' } catch (error) { return error.name }");
@@ -223,14 +251,16 @@ fn markup_is_text(browser: &Browser) {
 fn stands_still(browser: &Browser) {
     browser.run(
         "window.shifts = 0;
-         new PerformanceObserver((list) => { for (const one of list.getEntries()) window.shifts += one.value; })
+         new PerformanceObserver((list) => { for (const one of list.getEntries()) window.shifts += one.value;
+           window.shifted = list.getEntries().flatMap((one) => one.sources.map((two) => two.node?.parentElement?.outerHTML.slice(0, 200))); })
            .observe({ type: 'layout-shift' });",
     );
-    let rounds = "return performance.getEntriesByType('resource').filter((one) => one.name.endsWith('/v1/status')).length";
+    let rounds =
+        "return performance.getEntriesByType('resource').filter((one) => one.name.endsWith('/v1/status')).length";
     let before = browser.run(rounds).as_u64().expect("a count");
     support::wait_until("three refreshes", || browser.run(rounds).as_u64().expect("a count") >= before + 3);
     let shifts = browser.run("return window.shifts").as_f64().expect("a number");
-    assert!(shifts < 0.001, "{shifts}");
+    assert!(shifts < 0.001, "{shifts}: {:#}", browser.run("return window.shifted"));
 }
 
 fn keyboard_and_readers(browser: &Browser) {
@@ -248,7 +278,8 @@ fn keyboard_and_readers(browser: &Browser) {
 }
 
 fn stays_here(browser: &Browser, service: &Service) {
-    let asked = browser.run("return performance.getEntries().map((one) => one.name).filter((name) => name.includes('//'))");
+    let asked =
+        browser.run("return performance.getEntries().map((one) => one.name).filter((name) => name.includes('//'))");
     let asked = asked.as_array().expect("a list");
     assert!(asked.len() > 5, "{asked:?}");
     for one in asked {
@@ -256,12 +287,15 @@ fn stays_here(browser: &Browser, service: &Service) {
     }
 }
 
-fn pictures(browser: &Browser, service: &Service) {
+fn pictures(browser: &Browser, service: &Service, database: &Database) {
     // Something to see in the figures: a reader's traffic for some refreshes.
     let started = std::time::Instant::now();
     for at in 0.. {
         let body = serde_json::json!({ "query": { "id": at % ROWS }, "limit": 10 });
         service.search("packages", &body);
+        if at % 40 == 0 {
+            database.sql.run("UPDATE notes SET title = title || '.' WHERE embedding IS NOT NULL");
+        }
         std::thread::sleep(std::time::Duration::from_millis(15));
         if started.elapsed().as_secs() >= if std::env::var_os("RUVECTOR_SCREENSHOTS").is_some() { 70 } else { 5 } {
             break;
@@ -279,7 +313,11 @@ fn pictures(browser: &Browser, service: &Service) {
     browser.emulate(1280, 900, "dark");
     assert_ne!(browser.run(dark), light);
     browser.emulate(420, 900, "light");
-    assert_eq!(browser.run("return document.documentElement.scrollWidth <= innerWidth"), true, "it is wider than a phone");
+    assert_eq!(
+        browser.run("return document.documentElement.scrollWidth <= innerWidth"),
+        true,
+        "it is wider than a phone"
+    );
     browser.emulate(1280, 900, "light");
 }
 

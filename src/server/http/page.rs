@@ -13,9 +13,8 @@ const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str =
     concat!(include_str!("page/figures.js"), include_str!("page/page.js"), include_str!("page/search.js"));
 
-static PAGE: LazyLock<String> = LazyLock::new(|| {
-    include_str!("page/index.html").replace("{{style}}", STYLE).replace("{{script}}", SCRIPT)
-});
+static PAGE: LazyLock<String> =
+    LazyLock::new(|| include_str!("page/index.html").replace("{{style}}", STYLE).replace("{{script}}", SCRIPT));
 
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = |text: &str| {
@@ -59,7 +58,9 @@ mod tests {
 
     #[test]
     fn text_is_never_put_in_as_markup() {
-        for word in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "localStorage"] {
+        for word in
+            ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "localStorage"]
+        {
             assert!(!SCRIPT.contains(word), "{word}");
         }
         let page = include_str!("page/index.html");

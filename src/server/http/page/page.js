@@ -158,6 +158,7 @@ const pipeline = (status) => {
   const [kept, budget] = [most?.retained_wal_bytes, shown.budget_bytes];
   const share = budget > 0 ? (kept || 0) / budget : 0;
   const end = shown.budget_spent_in_s == null ? "" : `, spent in ${span(shown.budget_spent_in_s)}`;
+  if (shown.measured_s_ago == null) return;
   T.retained(bytes(kept), budget > 0 ? `of a budget of ${bytes(budget)}${end}` : "no budget is set",
     { level: share >= 0.9 ? "bad" : share >= 0.5 ? "warn" : "", share });
   const held = { ours: "held by this service", heldby: "held by another service", unknown: "holder not known" }[String(shown.holder.state).replace(/_/g, "")];
@@ -228,7 +229,7 @@ const collections = (all, list) => {
     text(name.children[1], one.table && one.table !== one.name ? one.table : "");
     text(state.children[0], one.state);
     look(state.children[0], LEVEL[one.state], "pill");
-    text(state.children[1], [one.reason, one.trouble, one.compacting ? "compacting" : ""].filter(Boolean).join("; "));
+    text(state.children[1], [one.reason, one.state === "live" && !one.copy ? "" : one.trouble, one.compacting ? "compacting" : ""].filter(Boolean).join("; "));
     const indexes = one.vectors || [];
     const total = (key) => indexes.reduce((n, index) => n + index[key], 0);
     text(rows, count(one.rows));

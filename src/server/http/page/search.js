@@ -152,9 +152,9 @@ const judge = (status) => {
   const { phase, reason, error } = status.replication;
   const age = status.positions.staleness_ms / 1000;
   const old = status.positions.staleness_ms == null ? "" : ` Answers are up to ${span(age)} old.`;
-  if (status.stale) return [state("bad", "stale"), banner("bad", "Stale.", status.stale + "." + old)];
   if (phase === "retrying") return [state("bad", "disconnected"), banner("bad", "The source is away.", `${error}.${old} It is tried again by itself.`)];
   if (phase === "stopped") return [state("bad", "stopped"), banner("bad", "Replication has stopped.", `${reason}.${old}`)];
+  if (status.stale) return [state("bad", "stale"), banner("bad", "Stale.", status.stale + "." + old)];
   if (phase === "waiting") return [state("warn", "waiting"), banner("", "Replication waits.", `${reason}.${old}`)];
   if (age > STALE_S) return [state("warn", "behind"), banner("", "Behind.", old.trim())];
   if (status.not_ready) return [state("warn", "not ready"), banner("", "Not ready.", status.not_ready + ".")];
