@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 ensure_machine
 ensure_rust_components
+ensure_browser
 
 # The other majors that tests/majors.rs runs beside. Only where npm cannot be had at all are they left out, and said to be.
 if [ -z "${RUVECTOR_TEST_MAJORS:-}" ]; then

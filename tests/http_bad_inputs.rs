@@ -331,7 +331,7 @@ fn routes_methods_and_bodies_are_checked() {
         ("a name that is no UTF-8, shown", "GET", "/v1/collections/%ff", 400, "RV1001"),
         ("a very long name", "GET", &format!("/v1/collections/{}", "x".repeat(5000)), 404, "RV1101"),
         ("unknown route", "GET", "/v2/collections", 404, "RV1102"),
-        ("the root", "GET", "/", 404, "RV1102"),
+        ("a POST of the page", "POST", "/", 405, "RV1103"),
         ("a slash too many", "POST", "/v1/collections/docs/search/", 404, "RV1102"),
         ("dots", "GET", "/v1/collections/../../etc/passwd", 404, "RV1102"),
         ("unknown error", "GET", "/errors/RV9999", 404, "RV1102"),

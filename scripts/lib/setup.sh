@@ -1,5 +1,6 @@
 # Owns what a machine needs before this crate builds and its tests run: a C compiler, Rust, PostgreSQL's server programs.
-# Sourced by the other scripts, which call `ensure_machine`, and before format and lints `ensure_rust_components`.
+# Sourced by the other scripts, which call `ensure_machine`, and before format and lints `ensure_rust_components`, before the tests
+# `ensure_browser`.
 # shellcheck shell=bash
 
 # Prints the folder that has both initdb and postgres: the same search as PrivatePostgres::find_binaries.
@@ -87,6 +88,13 @@ ensure_machine() {
     install_packages "${packages[@]}"
     find_postgres >/dev/null || { echo "PostgreSQL was installed, yet initdb is not found." >&2; exit 2; }
   fi
+}
+
+# A browser without a window and its driver, for tests/page: Debian's. Elsewhere chromedriver has to be in the PATH, or
+# RUVECTOR_TEST_NO_BROWSER leaves these tests out.
+ensure_browser() {
+  [ -z "${RUVECTOR_TEST_NO_BROWSER:-}" ] || return 0
+  command -v chromedriver >/dev/null || install_packages chromium chromium-driver fonts-liberation
 }
 
 # rustfmt and clippy: a minimal toolchain, such as that of container images, comes without.

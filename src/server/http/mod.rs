@@ -3,6 +3,7 @@
 mod answers;
 mod collections;
 mod listing;
+mod page;
 mod probes;
 pub(in crate::server) mod search;
 pub(in crate::server) mod vector;
@@ -135,6 +136,8 @@ impl IntoResponse for Problem {
 pub fn router(app: Arc<App>) -> Router {
     let limit = DefaultBodyLimit::max(app.options.max_body_bytes);
     Router::new()
+        .route("/", get(page::page))
+        .route("/dashboard", get(page::page))
         .route("/v1/collections", get(collections::list))
         .route("/v1/collections/{name}", get(collections::show))
         .route("/v1/collections/{name}/dead_letters", get(collections::dead_letters))
