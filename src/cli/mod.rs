@@ -19,6 +19,7 @@ mod demo;
 mod detach;
 mod doctor;
 mod init;
+mod key;
 mod npy;
 mod operate;
 pub mod private_postgres;
@@ -70,6 +71,9 @@ enum Command {
     /// What makes the service's searches part of the source's own SQL: foreign tables and functions.
     #[command(subcommand)]
     Sqlpack(sqlpack::Command),
+    /// Keys for HTTP.
+    #[command(subcommand)]
+    Key(key::Command),
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -131,6 +135,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Detach(args) => detach::run(&args),
         Command::Init(args) => done(init::run(&args)),
         Command::Sqlpack(command) => done(sqlpack::run(&command)),
+        Command::Key(command) => {
+            key::run(&command);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Config(ConfigCommand::Default) => {
             print!("{}", crate::config::DEFAULTS);
             Ok(ExitCode::SUCCESS)
