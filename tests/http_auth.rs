@@ -469,6 +469,56 @@ fn a_forced_filter_is_not_escaped() {
     }
     assert!(understood > 2 * 3 * 10, "most of them are filters: {understood}");
     confined_beyond_filters(&service, &with);
+    rows_that_change_hands(&database, &service, &with);
+}
+
+/// A sender of changes that stands still until this is dropped.
+struct Stopped(String);
+
+impl Stopped {
+    fn new(database: &Database) -> Stopped {
+        let sender = "SELECT active_pid FROM pg_replication_slots WHERE database = current_database() AND active";
+        let stopped = Stopped(database.sql.one(sender));
+        stopped.signal("STOP");
+        stopped
+    }
+
+    fn signal(&self, name: &str) -> bool {
+        Command::new("sh").args(["-c", &format!("kill -s {name} {}", self.0)]).status().is_ok_and(|sent| sent.success())
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.signal("CONT");
+    }
+}
+
+/// The index does not know yet that a row is somebody else's now. What is shown of it is not what that one wrote.
+fn rows_that_change_hands(database: &Database, service: &Service, with: &Credentials) {
+    let (key, all) = (with.key("tenant"), with.key("all"));
+    let stopped = Stopped::new(database);
+    database.sql.run("UPDATE docs SET tenant = 2, body = 'hidden' WHERE id = 1");
+    let mut seen = 0;
+    for recheck in ["none", "exists", "exact"] {
+        for columns in [json!(["id", "tenant"]), json!(["body"])] {
+            let mut body = json!({ "limit": 100, "recheck": recheck, "columns": columns });
+            let scrolled = post(service, &key, "/v1/collections/docs/scroll", &body).text;
+            let everything = post(service, &all, "/v1/collections/docs/scroll", &body).text;
+            body["query"] = json!({ "vector": [0.5, 0.5, 0.5, 0.5] });
+            let found = post(service, &key, "/v1/collections/docs/search", &body).text;
+            for text in [&scrolled, &found] {
+                assert!(!text.contains("hidden") && !text.contains(r#""tenant":2"#), "{body}: {text}");
+            }
+            seen += usize::from(everything.contains("hidden"));
+        }
+    }
+    assert_eq!(seen, 2, "whoever may see all rows was shown it: by `exists` and by `exact`");
+    drop(stopped);
+    let count = || post(service, &key, "/v1/collections/docs/count", &json!({})).json()["count"].clone();
+    wait_until("the index knows", || count() == own().len() - 1);
+    let by_row = post(service, &key, "/v1/collections/docs/search", &json!({ "query": { "id": 1 } }));
+    assert_eq!(by_row.status, 404, "{}", by_row.text);
 }
 
 /// What shows something of rows without a filter: rows to search by, explanations, figures.

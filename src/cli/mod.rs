@@ -55,7 +55,7 @@ enum Command {
     /// Show what a running service is doing. Exit code 1 when it is not ready.
     Status(operate::Status),
     /// Search a collection of a running service.
-    Search(operate::Search),
+    Search(Box<operate::Search>),
     /// Compare a running service's collections with their tables, row by row. Exit code 1 when they differ.
     Verify(operate::Verify),
     /// Copy a running service's collections again, one by one. What there is answers until the new copy is whole.

@@ -13,11 +13,11 @@ impl<V: Visibility> QueryService<V> {
             SearchBy::Vector(_) => return Ok(()),
             SearchBy::Row(key) => vec![key],
             SearchBy::Examples { positive, negative } => {
-                let key = |example| match example {
-                    &Example::Row(ref key) => Some(key),
+                let keys = positive.iter().chain(negative).filter_map(|example| match example {
+                    Example::Row(key) => Some(key),
                     Example::Vector(_) => None,
-                };
-                positive.iter().chain(negative).filter_map(key).collect()
+                });
+                keys.collect()
             }
         };
         let serving = self.frontier.serving().ok_or(NoView::NotLoaded)?;

@@ -1,3 +1,5 @@
+//! Tests of `[http]`: what may start, and which mistakes are named.
+
 use crate::config::{Config, ConfigError};
 use crate::server::http::keys::Hash;
 

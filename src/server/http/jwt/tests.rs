@@ -1,3 +1,5 @@
+//! Tests of tokens: good ones of both algorithms, and every kind of forged one.
+
 use super::*;
 use aws_lc_rs::{hmac, rand, signature};
 use base64::Engine;
