@@ -27,7 +27,7 @@ pub fn run(file: Option<&Path>) -> anyhow::Result<()> {
                 println!("SQL on postgresql://{address}");
             }
             // On standard output: scripts wait for this line.
-            println!("listening on http://{}", at.http);
+            println!("listening on {}://{}", if at.encrypted { "https" } else { "http" }, at.http);
             let _ = std::io::stdout().flush();
         };
         Ok(node::run(options, specs, stop, listening).await?)

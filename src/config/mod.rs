@@ -1,5 +1,7 @@
 //! One file and the environment -> one checked value; `node` makes every module's own options of it. The default file is compiled in and is the documentation.
 
+mod http;
+
 use crate::model::{CollectionSpec, by_name};
 use crate::replication::transport::Streaming;
 use crate::source::catalog::check_spec;
@@ -9,6 +11,8 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+pub use http::Http;
 
 /// The default file.
 pub const DEFAULTS: &str = include_str!("../../config/ruvector.toml");
@@ -151,18 +155,6 @@ pub struct Search {
     pub recheck_timeout_ms: u64,
 }
 
-/// `[http]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
-pub struct Http {
-    pub listen: SocketAddr,
-    pub max_body_bytes: usize,
-    pub max_concurrent: usize,
-    pub max_queue_ms: u64,
-    pub ready_staleness_s: u64,
-}
-
 /// `[sql]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -297,7 +289,7 @@ impl Config {
         least("search.default_ef", self.search.default_ef, 1)?;
         least("search.recheck_connections", self.search.recheck_connections, 1)?;
         least("search.recheck_timeout_ms", self.search.recheck_timeout_ms as usize, 1)?;
-        least("http.max_concurrent", self.http.max_concurrent, 1)?;
+        self.http.check()?;
         self.sql.check()?;
         // Bytes in 64 bits.
         if self.source.max_retained_wal_mib > 1 << 40 {

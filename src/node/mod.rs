@@ -72,6 +72,8 @@ pub enum NodeError {
 pub struct Listening {
     /// HTTP.
     pub http: SocketAddr,
+    /// Is HTTP encrypted?
+    pub encrypted: bool,
     /// SQL, where that is configured.
     pub sql: Option<SocketAddr>,
 }
@@ -98,7 +100,8 @@ pub async fn run(
     let heap = || SourceHeap { pool: pool.clone(), timeout: options.recheck_timeout };
     let query = QueryService::new(frontier.clone(), heap(), options.query);
     let health = Health { protection: Arc::new(Protection::default()), findings: Arc::default() };
-    let app = Arc::new(App::new(query, options.dsn.clone(), pool.clone(), metrics, health.clone(), options.http));
+    let app =
+        Arc::new(App::new(query, options.dsn.clone(), pool.clone(), metrics, health.clone(), options.http.clone()));
     let listen = |error| NodeError::Listen { address: options.listen, error };
     let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
     let http_address = listener.local_addr().map_err(listen)?;
@@ -114,8 +117,9 @@ pub async fn run(
             Some((address, tokio::spawn(endpoint.serve(listener, stop.clone()))))
         }
     };
-    listening(Listening { http: http_address, sql: sql.as_ref().map(|(address, _)| *address) });
-    let server = tokio::spawn(http::serve(listener, app, stop.clone().cancelled_owned()));
+    let encrypted = options.http.tls.is_some();
+    listening(Listening { http: http_address, encrypted, sql: sql.as_ref().map(|(address, _)| *address) });
+    let server = tokio::spawn(http::serve(listener, app, stop.clone()));
     let upkeep = tokio::spawn(async move {
         // Without scrapes the registry would keep every sample.
         loop {

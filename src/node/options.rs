@@ -8,10 +8,12 @@ use crate::query;
 use crate::replication::guard::Budget;
 use crate::replication::stream::Intake;
 use crate::replication::transport::Streaming;
-use crate::server::{http, pg};
+use crate::server::http::{self, listener};
+use crate::server::{pg, tls};
 use crate::source::connect::Dsn;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Everything a node needs to know.
@@ -120,6 +122,12 @@ impl TryFrom<&Config> for Options {
             recheck_timeout: ms(config.search.recheck_timeout_ms),
             listen: config.http.listen,
             http: http::Options {
+                limits: listener::Limits {
+                    max_connections: config.http.max_connections,
+                    head: s(config.http.head_timeout_s),
+                    write: s(config.http.write_timeout_s),
+                },
+                tls: http_tls(&config.http)?,
                 max_body_bytes: config.http.max_body_bytes,
                 max_concurrent: config.http.max_concurrent,
                 max_queue: ms(config.http.max_queue_ms),
@@ -138,10 +146,9 @@ fn sql(config: &config::Sql) -> Result<Option<pg::Options>, ConfigError> {
         let secret = user.secret(name)?;
         Ok(pg::Login { name: name.clone(), secret, collections: user.collections.clone() })
     });
-    let encrypted = !config.tls_cert.as_os_str().is_empty();
     Ok(Some(pg::Options {
         listen,
-        tls: encrypted.then(|| (config.tls_cert.clone(), config.tls_key.clone())),
+        tls: tls_paths(&config.tls_cert, &config.tls_key, Path::new("")),
         require_tls: config.require_tls,
         max_connections: config.max_connections,
         statement_timeout: some(config.statement_timeout_ms).map(Duration::from_millis),
@@ -149,6 +156,18 @@ fn sql(config: &config::Sql) -> Result<Option<pg::Options>, ConfigError> {
         idle_in_transaction_timeout: some(config.idle_in_transaction_timeout_s).map(Duration::from_secs),
         users: users.collect::<Result<_, ConfigError>>()?,
     }))
+}
+
+fn http_tls(config: &config::Http) -> Result<Option<Arc<tls::Files>>, ConfigError> {
+    let paths = tls_paths(&config.tls_cert, &config.tls_key, &config.client_ca);
+    let files = paths.map(|paths| tls::Files::new(paths, b"http/1.1")).transpose();
+    Ok(files.map_err(|error| ConfigError(format!("http: {error}")))?.map(Arc::new))
+}
+
+/// An empty path is none.
+fn tls_paths(certificate: &Path, key: &Path, client_ca: &Path) -> Option<tls::Paths> {
+    let some = |path: &Path| Some(path.to_owned()).filter(|path| !path.as_os_str().is_empty());
+    Some(tls::Paths { certificate: some(certificate)?, key: some(key)?, client_ca: some(client_ca) })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod answers;
 mod collections;
+pub mod listener;
 mod listing;
 mod page;
 mod probes;
@@ -11,7 +12,9 @@ pub(in crate::server) mod vector;
 use crate::consistency::recheck::SourceHeap;
 use crate::query::QueryService;
 use crate::replication::guard::Protection;
+use crate::server::http::listener::Limits;
 use crate::server::problem::{self, Problem};
+use crate::server::tls::Files;
 use crate::source::connect::{Dsn, Pool};
 use crate::source::preflight;
 use crate::telemetry::names;
@@ -29,10 +32,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
 
 /// Settings of the HTTP surface.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
+    /// What its listener allows.
+    pub limits: Limits,
+    /// How connections are encrypted, where they are.
+    pub tls: Option<Arc<Files>>,
     /// Largest request body.
     pub max_body_bytes: usize,
     /// Searches worked on at once; further ones wait.
@@ -174,11 +182,8 @@ async fn count(request: Request, next: Next) -> Response {
     response
 }
 
-/// Serves until `stop` resolves; requests under way are finished.
-pub async fn serve(
-    listener: TcpListener,
-    app: Arc<App>,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    axum::serve(listener, router(app)).with_graceful_shutdown(stop).await
+/// Serves until `stop` is cancelled; requests under way are finished.
+pub async fn serve(listener: TcpListener, app: Arc<App>, stop: CancellationToken) {
+    let Options { tls, limits, .. } = app.options.clone();
+    listener::serve(listener, router(app), tls, limits, stop).await;
 }

@@ -6,7 +6,7 @@
 //! its rows, its status after ROLLBACK TO SAVEPOINT stays failed, and with a certificate it offers SCRAM-PLUS on plain
 //! connections, where libpq then refuses. What is left of it for us is a dozen messages, which `wire.rs` has.
 //!
-//! Reading order: this file (who comes in), `tls.rs`, `socket.rs`, `wire.rs` (bytes and messages), `auth.rs`, `session.rs` (what a
+//! Reading order: this file (who comes in), `socket.rs`, `wire.rs` (bytes and messages), `auth.rs`, `session.rs` (what a
 //! client says, in order), `extended.rs`, `execute.rs`, `portal.rs`; `statement.rs` (SQL text -> statement), `select.rs`,
 //! `condition.rs`, `scalars.rs`, `written.rs`, `inputs.rs`, `plan.rs`, `sources.rs` (query -> what is searched), `tables.rs`, `rows.rs` (lazy
 //! rows), `types.rs`, `explain.rs`; `catalog/` (what clients ask of Postgres' own tables).
@@ -32,7 +32,6 @@ mod socket;
 mod sources;
 pub mod statement;
 mod tables;
-mod tls;
 mod types;
 pub mod wire;
 mod written;
@@ -44,12 +43,12 @@ use crate::server::pg::session::Session;
 use crate::server::pg::socket::{Connection, Greeting};
 use crate::server::pg::wire::Message;
 use crate::server::problem::{self, Problem};
+use crate::server::tls::{Files, Paths, TlsError};
 use crate::telemetry::names;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -71,8 +70,8 @@ const LAST_STATEMENTS: Duration = Duration::from_secs(5);
 pub struct Options {
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Certificates and key, in PEM, where connections may be encrypted.
-    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Certificates and key, where connections may be encrypted.
+    pub tls: Option<Paths>,
     /// Must they be?
     pub require_tls: bool,
     /// Sessions at once.
@@ -130,8 +129,8 @@ pub enum OpenError {
     #[error("sql.users.{0}: neither a password nor a whole SCRAM-SHA-256 verifier")]
     Secret(String),
     /// The certificate or the key.
-    #[error("sql: TLS: {0}")]
-    Tls(String),
+    #[error("sql: {0}")]
+    Tls(#[from] TlsError),
 }
 
 /// The endpoint: what all sessions share.
@@ -142,7 +141,7 @@ pub struct Endpoint {
     places: Arc<Semaphore>,
     /// For those who are not in yet.
     greetings: Arc<Semaphore>,
-    tls: tls::Files,
+    tls: Option<Files>,
     /// Sessions by process number: their secret, and what cancels the message that each works on.
     running: Mutex<HashMap<u32, (u32, CancellationToken)>>,
     next: AtomicU32,
@@ -157,7 +156,7 @@ impl Endpoint {
             let user = User { name: name.clone(), collections: collections.clone() };
             users.insert(name.clone(), (verifier, Arc::new(user)));
         }
-        let tls = tls::Files::new(options.tls.clone())?;
+        let tls = options.tls.clone().map(|paths| Files::new(paths, b"postgresql")).transpose()?;
         let greetings = Arc::new(Semaphore::new(options.max_connections.saturating_mul(2)));
         let places = Arc::new(Semaphore::new(options.max_connections));
         let (users, running) = (Users::new(users), Mutex::default());
@@ -202,7 +201,7 @@ impl Endpoint {
         tcp.set_nodelay(true)?;
         // A client that vanished without a word is noticed.
         socket2::SockRef::from(&tcp).set_keepalive(true)?;
-        let tls = self.tls.current();
+        let tls = self.tls.as_ref().map(Files::current);
         let came_in = tokio::time::timeout(GREETING, self.clone().come_in(tcp, tls, stop));
         let came_in = came_in.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         drop(greeting);
