@@ -99,6 +99,14 @@ fn the_chart_renders_what_the_program_takes() {
     for (text, part) in refused.iter().zip(["is needed", "which one is meant", "replicas", "no [[collections]]"]) {
         assert!(text.contains(part), "{part}: {refused:?}");
     }
+    let secret = tempfile::tempdir().expect("a temporary directory");
+    let pair = rcgen::generate_simple_self_signed(["search.example".to_owned()]).expect("a certificate");
+    let files = [("tls.crt", pair.cert.pem()), ("tls.key", pair.signing_key.serialize_pem())];
+    let tls = files.map(|(name, pem)| {
+        let file = secret.path().join(name);
+        std::fs::write(&file, pem).expect("writable");
+        file.display().to_string()
+    });
     for way in ["small", "full", "plain"] {
         let objects = &seen[way];
         let file = object(objects, "ConfigMap", "try-ruvector")["data"]["ruvector.toml"].as_str().expect("text");
@@ -108,9 +116,12 @@ fn the_chart_renders_what_the_program_takes() {
         let mut environment = vec![DSN];
         for one in list(&container["env"]) {
             let (name, value) = (one["name"].as_str().expect("a name"), one["value"].as_str().expect("a value"));
-            // The file is in the pod.
-            if !name.ends_with("DSN_FILE") && name != "RUVECTOR_CONFIG" {
-                environment.push((name, value));
+            // These files are in the pod.
+            match name {
+                "RUVECTOR_CONFIG" | "RUVECTOR__SOURCE__DSN_FILE" => {}
+                "RUVECTOR__HTTP__TLS_CERT" => environment.push((name, &tls[0])),
+                "RUVECTOR__HTTP__TLS_KEY" => environment.push((name, &tls[1])),
+                _ => environment.push((name, value)),
             }
         }
         assert!(environment.len() >= 3, "{environment:?}");
@@ -124,7 +135,9 @@ fn the_chart_renders_what_the_program_takes() {
         let listens = Config::load(None).expect("the defaults").http.listen;
         assert_eq!(u64::from(listens.port()), port);
         for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
-            assert!(["/livez", "/readyz"].contains(&container[probe]["httpGet"]["path"].as_str().expect("a path")));
+            let get = &container[probe]["httpGet"];
+            assert!(["/livez", "/readyz"].contains(&get["path"].as_str().expect("a path")));
+            assert_eq!(get["scheme"], if way == "full" { "HTTPS" } else { "HTTP" });
         }
         // Every volume that is mounted is there.
         let volumes = list(&pod["volumes"]).iter().map(|one| &one["name"]);
@@ -144,6 +157,8 @@ fn the_chart_renders_what_the_program_takes() {
     let labels = &object(&seen["full"], "Service", "try-ruvector-pod")["metadata"]["labels"];
     let wanted = monitor["spec"]["selector"]["matchLabels"].as_object().expect("labels");
     assert!(wanted.iter().all(|(name, value)| labels[name] == *value), "{wanted:?} {labels}");
+    let endpoint = &monitor["spec"]["endpoints"][0];
+    assert_eq!((&endpoint["scheme"], &endpoint["path"]), (&"https".into(), &"/metrics".into()));
     let secret =
         &list(&seen["plain"]).iter().find(|one| one["kind"] == "Secret").expect("a Secret")["stringData"]["dsn"];
     assert_eq!(secret, "postgresql://u:p@h/d");

@@ -41,7 +41,14 @@ secret = {**base, "source": {"existingSecret": "pg", "existingSecretKey": "url"}
 full = {
     **secret,
     "sql": {"enabled": True},
-    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "serviceMonitor": {
+        "enabled": True,
+        "labels": {"release": "prometheus"},
+        "endpoint": {"tlsConfig": {"serverName": "search.example"}},
+    },
+    "http": {"tlsSecret": "certificate"},
+    "volumes": [{"name": "ca", "configMap": {"name": "authority"}}],
+    "volumeMounts": [{"name": "ca", "mountPath": "/etc/ca"}],
     "persistence": {"storageClass": "fast"},
     "env": [{"name": "RUVECTOR__SQL__USERS__APP__PASSWORD", "value": "secret"}],
     "tolerations": [{"operator": "Exists"}],
