@@ -2,8 +2,13 @@
 
 mod answers;
 mod collections;
+mod cursor;
 mod listing;
+mod position;
 mod probes;
+mod recall;
+mod recheck;
+mod rows;
 pub(in crate::server) mod search;
 pub(in crate::server) mod vector;
 
@@ -68,6 +73,8 @@ pub struct App {
     turns: Semaphore,
     /// A verification holds all rows' keys in memory: one at a time.
     verifying: tokio::sync::Mutex<()>,
+    /// Recall is measured by one at a time.
+    measuring: tokio::sync::Mutex<()>,
     /// Collections of which the metrics have told.
     told: parking_lot::Mutex<BTreeSet<String>>,
     started: Instant,
@@ -84,9 +91,9 @@ impl App {
         options: Options,
     ) -> App {
         let turns = Semaphore::new(options.max_concurrent);
-        let verifying = tokio::sync::Mutex::new(());
+        let (verifying, measuring) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
         let told = parking_lot::Mutex::default();
-        App { query, dsn, pool, metrics, health, options, turns, verifying, told, started: Instant::now() }
+        App { query, dsn, pool, metrics, health, options, turns, verifying, measuring, told, started: Instant::now() }
     }
 
     /// Leave to work on one request.
@@ -110,10 +117,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Name, Problem> {
         let name = Path::<String>::from_request_parts(parts, state).await;
-        let refused = |error: PathRejection| Problem::new(problem::MALFORMED, error.body_text());
-        name.map(|Path(name)| Name(name))
-            .map_err(|error| refused(error).hint("names in paths are UTF-8, escaped with %"))
+        name.map(|Path(name)| Name(name)).map_err(refused_path)
     }
+}
+
+fn refused_path(error: PathRejection) -> Problem {
+    Problem::new(problem::MALFORMED, error.body_text()).hint("names in paths are UTF-8, escaped with %")
 }
 
 impl IntoResponse for Problem {
@@ -141,6 +150,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/collections/{name}/search", post(search::search))
         .route("/v1/collections/{name}/scroll", post(listing::scroll))
         .route("/v1/collections/{name}/count", post(listing::count))
+        .route("/v1/collections/{name}/facet", post(listing::facet))
+        .route("/v1/collections/{name}/recall", post(recall::recall))
+        .route("/v1/collections/{name}/rows/{key}", get(rows::row))
+        .route("/v1/lsn", get(position::lsn))
         .route("/v1/admin/collections/{name}/rebuild", post(collections::rebuild))
         .route("/v1/admin/collections/{name}/verify", post(collections::verify))
         .route("/v1/admin/collections/{name}/compact", post(collections::compact))

@@ -2,10 +2,11 @@
 
 use crate::model::{
     CollectionDef, ColumnType, Consistency, Embedding, Exactness, Example, Filter, GroupBy, MAX_LIMIT,
-    MAX_MMR_CANDIDATES, Mmr, Recheck, RowKey, SearchBy, SearchRequest, Shape, pgtype,
+    MAX_MMR_CANDIDATES, Mmr, RowKey, SearchBy, SearchRequest, Shape, pgtype,
 };
-use crate::query::filter;
-use crate::server::http::{App, Name, Shared, answers, vector};
+use crate::query::filter::{self, Written};
+use crate::server::http::recheck::Asked;
+use crate::server::http::{App, Name, Shared, answers, cursor, vector};
 use crate::server::problem::{self, Problem};
 use crate::telemetry::names;
 use axum::body::Bytes;
@@ -24,7 +25,7 @@ struct Body {
     #[serde(default)]
     query: Option<Query>,
     #[serde(default)]
-    filter: Option<String>,
+    filter: Option<Written>,
     #[serde(default)]
     params: Vec<Json>,
     #[serde(default, deserialize_with = "there")]
@@ -36,7 +37,7 @@ struct Body {
     #[serde(default, deserialize_with = "there")]
     consistency: Option<Freshness>,
     #[serde(default, deserialize_with = "there")]
-    recheck: Option<Recheck>,
+    recheck: Option<Asked>,
     #[serde(default, deserialize_with = "there")]
     max_distance: Option<f64>,
     #[serde(default, deserialize_with = "there")]
@@ -47,6 +48,8 @@ struct Body {
     mmr: Option<Diversity>,
     #[serde(default, deserialize_with = "there")]
     explain: Option<bool>,
+    #[serde(default)]
+    after: Option<String>,
     #[serde(default, deserialize_with = "there")]
     searches: Option<Vec<Body>>,
 }
@@ -107,9 +110,11 @@ struct Tuning {
 #[serde(deny_unknown_fields)]
 pub struct Freshness {
     #[serde(default)]
-    at_least: Option<String>,
+    pub(super) at_least: Option<String>,
     #[serde(default)]
-    timeout_ms: Option<u64>,
+    pub(super) max_staleness_ms: Option<u64>,
+    #[serde(default)]
+    pub(super) timeout_ms: Option<u64>,
 }
 
 /// Longest a request may ask to wait.
@@ -140,8 +145,8 @@ async fn answer(app: &App, name: String, body: Result<Bytes, BytesRejection>) ->
     app.query.frontier.view(&consistency).await?;
     let _turn = app.turn().await?;
     let answer = match (&requests[..], batch) {
-        ([request], false) => answers::one(&def, app.query.search(request).await?),
-        _ => answers::several(&def, app.query.search_all(&name, &consistency, &requests).await?),
+        ([request], false) => answers::one(&def, request, app.query.search(request).await?),
+        _ => answers::several(&def, &requests, app.query.search_all(&name, &consistency, &requests).await?),
     };
     app.query.check_same(&def)?;
     Ok(answer)
@@ -191,19 +196,20 @@ impl Body {
         let tuning = searched && self.explain.is_none() && self.recheck.is_none();
         let what = self.query.is_none() && self.filter.is_none() && self.limit.is_none();
         let shape = self.max_distance.is_none() && self.group_by.is_none() && self.group_size.is_none();
-        lists && tuning && what && shape && self.mmr.is_none()
+        lists && tuning && what && shape && self.mmr.is_none() && self.after.is_none()
     }
 }
 
 /// How new an answer has to be.
 pub fn freshness(body: Option<Freshness>) -> Result<Consistency, Problem> {
-    let Freshness { at_least, timeout_ms } = body.unwrap_or_default();
+    let Freshness { at_least, max_staleness_ms, timeout_ms } = body.unwrap_or_default();
     let at_least = at_least.map(|text| text.parse()).transpose();
     let at_least = at_least.map_err(|error: crate::model::BadLsn| Problem::new(problem::BAD_LSN, error.to_string()))?;
     if timeout_ms.is_some_and(|ms| ms > MAX_WAIT_MS) {
         return Err(Problem::new(problem::MALFORMED, format!("consistency.timeout_ms is more than {MAX_WAIT_MS}")));
     }
-    Ok(Consistency { at_least, timeout: timeout_ms.map(Duration::from_millis) })
+    let ms = |ms: Option<u64>| ms.map(Duration::from_millis);
+    Ok(Consistency { at_least, max_staleness: ms(max_staleness_ms), timeout: ms(timeout_ms) })
 }
 
 /// A search as a body tells it, by a vector that came by another way.
@@ -245,21 +251,26 @@ fn one(
         }
     };
     check_columns(&body.columns)?;
+    let recheck = body.recheck.unwrap_or_default();
     // All rows within a distance are wanted unless the request says how many.
     let all = shape.max_distance.is_some() && shape.group.is_none() && shape.mmr.is_none();
-    Ok(SearchRequest {
+    let mut request = SearchRequest {
         collection: collection.to_owned(),
         using: query.using,
         by,
         limit: body.limit.unwrap_or(if all { MAX_LIMIT } else { DEFAULT_LIMIT }),
-        filter: parse_filter(def, body.filter.as_deref(), &body.params)?,
+        filter: parse_filter(def, body.filter.as_ref(), &body.params)?,
         columns: body.columns,
         ef: body.search.ef,
         exact: body.search.exact,
         consistency: consistency.clone(),
-        recheck: body.recheck.unwrap_or_default(),
+        recheck: recheck.level,
+        viewer: recheck.viewer,
+        after: None,
         shape,
-    })
+    };
+    request.after = body.after.map(|text| cursor::decode(&request, &text)).transpose()?;
+    Ok(request)
 }
 
 fn shape(body: &Body) -> Result<Shape, Problem> {
@@ -282,9 +293,9 @@ fn shape(body: &Body) -> Result<Shape, Problem> {
 }
 
 /// A filter with its parameters, where there is one.
-pub fn parse_filter(def: &CollectionDef, filter: Option<&str>, params: &[Json]) -> Result<Option<Filter>, Problem> {
+pub fn parse_filter(def: &CollectionDef, filter: Option<&Written>, params: &[Json]) -> Result<Option<Filter>, Problem> {
     match (filter, params.is_empty()) {
-        (Some(text), _) => Ok(Some(filter::parse(text, params, &def.filters)?)),
+        (Some(written), _) => Ok(Some(filter::read(written, params, &def.filters)?)),
         (None, true) => Ok(None),
         (None, false) => Err(Problem::new(problem::MALFORMED, "`params` without `filter`")),
     }
@@ -326,8 +337,8 @@ pub fn check_columns(columns: &[String]) -> Result<(), Problem> {
 fn malformed(error: serde_json::Error) -> Problem {
     let text = error.to_string();
     let hint = "the fields are query {vector|id|recommend {positive, negative}, using}, filter, params, limit, columns, \
-                search {ef, exact, exactness}, recheck, max_distance, group_by, group_size, mmr {lambda, candidates}, explain, \
-                consistency {at_least, timeout_ms}; or searches, a list of such, and consistency";
+                search {ef, exact, exactness}, recheck {mode, as_role, settings}, max_distance, group_by, group_size, mmr {lambda, candidates}, explain, after, \
+                consistency {at_least, max_staleness_ms, timeout_ms}; or searches, a list of such, and consistency";
     if text.starts_with("unknown field") {
         return Problem::new(problem::UNKNOWN_FIELD, text).hint(hint);
     }
