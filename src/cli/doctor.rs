@@ -43,6 +43,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         publication: &source.publication,
         create: source.create_publication,
         collections: &config.collections,
+        roles: &config.search.recheck_roles,
     };
     let findings = runtime.block_on(preflight::run(&subject, Depth::All));
     if args.json {

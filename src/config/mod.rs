@@ -153,6 +153,25 @@ pub struct Search {
     pub wait_ms: u64,
     pub recheck_connections: usize,
     pub recheck_timeout_ms: u64,
+    pub recheck_roles: Vec<String>,
+    pub recheck_settings: Vec<String>,
+}
+
+impl Search {
+    /// Of roles NONE is no name but our own role, and a setting without a point is one of the server's: `role` among them.
+    fn check(&self) -> Result<(), ConfigError> {
+        if let Some(role) = self.recheck_roles.iter().find(|role| role.is_empty() || role.eq_ignore_ascii_case("none"))
+        {
+            return Err(ConfigError(format!("search.recheck_roles: {role:?} is no role")));
+        }
+        match self.recheck_settings.iter().find(|name| !name.contains('.')) {
+            Some(name) => {
+                let reason = "only settings of applications can be set, which have a point in their names";
+                Err(ConfigError(format!("search.recheck_settings: {name:?}: {reason}")))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// `[sql]`
@@ -293,6 +312,7 @@ impl Config {
         least("search.default_ef", self.search.default_ef, 1)?;
         least("search.recheck_connections", self.search.recheck_connections, 1)?;
         least("search.recheck_timeout_ms", self.search.recheck_timeout_ms as usize, 1)?;
+        self.search.check()?;
         self.http.check()?;
         self.sql.check()?;
         // Bytes in 64 bits.

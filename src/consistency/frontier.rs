@@ -42,7 +42,20 @@ pub enum NoView {
         /// How long.
         waited: Duration,
     },
+    /// What there is stayed older than was asked for.
+    #[error("what is applied {}, asked for at most {} ms, waited {waited:?}", age.map_or("is of unknown age".to_owned(), |age| format!("may be {} ms old", age.as_millis())), asked.as_millis())]
+    TooOld {
+        /// Upper bound of its age; `None` where nothing is proven, or nothing follows the source.
+        age: Option<Duration>,
+        /// What was asked for.
+        asked: Duration,
+        /// How long.
+        waited: Duration,
+    },
 }
+
+/// Age is looked at so often while somebody waits for a younger state.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Received, durable, applied: shared by everybody who asks "as of when".
 pub struct Frontier {
@@ -122,8 +135,30 @@ impl Frontier {
         if let Some(asked) = consistency.at_least {
             serving = self.wait(serving, asked, consistency.timeout.unwrap_or(self.default_timeout)).await?;
         }
+        if let Some(asked) = consistency.max_staleness {
+            serving = self.fresh(asked, consistency.timeout.unwrap_or(self.default_timeout)).await?;
+        }
         let view = serving.engine.view();
         Ok((serving, view))
+    }
+
+    /// Waits until what answers is proven to be no older than this.
+    async fn fresh(&self, asked: Duration, limit: Duration) -> Result<Arc<Serving>, NoView> {
+        let started = Instant::now();
+        loop {
+            let serving = self.serving().ok_or(NoView::NotLoaded)?;
+            let follows = self.progress.stale().is_none();
+            let age = self.staleness(serving.engine.view().applied).filter(|_| follows);
+            if age.is_some_and(|age| age <= asked) {
+                return Ok(serving);
+            }
+            if started.elapsed() >= limit {
+                metrics::counter!(names::LSN_WAIT_TIMEOUTS).increment(1);
+                return Err(NoView::TooOld { age, asked, waited: started.elapsed() });
+            }
+            self.progress.nudge();
+            tokio::time::sleep(LOOK_AGAIN.min(limit)).await;
+        }
     }
 
     /// What has reached the position: the engine that answered at first, or one that replaced it meanwhile.

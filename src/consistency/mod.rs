@@ -3,6 +3,7 @@
 pub mod frontier;
 pub mod paging;
 pub mod recheck;
+mod trips;
 pub mod verify;
 
 /// Long work on a thread that answers many: the runtime moves the others away.

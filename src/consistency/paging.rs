@@ -3,7 +3,7 @@
 
 use crate::consistency::blocking;
 use crate::consistency::recheck::{Checking, Visibility, check};
-use crate::model::{Candidate, CollectionDef, Hit};
+use crate::model::{Candidate, CollectionDef, Hit, nearer};
 use crate::source::SourceError;
 use crate::storage::{self, StorageError};
 use std::time::{Duration, Instant};
@@ -41,6 +41,8 @@ pub struct Spent {
     pub search: Duration,
     /// Waiting for the source.
     pub recheck: Duration,
+    /// Requests that the source answered together, in the largest round trip.
+    pub together: usize,
 }
 
 /// Fills searches of one collection.
@@ -61,9 +63,10 @@ pub async fn fill<V: Visibility, L: Leg>(
         let started = Instant::now();
         let asked = legs.iter().zip(pages).filter(|(_, page)| !page.is_empty());
         let asked = asked.map(|(leg, page)| (leg.checking(), page)).collect();
-        let visible = check(visibility, def, asked).await?;
+        let checked = check(visibility, def, asked).await?;
         spent.recheck += started.elapsed();
-        waiting.into_iter().zip(visible).for_each(|(leg, visible)| legs[leg].take(visible));
+        spent.together = spent.together.max(checked.together);
+        waiting.into_iter().zip(checked.pages).for_each(|(leg, visible)| legs[leg].take(visible));
     }
     blocking(|| legs.iter_mut().try_for_each(Leg::give_up))?;
     Ok(spent)
@@ -82,6 +85,5 @@ pub fn fill_as_indexed(leg: &mut impl Leg, mut hit: impl FnMut(Candidate) -> Hit
 
 /// By distance, undefined last; ties by key.
 pub fn nearest_first(a: &Hit, b: &Hit) -> std::cmp::Ordering {
-    let by_distance = a.distance.partial_cmp(&b.distance);
-    by_distance.unwrap_or_else(|| a.distance.is_nan().cmp(&b.distance.is_nan())).then_with(|| a.key.cmp(&b.key))
+    nearer((a.distance, &a.key), (b.distance, &b.key))
 }

@@ -1,14 +1,14 @@
 //! The recheck: which of the candidates the source shows now. A miss never removes anything from the index: a commit can
 //! reach us before other sessions see it; only the stream deletes.
 
-use crate::model::{Candidate, Cell, CollectionDef, Embedding, Hit, Metric, Recheck, RowKey};
+use crate::consistency::trips::Trips;
+use crate::model::{Candidate, Cell, CollectionDef, Embedding, Hit, Metric, Recheck, RowKey, Viewer};
 use crate::source::SourceError;
 use crate::source::connect::Pool;
-use crate::source::rows::{self, Ask, HeapRow};
-use crate::telemetry::names;
-use deadpool::managed::Object;
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use crate::source::rows::{Ask, HeapRow};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Who can say which rows are visible. The second implementation is the tests'.
 pub trait Visibility: Send + Sync {
@@ -18,28 +18,71 @@ pub trait Visibility: Send + Sync {
         def: &CollectionDef,
         keys: &[RowKey],
         ask: Ask<'_>,
-    ) -> impl Future<Output = Result<Vec<HeapRow>, SourceError>> + Send;
+    ) -> impl Future<Output = Result<Seen, SourceError>> + Send;
+
+    /// May somebody ask with these eyes? The reason why not.
+    fn allows(&self, viewer: &Viewer) -> Result<(), String> {
+        Err(format!("nobody may ask as role {:?} here", viewer.role))
+    }
+}
+
+/// What the source shows.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// The rows.
+    pub rows: Vec<HeapRow>,
+    /// Requests that the same round trip answered, this one included.
+    pub together: usize,
+}
+
+/// Whom a caller may ask as; nobody by default.
+#[derive(Debug, Clone, Default)]
+pub struct Viewers {
+    /// Roles.
+    pub roles: BTreeSet<String>,
+    /// Settings that may be given a value for the question.
+    pub settings: BTreeSet<String>,
+}
+
+impl Viewers {
+    fn allows(&self, viewer: &Viewer) -> Result<(), String> {
+        if !self.roles.contains(&viewer.role) {
+            return Err(format!("role {:?} is not one that may be asked for", viewer.role));
+        }
+        match viewer.settings.keys().find(|name| !self.settings.contains(*name)) {
+            Some(name) => Err(format!("setting {name:?} is not one that may be set")),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The source's heap, asked over pooled connections.
+#[derive(Clone)]
 pub struct SourceHeap {
     /// The connections.
     pub pool: Pool,
     /// Longest wait for a connection, and then for the answer.
     pub timeout: Duration,
+    /// Whom a caller may ask as.
+    pub viewers: Arc<Viewers>,
+    /// Questions that wait for a connection.
+    pub trips: Arc<Trips>,
+}
+
+impl SourceHeap {
+    /// The heap behind these connections.
+    pub fn new(pool: Pool, timeout: Duration, viewers: Viewers) -> SourceHeap {
+        SourceHeap { pool, timeout, viewers: Arc::new(viewers), trips: Arc::default() }
+    }
 }
 
 impl Visibility for SourceHeap {
-    async fn visible(&self, def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Vec<HeapRow>, SourceError> {
-        let client = self.pool.get().await.map_err(SourceError::from)?;
-        match tokio::time::timeout(self.timeout, rows::fetch(&client, def, keys, ask)).await {
-            Ok(rows) => rows,
-            Err(_) => {
-                // Nobody knows when this connection answers: it does not go back to the pool.
-                drop(Object::take(client));
-                Err(SourceError::Unavailable(format!("the source did not answer within {:?}", self.timeout)))
-            }
-        }
+    async fn visible(&self, def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Seen, SourceError> {
+        self.ask(def, keys, ask).await
+    }
+
+    fn allows(&self, viewer: &Viewer) -> Result<(), String> {
+        self.viewers.allows(viewer)
     }
 }
 
@@ -58,12 +101,19 @@ pub struct Checking<'a> {
     pub query: &'a Embedding,
     /// The filter as SQL with its parameters, for `exact`.
     pub condition: Option<(&'a str, &'a [String])>,
+    /// With whose eyes.
+    pub viewer: Option<&'a Viewer>,
 }
 
 impl<'a> Checking<'a> {
     fn ask(&self) -> Ask<'a> {
         let exact = self.level == Recheck::Exact;
-        Ask { columns: self.columns, vector: exact.then_some(self.vector), condition: self.condition.filter(|_| exact) }
+        Ask {
+            columns: self.columns,
+            vector: exact.then_some(self.vector),
+            condition: self.condition.filter(|_| exact),
+            viewer: self.viewer,
+        }
     }
 
     /// What the source shows of a candidate, if it passes.
@@ -76,20 +126,30 @@ impl<'a> Checking<'a> {
             }
             Some(_) => return None,
         };
-        Some(Candidate { distance, ..candidate }.hit(row.columns.clone()))
+        Some(Hit { distance, ..candidate.hit(row.columns.clone()) })
     }
 }
 
 /// Keys one statement may carry.
 const MAX_KEYS: usize = 10_000;
 
-/// The candidates of each page that pass, in their order. Pages that ask the same of their rows share one statement.
+/// What came of a recheck.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// The candidates of each page that pass, in their order.
+    pub pages: Vec<Vec<Hit>>,
+    /// Requests that were answered together, in the largest round trip.
+    pub together: usize,
+}
+
+/// Asks about each page. Pages that ask the same of their rows share one statement.
 pub async fn check<V: Visibility>(
     visibility: &V,
     def: &CollectionDef,
     pages: Vec<(Checking<'_>, Vec<Candidate>)>,
-) -> Result<Vec<Vec<Hit>>, SourceError> {
+) -> Result<Checked, SourceError> {
     let asks: Vec<_> = pages.iter().map(|(checking, _)| checking.ask()).collect();
+    let mut together = 0;
     let mut seen: Vec<(Ask<'_>, HashMap<RowKey, HeapRow>)> = Vec::new();
     for ask in &asks {
         if seen.iter().any(|(other, _)| other == ask) {
@@ -101,10 +161,9 @@ pub async fn check<V: Visibility>(
         keys.dedup();
         let mut rows = HashMap::with_capacity(keys.len());
         for keys in keys.chunks(MAX_KEYS) {
-            let started = Instant::now();
             let found = visibility.visible(def, keys, *ask).await?;
-            metrics::histogram!(names::RECHECK_SECONDS).record(started.elapsed().as_secs_f64());
-            rows.extend(found.into_iter().map(|row| (row.key.clone(), row)));
+            together = together.max(found.together);
+            rows.extend(found.rows.into_iter().map(|row| (row.key.clone(), row)));
         }
         seen.push((*ask, rows));
     }
@@ -116,5 +175,5 @@ pub async fn check<V: Visibility>(
         };
         page.into_iter().filter_map(hit).collect()
     };
-    Ok(pages.into_iter().zip(&asks).map(of_page).collect())
+    Ok(Checked { pages: pages.into_iter().zip(&asks).map(of_page).collect(), together })
 }

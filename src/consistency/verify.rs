@@ -148,7 +148,7 @@ pub async fn compare(
 }
 
 async fn catch_up(frontier: &Frontier, at: Lsn) -> Result<(Arc<Serving>, Arc<crate::engine::view::View>), VerifyError> {
-    Ok(frontier.view(&Consistency { at_least: Some(at), timeout: Some(CATCH_UP) }).await?)
+    Ok(frontier.view(&Consistency { at_least: Some(at), timeout: Some(CATCH_UP), ..Consistency::default() }).await?)
 }
 
 fn scan_index(serving: &Serving, found: &CollectionView) -> Result<Rows, StorageError> {

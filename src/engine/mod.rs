@@ -32,7 +32,7 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -470,6 +470,16 @@ impl Engine {
         visit: impl FnMut(RowKey, StoredRow) -> ControlFlow<()>,
     ) -> Result<Option<Lsn>> {
         self.state.rows_after(view.def.id, after, visit)
+    }
+
+    /// One row as last committed, and the position of that; `None` when there is no such collection any more.
+    pub fn row(&self, view: &CollectionView, key: &RowKey) -> Result<Option<(Option<StoredRow>, Lsn)>> {
+        let mut found = None;
+        let at = self.state.rows_from(view.def.id, Bound::Included(key), |other, row| {
+            found = (other == *key).then_some(row);
+            ControlFlow::Break(())
+        })?;
+        Ok(at.map(|at| (found, at)))
     }
 
     /// Visits every row of a collection as last committed: key, original vectors, filter columns, version.

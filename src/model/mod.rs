@@ -13,6 +13,7 @@ mod key;
 mod listing;
 mod lsn;
 mod metric;
+mod place;
 mod relation;
 mod search;
 mod sparse;
@@ -27,14 +28,18 @@ pub use encoding::Encoding;
 pub use filter::{Comparison, Filter};
 pub use index_kind::IndexKind;
 pub use key::{KeyColumn, RowKey};
-pub use listing::{AsOf, CountRequest, Listed, Page, ScrollRequest};
+pub use listing::{
+    AsOf, CountRequest, Facet, FacetRequest, Facets, Listed, Page, RecallReport, RecallRequest, RowRequest,
+    ScrollRequest,
+};
 pub use lsn::{BadLsn, CommitLsn, Lsn, Version};
 pub use metric::Metric;
+pub use place::{Place, nearer};
 pub use relation::{Relation, RelationColumn};
 pub use search::{
     Answer, Candidate, Consistency, Ended, Exactness, Example, Explain, ExplainSegment, Group, GroupBy, Hit, MAX_BATCH,
     MAX_BATCH_ROWS, MAX_EF, MAX_EXAMPLES, MAX_GROUP_SIZE, MAX_LIMIT, MAX_MMR_CANDIDATES, Mmr, Recheck, RecheckReport,
-    SearchBy, SearchRequest, SearchStats, Shape, Timings,
+    SearchBy, SearchRequest, SearchStats, Shape, Timings, Viewer,
 };
 pub use sparse::{MAX_NONZERO, MAX_SPARSE_DIMENSIONS, SparseVector};
 pub use spec::{CollectionSpec, VectorSpec, by_name};

@@ -5,7 +5,9 @@ use crate::model::encoding::Encoding;
 use crate::model::filter::Filter;
 use crate::model::key::RowKey;
 use crate::model::lsn::{Lsn, Version};
+use crate::model::place::Place;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Largest `limit` of one search.
@@ -61,12 +63,23 @@ pub enum Recheck {
     Exact,
 }
 
+/// With whose eyes the source is asked: its row security and grants for this role decide.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Viewer {
+    /// A role of the source.
+    pub role: String,
+    /// Settings that hold for the question, for policies that read them.
+    pub settings: BTreeMap<String, String>,
+}
+
 /// How new the answer has to be.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Consistency {
     /// The answer must reflect everything that ended at or before this position.
     pub at_least: Option<Lsn>,
-    /// How long to wait for it; the server's default when absent.
+    /// The answer must not be older than this, nor of the past for any other reason.
+    pub max_staleness: Option<Duration>,
+    /// How long to wait for either; the server's default when absent.
     pub timeout: Option<Duration>,
 }
 
@@ -93,6 +106,10 @@ pub struct SearchRequest {
     pub consistency: Consistency,
     /// How sure.
     pub recheck: Recheck,
+    /// With whose eyes, where not with our own; the recheck is not `None` then.
+    pub viewer: Option<Viewer>,
+    /// Only rows behind this place.
+    pub after: Option<Place>,
     /// Which rows beside the nearest, and in what form.
     pub shape: Shape,
 }
@@ -161,7 +178,7 @@ impl Candidate {
     /// As a row of an answer.
     pub fn hit(self, columns: Option<Box<serde_json::value::RawValue>>) -> Hit {
         let Candidate { key, distance, version, node } = self;
-        Hit { key, distance, version, node, columns }
+        Hit { key, distance, indexed: distance, version, node, columns }
     }
 }
 
@@ -172,6 +189,8 @@ pub struct Hit {
     pub key: RowKey,
     /// Distance to the query; from the source's current vector when the recheck is `exact`. NaN when undefined.
     pub distance: f64,
+    /// Distance by the indexed vector.
+    pub indexed: f64,
     /// Which version of the row was found.
     pub version: Version,
     /// Where the engine keeps its vector in the view that was searched.
@@ -191,6 +210,10 @@ pub struct RecheckReport {
     pub dropped: usize,
     /// Rows found by continuing the search in their place.
     pub refilled: usize,
+    /// What waiting for the source took, microseconds; the searches of a batch share it.
+    pub took_us: u64,
+    /// Requests that the source answered in the same round trip, this one included, at most; 0 where it was not asked.
+    pub batched: usize,
 }
 
 /// What the search did.
@@ -293,6 +316,8 @@ pub struct Answer {
     pub hits: Vec<Hit>,
     /// The groups asked for, nearest first by their best row.
     pub groups: Option<Vec<Group>>,
+    /// Where the next page begins; `None` where there is none, and for answers that have no pages.
+    pub next: Option<Place>,
     /// False when there may be more rows that belong here than were returned: with `max_distance` all within it belong.
     pub complete: bool,
     /// The position this answer is exact for.

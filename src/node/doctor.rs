@@ -34,6 +34,7 @@ pub async fn run(
 ) {
     let mut content: Option<Vec<Finding>> = None;
     let mut streams = progress.streams();
+    let roles: Vec<_> = options.viewers.roles.iter().cloned().collect();
     let mut pause = Some(AFTER_START);
     loop {
         let changed = tokio::select! {
@@ -60,6 +61,7 @@ pub async fn run(
             publication: &options.publication,
             create: options.create_publication,
             collections: &collections,
+            roles: &roles,
         };
         let depth = if content.is_none() { Depth::Start } else { Depth::Again };
         let mut findings = tokio::select! {

@@ -99,8 +99,9 @@ pub async fn run(
     let progress = Arc::new(Progress::default());
     let frontier = Arc::new(Frontier::new(progress.clone(), options.wait));
     let pool = options.dsn.pool(options.recheck_connections, options.recheck_timeout);
-    let heap = || SourceHeap { pool: pool.clone(), timeout: options.recheck_timeout };
-    let query = QueryService::new(frontier.clone(), heap(), options.query);
+    // One for HTTP and SQL: those who wait for the same connections can share them.
+    let heap = SourceHeap::new(pool.clone(), options.recheck_timeout, options.viewers.clone());
+    let query = QueryService::new(frontier.clone(), heap.clone(), options.query);
     let health = Health { protection: Arc::new(Protection::default()), findings: Arc::default() };
     let app =
         Arc::new(App::new(query, options.dsn.clone(), pool.clone(), metrics, health.clone(), options.http.clone()));
@@ -113,7 +114,7 @@ pub async fn run(
         None => None,
         Some(sql) => {
             let address = sql.listen;
-            let service = Arc::new(QueryService::new(frontier.clone(), heap(), options.query));
+            let service = Arc::new(QueryService::new(frontier.clone(), heap, options.query));
             let endpoint = Arc::new(Endpoint::new(service, sql)?);
             let (listener, address) = bind(address).await?;
             Some((address, tokio::spawn(endpoint.serve(listener, stop.clone()))))

@@ -1,6 +1,7 @@
 //! Everything a node needs to know, made from the configuration: every module's own options.
 
 use crate::config::{self, Config, ConfigError, Failover};
+use crate::consistency::recheck::Viewers;
 use crate::engine;
 use crate::model::CollectionSpec;
 use crate::node::guard;
@@ -57,6 +58,8 @@ pub struct Options {
     pub recheck_connections: usize,
     /// Longest recheck.
     pub recheck_timeout: Duration,
+    /// Whom a recheck may be asked for as.
+    pub viewers: Viewers,
     /// Where to listen.
     pub listen: SocketAddr,
     /// Where `/v1/admin/` is instead, where it has a place of its own.
@@ -124,6 +127,10 @@ impl TryFrom<&Config> for Options {
             wait: ms(config.search.wait_ms),
             recheck_connections: config.search.recheck_connections,
             recheck_timeout: ms(config.search.recheck_timeout_ms),
+            viewers: Viewers {
+                roles: config.search.recheck_roles.iter().cloned().collect(),
+                settings: config.search.recheck_settings.iter().cloned().collect(),
+            },
             listen: config.http.listen,
             admin_listen: config.http.admin_address()?,
             http: http::Options {

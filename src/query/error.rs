@@ -116,6 +116,23 @@ pub enum QueryError {
         /// Why.
         error: Box<QueryError>,
     },
+    /// Nobody may ask with these eyes.
+    #[error("recheck: {0}")]
+    Viewer(String),
+    /// A place in no order, or in another one.
+    #[error("{0}")]
+    Cursor(String),
+    /// Too many different values to count.
+    #[error("column {column:?} has more than {most} different values among the rows that pass")]
+    Facet {
+        /// The column.
+        column: String,
+        /// As many are counted.
+        most: usize,
+    },
+    /// Nothing, or too much, to measure.
+    #[error("{0}")]
+    Recall(String),
     /// The row to search by does not exist.
     #[error("there is no row {0}")]
     NoRow(String),

@@ -37,7 +37,7 @@ pub trait Grouping: Send {
 
 /// A value as a key. Values of one column can all be compared.
 #[derive(Debug, Clone)]
-struct Same(Option<Value>);
+pub(super) struct Same(pub(super) Option<Value>);
 
 impl Ord for Same {
     fn cmp(&self, other: &Same) -> Ordering {
@@ -284,6 +284,7 @@ impl<'v, G: Grouping> Groups<'v, G> {
             ended: self.ended.unwrap_or(Ended::Budget),
             report: self.report,
             pages: self.pages,
+            next: None,
             taken: self.earlier.0 + self.stream.taken(),
             visited: self.earlier.1 + self.stream.visited(),
             given_up: self.stream.given_up(),

@@ -16,7 +16,7 @@ use crate::storage::state::{CollectionState, StoredRow};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Round trips to the source one page may cost.
 const MAX_ROUNDS: usize = 16;
@@ -63,15 +63,20 @@ impl<V: Visibility> QueryService<V> {
         let found = collection(&view, &request.collection)?;
         let mut as_of = self.as_of(found, &request.consistency, stale)?;
         check_columns(&found.def, &request.columns, request.recheck)?;
+        if let Some(viewer) = &request.viewer {
+            self.visibility.allows(viewer).map_err(QueryError::Viewer)?;
+        }
         let recheck = RecheckReport { mode: request.recheck, ..RecheckReport::default() };
         let mut page = Page { rows: Vec::new(), next: request.after.clone(), as_of: as_of.clone(), recheck };
         let (mut dry, mut at) = (false, None);
         for _ in 0..MAX_ROUNDS {
-            let missing = request.limit - page.rows.len();
+            let missing = request.limit.saturating_sub(page.rows.len());
             if dry || missing == 0 {
                 break;
             }
-            let read = blocking(|| read(&serving, found, page.next.as_ref(), missing, request.filter.as_ref()))?;
+            // Rows that are not shown come in runs.
+            let want = missing.max(page.recheck.checked.min(MAX_LIMIT));
+            let read = blocking(|| read(&serving, found, page.next.as_ref(), want, request.filter.as_ref()))?;
             // What a later one finds is at least as new.
             as_of.applied_lsn = *at.get_or_insert(read.at);
             as_of.complete &= !read.doubtful;
@@ -80,6 +85,11 @@ impl<V: Visibility> QueryService<V> {
                 page.next = Some(last.clone());
             }
             self.show(request, found, read.rows, &mut page).await?;
+            if page.rows.len() > request.limit {
+                page.rows.truncate(request.limit);
+                page.next = page.rows.last().map(|last| last.key.clone());
+                dry = false;
+            }
         }
         // A page that came short without the end being reached says by its `next` that there is more.
         page.next = page.next.filter(|_| !dry);
@@ -89,11 +99,12 @@ impl<V: Visibility> QueryService<V> {
     }
 
     /// What stands still is not as fresh as what the others apply.
-    fn staleness(&self, found: &CollectionView, applied: Lsn) -> Option<Duration> {
+    pub(super) fn staleness(&self, found: &CollectionView, applied: Lsn) -> Option<Duration> {
         self.frontier.staleness(applied).filter(|_| found.state == CollectionState::Live)
     }
 
-    fn as_of(
+    /// As of when an answer of this collection is.
+    pub(super) fn as_of(
         &self,
         found: &CollectionView,
         consistency: &Consistency,
@@ -130,9 +141,12 @@ impl<V: Visibility> QueryService<V> {
         let condition = filter.map(|filter| filter::to_sql(filter, &def.filters, 1, &mut params));
         let condition = condition.as_deref().map(|sql| (sql, &params[..]));
         let keys: Vec<_> = rows.iter().map(|(key, _)| key.clone()).collect();
-        let ask = Ask { columns: &request.columns, vector: None, condition };
-        let shown = self.visibility.visible(def, &keys, ask).await?;
-        let mut shown: HashMap<_, _> = shown.into_iter().map(|row| (row.key, row.columns)).collect();
+        let ask = Ask { columns: &request.columns, vector: None, condition, viewer: request.viewer.as_ref() };
+        let started = Instant::now();
+        let seen = self.visibility.visible(def, &keys, ask).await?;
+        page.recheck.took_us += started.elapsed().as_micros() as u64;
+        page.recheck.batched = page.recheck.batched.max(seen.together);
+        let mut shown: HashMap<_, _> = seen.rows.into_iter().map(|row| (row.key, row.columns)).collect();
         page.recheck.checked += rows.len();
         page.recheck.dropped += rows.len() - shown.len();
         let listed = |(key, row): (RowKey, StoredRow)| {
@@ -144,7 +158,8 @@ impl<V: Visibility> QueryService<V> {
     }
 }
 
-fn value(row: &StoredRow, at: usize) -> Option<Value> {
+/// The value of a filter column.
+pub(super) fn value(row: &StoredRow, at: usize) -> Option<Value> {
     match row.filters.get(at)? {
         Cell::Value(value) => Some(value.clone()),
         _ => None,

@@ -2,16 +2,20 @@
 
 mod confined;
 mod error;
+mod facet;
 pub mod filter;
 mod groups;
 mod listing;
 mod mmr;
 mod open;
 pub mod plan;
+mod recall;
 mod recommend;
 mod resolve;
+mod row;
 mod rows;
 mod stream;
+mod viewer;
 
 use crate::consistency::blocking;
 use crate::consistency::frontier::{Frontier, NoView, Serving};
@@ -20,8 +24,8 @@ use crate::consistency::recheck::{Checking, Visibility};
 use crate::engine::candidates::Candidates;
 use crate::engine::segment::Segment;
 use crate::model::{
-    Answer, Candidate, CollectionDef, Consistency, Ended, Explain, ExplainSegment, Group, Hit, Recheck, RecheckReport,
-    SearchRequest, SearchStats, Timings,
+    Answer, Candidate, CollectionDef, Consistency, Ended, Explain, ExplainSegment, Group, Hit, Place, Recheck,
+    RecheckReport, SearchRequest, SearchStats, Timings,
 };
 use crate::query::groups::{Formed, Groups, Wanted};
 use crate::query::resolve::{ByColumn, Resolved, check_batch, check_numbers, check_state};
@@ -139,12 +143,13 @@ impl<V: Visibility> QueryService<V> {
         let paused = check_state(found, consistency)?;
         let follows = paused.is_none();
         let default_ef = self.options.default_ef;
+        self.check_viewers(found, requests).await?;
         let searches = blocking(|| each(requests, |one| Resolved::new(serving, found, one, default_ef)))?;
         resolve::check_work(&searches)?;
         let prepared = started.elapsed();
         let mut legs = blocking(|| searches.iter().map(Filling::open).collect::<Result<Vec<_>, _>>())?;
         let opened = started.elapsed() - prepared;
-        let Spent { search, recheck } = paging::fill(&mut legs, &self.visibility, &found.def).await?;
+        let Spent { search, recheck, together } = paging::fill(&mut legs, &self.visibility, &found.def).await?;
         let (reranked, stale) = (Instant::now(), stale.clone().or_else(|| self.frontier.progress.stale()).or(paused));
         let mut answers = Vec::with_capacity(searches.len());
         for (resolved, leg) in searches.iter().zip(legs) {
@@ -153,6 +158,7 @@ impl<V: Visibility> QueryService<V> {
             let groups = answer.groups.iter().flatten().flat_map(|group| &group.hits);
             resolved.index.touch(answer.hits.iter().chain(groups).map(|hit| hit.node));
             answer.applied_lsn = view.applied;
+            answer.next.iter_mut().for_each(|next| next.copy = resolve::copy(serving, found));
             // What stands still is not as fresh as what the others apply.
             answer.staleness = self.frontier.staleness(view.applied).filter(|_| follows);
             answer.stale.clone_from(&stale);
@@ -171,6 +177,9 @@ impl<V: Visibility> QueryService<V> {
         };
         for answer in &mut answers {
             answer.stats.took_us = timings.total;
+            if answer.recheck.checked > 0 {
+                (answer.recheck.took_us, answer.recheck.batched) = (timings.recheck, together);
+            }
             answer.explain.iter_mut().for_each(|explain| explain.timings_us = timings);
         }
         Ok(answers)
@@ -223,8 +232,16 @@ impl<'v> Filling<'v> {
             Filling::Nothing(checking) => {
                 let report = RecheckReport { mode: checking.level, ..RecheckReport::default() };
                 let ended = Ended::Dry;
-                let outcome =
-                    Outcome::<Hit> { hits: Vec::new(), ended, report, pages: 0, taken: 0, visited: 0, given_up: None };
+                let outcome = Outcome::<Hit> {
+                    hits: Vec::new(),
+                    ended,
+                    report,
+                    pages: 0,
+                    taken: 0,
+                    visited: 0,
+                    given_up: None,
+                    next: None,
+                };
                 let groups = resolved.group.map(|_| Vec::new());
                 Ok(answer(resolved, Vec::new(), groups, true, &outcome))
             }
@@ -335,7 +352,11 @@ fn answer<H>(
         pages: outcome.pages,
         timings_us: Timings::default(),
     });
+    let given = resolved.request.after.as_ref().map_or(0, |after| after.given).saturating_add(hits.len());
+    let pages = groups.is_none() && resolved.request.shape.mmr.is_none();
+    let next = outcome.next.clone().filter(|_| pages);
     Answer {
+        next: next.map(|(distance, key)| Place { distance, key, given, copy: 0 }),
         hits,
         groups,
         complete,

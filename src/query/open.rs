@@ -196,6 +196,7 @@ impl<V: Visibility + 'static> QueryService<V> {
         check_numbers(request)?;
         let found = pinned.collection(&request.collection)?;
         check_state(found, &request.consistency)?;
+        self.check_viewers(found, std::slice::from_ref(request)).await?;
         let resolved = blocking(|| Resolved::new(&pinned.serving, found, request, self.options.default_ef))?;
         let mut stream = blocking(|| resolved.open());
         let mut touched = 0;
@@ -235,9 +236,9 @@ impl<V: Visibility + 'static> QueryService<V> {
             return Ok(Vec::new());
         }
         let started = Instant::now();
-        let shown = check(&self.visibility, &resolved.found.def, vec![(resolved.checking(), page)]).await?;
+        let checked = check(&self.visibility, &resolved.found.def, vec![(resolved.checking(), page)]).await?;
         tracing::trace!(took = ?started.elapsed(), "rechecked a page of an open search");
-        Ok(shown.into_iter().flatten().collect())
+        Ok(checked.pages.into_iter().flatten().collect())
     }
 }
 

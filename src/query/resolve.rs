@@ -12,7 +12,7 @@ use crate::model::{
 use crate::query::error::QueryError;
 use crate::query::groups::Grouping;
 use crate::query::plan::{self, Plan, PlanFacts};
-use crate::query::stream::{Bound, Stream};
+use crate::query::stream::{Bound, MAX_SKIPPED, Stream};
 use crate::query::{filter, recommend};
 use crate::storage::state::CollectionState;
 use serde_json::value::RawValue;
@@ -52,7 +52,10 @@ impl<'v> Resolved<'v> {
         request: &'v SearchRequest,
         default_ef: usize,
     ) -> Result<Resolved<'v>, QueryError> {
-        let (column, index) = vector_column(found, request)?;
+        let (column, index) = vector_column(found, request.using.as_deref())?;
+        if request.after.as_ref().is_some_and(|after| after.copy != copy(serving, found)) {
+            return Err(QueryError::Cursor("`after` is of an earlier copy of the collection".into()));
+        }
         check_columns(&found.def, &request.columns, request.recheck)?;
         let group = request.shape.group.as_ref().map(|group| group_column(&found.def, &group.column)).transpose()?;
         let (vector, except) = query_vector(serving, found, column, index, request)?;
@@ -75,7 +78,7 @@ impl<'v> Resolved<'v> {
             max: if self.request.recheck == Recheck::Exact { max + ROUNDING * (1.0 + max.abs()) } else { max },
             margin: self.ef(),
         });
-        Some(Stream::new(candidates, &self.except, bound))
+        Some(Stream::new(candidates, &self.except, bound).behind(self.request.after.as_ref()))
     }
 
     /// How much is compared with full vectors; a bound is one of true distances.
@@ -113,6 +116,7 @@ impl<'v> Resolved<'v> {
             metric: self.index.column.metric,
             query: &self.vector,
             condition: self.condition.as_ref().map(|(sql, params)| (&sql[..], &params[..])),
+            viewer: self.request.viewer.as_ref(),
         }
     }
 
@@ -191,7 +195,8 @@ fn choose(index: &IndexView, request: &SearchRequest, default_ef: usize) -> Plan
     let limit = match (&shape.group, &shape.mmr) {
         (Some(group), _) => request.limit * group.size,
         (_, Some(mmr)) => mmr.candidates,
-        _ => request.limit,
+        // What came before is met again.
+        _ => request.limit + request.after.as_ref().map_or(0, |after| after.given.min(MAX_SKIPPED)),
     };
     let ef = request.ef.unwrap_or(default_ef);
     let passing = request.filter.as_ref().map(|filter| index.rows.passing(Some(filter)).count());
@@ -256,6 +261,9 @@ fn check_shape(request: &SearchRequest) -> Result<(), QueryError> {
     let shape = &request.shape;
     if shape.max_distance.is_some_and(|max| !max.is_finite()) {
         return Err(QueryError::MaxDistance);
+    }
+    if request.after.is_some() && (shape.group.is_some() || shape.mmr.is_some()) {
+        return Err(QueryError::Cursor("groups and diverse rows have no pages".into()));
     }
     if let Some(group) = &shape.group {
         if shape.mmr.is_some() {
@@ -323,7 +331,9 @@ pub fn check_state(found: &CollectionView, consistency: &Consistency) -> Result<
     match &found.state {
         CollectionState::Live => Ok(None),
         CollectionState::Copying => Err(QueryError::Copying(found.def.name.clone())),
-        CollectionState::Paused { reason } if consistency.at_least.is_some() || found.rows == 0 => {
+        CollectionState::Paused { reason }
+            if consistency.at_least.is_some() || consistency.max_staleness.is_some() || found.rows == 0 =>
+        {
             Err(QueryError::Paused { name: found.def.name.clone(), reason: reason.clone() })
         }
         CollectionState::Paused { reason } => Ok(Some(format!("the collection is paused: {reason}"))),
@@ -334,8 +344,13 @@ fn names<'a>(names: impl Iterator<Item = &'a String>) -> String {
     names.map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
-fn vector_column<'v>(found: &'v CollectionView, request: &SearchRequest) -> Result<(usize, &'v IndexView), QueryError> {
-    let using = request.using.as_deref();
+/// Names the copy that answers: of another one places mean nothing.
+pub fn copy(serving: &Serving, found: &CollectionView) -> u64 {
+    xxhash_rust::xxh3::xxh3_64_with_seed(serving.slot.as_bytes(), u64::from(found.def.id.0))
+}
+
+/// The column to search, and its index.
+pub fn vector_column<'v>(found: &'v CollectionView, using: Option<&str>) -> Result<(usize, &'v IndexView), QueryError> {
     let (column, _) = found.def.vector(using).ok_or_else(|| QueryError::UnknownVector {
         collection: found.def.name.clone(),
         column: using.unwrap_or_default().to_owned(),
@@ -344,7 +359,8 @@ fn vector_column<'v>(found: &'v CollectionView, request: &SearchRequest) -> Resu
     Ok((column, &found.indexes[column]))
 }
 
-fn group_column(def: &CollectionDef, name: &str) -> Result<usize, QueryError> {
+/// The place of a filter column.
+pub fn group_column(def: &CollectionDef, name: &str) -> Result<usize, QueryError> {
     let known = || names(def.filters.iter().map(|column| &column.name));
     let place = def.filters.iter().position(|column| column.name == name);
     place.ok_or_else(|| QueryError::UnknownGroup { column: name.to_owned(), known: known() })

@@ -2,7 +2,7 @@
 
 use crate::consistency::paging::{Leg, nearest_first};
 use crate::consistency::recheck::Checking;
-use crate::model::{Candidate, Ended, Hit, Recheck, RecheckReport};
+use crate::model::{Candidate, Ended, Hit, Recheck, RecheckReport, RowKey, nearer};
 use crate::query::stream::{Pages, Stream};
 use crate::storage::Result;
 
@@ -21,6 +21,9 @@ pub struct Rows<'v, P> {
     /// More were found than were wanted.
     cut: bool,
     asked: usize,
+    /// The last candidate of the last page, and the last row before which nothing was left out.
+    page_end: Option<(f64, RowKey)>,
+    passed: Option<(f64, RowKey)>,
     pages: usize,
     report: RecheckReport,
     ended: Option<Ended>,
@@ -34,6 +37,8 @@ pub struct Outcome<H> {
     pub ended: Ended,
     /// What the recheck did.
     pub report: RecheckReport,
+    /// Behind which row there may be more.
+    pub next: Option<(f64, RowKey)>,
     /// Rounds it took.
     pub pages: usize,
     /// Candidates taken from the index.
@@ -49,7 +54,20 @@ impl<'v, P: Pages> Rows<'v, P> {
     pub fn new(stream: Stream<'v, P>, checking: Checking<'v>, limit: usize, max_distance: Option<f64>) -> Rows<'v, P> {
         let report = RecheckReport { mode: checking.level, ..RecheckReport::default() };
         let hits = Vec::with_capacity(limit.min(MIN_REFILL));
-        Rows { stream, checking, limit, max_distance, hits, cut: false, asked: 0, pages: 0, report, ended: None }
+        Rows {
+            stream,
+            checking,
+            limit,
+            max_distance,
+            hits,
+            cut: false,
+            asked: 0,
+            page_end: None,
+            passed: None,
+            pages: 0,
+            report,
+            ended: None,
+        }
     }
 
     fn missing(&self) -> usize {
@@ -67,10 +85,12 @@ impl<'v, P: Pages> Rows<'v, P> {
     /// What came of it.
     pub fn finish(mut self) -> Outcome<Hit> {
         self.hits.sort_by(nearest_first);
+        let more = self.cut || !self.stream.is_exhausted();
         Outcome {
             hits: self.hits,
             ended: self.ended.unwrap_or(Ended::Budget),
             report: self.report,
+            next: self.passed.filter(|_| more),
             pages: self.pages,
             taken: self.stream.taken(),
             visited: self.stream.visited(),
@@ -95,6 +115,7 @@ impl<P: Pages> Leg for Rows<'_, P> {
             self.ended = self.stream.ended()?;
         }
         self.asked = page.len();
+        self.page_end = page.last().map(|last| (last.distance, last.key.clone()));
         Ok(page)
     }
 
@@ -113,8 +134,16 @@ impl<P: Pages> Leg for Rows<'_, P> {
         // By their current vectors rows may be farther than by the indexed ones.
         let within = |hit: &Hit| self.max_distance.is_none_or(|max| hit.distance <= max);
         let mut within = visible.into_iter().filter(within);
+        let before = self.hits.len();
         self.hits.extend(within.by_ref().take(missing));
         self.cut |= within.next().is_some();
+        // Of a page that did not suffice everything was looked at. Its last row may be one that a viewer must not hear of.
+        let ends = if self.cut || self.checking.viewer.is_some() {
+            self.hits[before..].last().map(|hit| (hit.indexed, hit.key.clone()))
+        } else {
+            self.page_end.take()
+        };
+        self.passed = self.passed.take().into_iter().chain(ends).max_by(|a, b| nearer((a.0, &a.1), (b.0, &b.1)));
     }
 
     fn give_up(&mut self) -> Result<()> {
@@ -133,8 +162,8 @@ impl<P: Pages> Leg for Rows<'_, P> {
 mod tests {
     use super::*;
     use crate::consistency::paging::{fill, fill_as_indexed};
-    use crate::consistency::recheck::Visibility;
-    use crate::model::{CollectionDef, CollectionId, Embedding, Metric, RowKey};
+    use crate::consistency::recheck::{Seen, Visibility};
+    use crate::model::{CollectionDef, CollectionId, Embedding, Metric};
     use crate::query::stream::Bound;
     use crate::query::stream::tests::{Script, number};
     use crate::source::SourceError;
@@ -150,11 +179,11 @@ mod tests {
             _: &CollectionDef,
             keys: &[RowKey],
             _: Ask<'_>,
-        ) -> std::result::Result<Vec<HeapRow>, SourceError> {
+        ) -> std::result::Result<Seen, SourceError> {
             self.1.fetch_add(1, Ordering::Relaxed);
             let shown = |key: &&RowKey| number(key) % self.0 == 0;
             let row = |key: &RowKey| HeapRow { key: key.clone(), columns: None, vector: None };
-            Ok(keys.iter().filter(shown).map(row).rev().collect())
+            Ok(Seen { rows: keys.iter().filter(shown).map(row).rev().collect(), together: 1 })
         }
     }
 
@@ -180,6 +209,7 @@ mod tests {
             metric: Metric::L2,
             query: const { &Embedding::Dense(Vec::new()) },
             condition: None,
+            viewer: None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The candidates of one search, nearest first: without the rows it was asked by, and with `max_distance` none beyond it.
 
 use crate::engine::candidates::Candidates;
-use crate::model::{Candidate, Ended, RowKey};
+use crate::model::{Candidate, Ended, Place, RowKey, nearer};
 use crate::storage::Result;
 use std::collections::VecDeque;
 
@@ -50,12 +50,17 @@ pub struct Bound {
 /// Candidates taken from the index at first where nobody knows how many are within the bound, and at most.
 const CHUNK: usize = 64;
 const MAX_CHUNK: usize = 4096;
+/// Rows at one distance that are brought into the order of their keys.
+const MAX_TIES: usize = 1_000;
+/// Rows before a place that are taken at once, and that a walk is made wider for: a cursor is the caller's, whatever it says.
+pub const MAX_SKIPPED: usize = 100_000;
 
 /// An open search.
 pub struct Stream<'v, P> {
     pages: P,
     except: &'v [RowKey],
     bound: Option<Bound>,
+    after: Option<&'v Place>,
     /// Taken from the index and not given yet.
     ahead: VecDeque<Candidate>,
     beyond: usize,
@@ -68,15 +73,37 @@ impl<'v, P: Pages> Stream<'v, P> {
     /// The candidates of `pages` except those rows, and none beyond the bound.
     pub fn new(pages: P, except: &'v [RowKey], bound: Option<Bound>) -> Stream<'v, P> {
         let chunk = bound.and_then(|bound| bound.margin).unwrap_or(0).max(CHUNK);
-        Stream { pages, except, bound, ahead: VecDeque::new(), beyond: 0, chunk, end: None, taken: 0 }
+        Stream { pages, except, bound, after: None, ahead: VecDeque::new(), beyond: 0, chunk, end: None, taken: 0 }
     }
 
-    /// At most `want` further ones; fewer only when the stream has ended.
+    /// The same, before its first page, without what comes before this place.
+    pub fn behind(self, after: Option<&'v Place>) -> Stream<'v, P> {
+        Stream { after, ..self }
+    }
+
+    /// At most `want` further ones, ties by key; fewer only when the stream has ended.
     pub fn next(&mut self, want: usize) -> Result<Vec<Candidate>> {
-        while self.ahead.len() < want && self.end.is_none() {
-            self.pull(want - self.ahead.len())?;
+        if want == 0 {
+            return Ok(Vec::new());
         }
+        while self.end.is_none() && !self.is_settled(want) {
+            let missing = (want + 1).saturating_sub(self.ahead.len());
+            self.pull(if missing == 0 { self.chunk } else { missing })?;
+        }
+        self.ahead.make_contiguous().sort_by(|a, b| nearer((a.distance, &a.key), (b.distance, &b.key)));
         Ok(self.ahead.drain(..want.min(self.ahead.len())).collect())
+    }
+
+    /// Is it known which candidates come next, in which order? The one behind them is farther.
+    fn is_settled(&self, want: usize) -> bool {
+        let (Some(last), Some(behind)) = (self.ahead.get(want - 1), self.ahead.get(want)) else { return false };
+        let tied = last.distance == behind.distance || (last.distance.is_nan() && behind.distance.is_nan());
+        !tied || self.ahead.len() > want + MAX_TIES
+    }
+
+    /// Is it known that there are no more?
+    pub fn is_exhausted(&self) -> bool {
+        self.end.is_some() && self.ahead.is_empty()
     }
 
     /// Why there are no more, if so. May look for one.
@@ -88,7 +115,9 @@ impl<'v, P: Pages> Stream<'v, P> {
     }
 
     fn pull(&mut self, missing: usize) -> Result<()> {
-        let want = if self.bound.is_some() { self.chunk } else { missing + self.except.len() };
+        // Those before the place come again, and nothing is wanted of them.
+        let before = self.after.filter(|_| self.taken == 0).map_or(0, |after| after.given.min(MAX_SKIPPED));
+        let want = if self.bound.is_some() { self.chunk } else { missing + self.except.len() + before };
         self.chunk = (self.chunk * 2).min(MAX_CHUNK);
         let page = self.pages.next_page(want)?;
         self.taken += page.len();
@@ -101,7 +130,8 @@ impl<'v, P: Pages> Stream<'v, P> {
                 self.beyond += 1;
             } else {
                 self.beyond = 0;
-                if !self.except.contains(&candidate.key) {
+                let wanted = self.after.is_none_or(|after| after.is_before(candidate.distance, &candidate.key));
+                if wanted && !self.except.contains(&candidate.key) {
                     self.ahead.push_back(candidate);
                 }
             }
@@ -216,5 +246,39 @@ pub mod tests {
         assert_eq!(numbers(stream.next(2)), [5, 6]);
         assert_eq!(stream.ended().expect("none"), None, "which loses none");
         assert_eq!(numbers(stream.next(1)), [7]);
+    }
+
+    #[test]
+    fn ties_come_by_key_whatever_their_order_here() {
+        // Distances 0, 0, 0, 1, 1, 1, ... with keys that descend.
+        let rows: Vec<_> = (0..99).map(|n| (98 - n, (n / 3) as f64)).collect();
+        let expected: Vec<_> = (0..33).flat_map(|distance| (0..3).map(move |tie| 96 - 3 * distance + tie)).collect();
+        for page in [1, 2, 4, 10, 98] {
+            let mut stream = Stream::new(Script::new(rows.clone()), &[], None);
+            let mut found = Vec::new();
+            while found.len() < expected.len() {
+                found.extend(numbers(stream.next(page)));
+            }
+            assert_eq!(found, expected, "by {page}");
+            assert!(numbers(stream.next(1)).is_empty() && stream.is_exhausted());
+        }
+        let many = (0..5_000).map(|n| (5_000 - n, 0.0));
+        let mut stream = Stream::new(Script::new(many), &[], None);
+        assert_eq!(numbers(stream.next(10)).len(), 10);
+        assert!(stream.taken() < 3_000, "{}", stream.taken());
+    }
+
+    #[test]
+    fn behind_a_place_comes_what_is_farther_or_has_a_greater_key() {
+        let rows: Vec<_> = (0..99).map(|n| (98 - n, (n / 3) as f64)).chain([(99, f64::NAN), (100, f64::NAN)]).collect();
+        let all = numbers(Stream::new(Script::new(rows.clone()), &[], None).next(200));
+        for at in 0..all.len() {
+            let distance = rows.iter().find(|row| row.0 == all[at]).expect("in it").1;
+            for given in [0, at + 1, usize::MAX] {
+                let after = Place { distance, key: key(all[at]), given, copy: 0 };
+                let mut stream = Stream::new(Script::new(rows.clone()), &[], None).behind(Some(&after));
+                assert_eq!(numbers(stream.next(200)), all[at + 1..], "behind {at}, {given} given");
+            }
+        }
     }
 }

@@ -52,6 +52,10 @@ kinds! {
     DIVERSITY = "RV1023", 400, "22023", false, "The diversity asked for is out of range";
     BATCH = "RV1024", 400, "22023", false, "The batch has too many searches, or none";
     DISTANCE = "RV1025", 400, "22003", false, "The distance is not a finite number";
+    VIEWER = "RV1026", 403, "42501", false, "The recheck may not be done with this role or setting";
+    CURSOR = "RV1027", 400, "22023", false, "The cursor does not belong to this request";
+    FACET = "RV1028", 400, "54000", false, "The column has too many different values";
+    RECALL = "RV1029", 400, "22023", false, "The recall cannot be measured as asked";
     OUTSIDE = "RV1013", 400, "22003", false, "The metric has no distance from the vector";
     UNKNOWN_COLLECTION = "RV1101", 404, "42P01", false, "There is no such collection";
     UNKNOWN_ROUTE = "RV1102", 404, "42P01", false, "There is no such route";
@@ -86,6 +90,7 @@ kinds! {
     NOT_ALLOWED = "RV1421", 403, "42501", false, "This may not be read over SQL";
     TOO_COMPLEX = "RV1422", 400, "54001", false, "The statement is too complex";
     UNFIT = "RV1207", 503, "55000", true, "The collection is configured and cannot be copied";
+    TOO_OLD = "RV1208", 503, "57014", true, "What there is is older than asked for";
     OVERLOADED = "RV1301", 503, "53300", true, "Too many requests at once";
     UNAUTHENTICATED = "RV1501", 401, "28000", false, "A key or a token is needed";
     BAD_CREDENTIALS = "RV1502", 401, "28P01", false, "The key or token is not valid";
@@ -107,6 +112,8 @@ pub struct Problem {
     pub hint: Option<String>,
     /// Where in the filter, from 1.
     pub position: Option<usize>,
+    /// Where in a filter that is JSON.
+    pub path: Option<String>,
     /// Position of the index, where that matters.
     pub applied_lsn: Option<Lsn>,
 }
@@ -127,6 +134,9 @@ impl Serialize for Problem {
         if let Some(position) = self.position {
             members.serialize_entry("position", &position)?;
         }
+        if let Some(path) = &self.path {
+            members.serialize_entry("path", path)?;
+        }
         if let Some(lsn) = self.applied_lsn {
             members.serialize_entry("applied_lsn", &lsn)?;
         }
@@ -137,7 +147,7 @@ impl Serialize for Problem {
 impl Problem {
     /// A problem of this kind.
     pub fn new(kind: &'static Kind, detail: impl Into<String>) -> Problem {
-        Problem { kind, detail: detail.into(), hint: None, position: None, applied_lsn: None }
+        Problem { kind, detail: detail.into(), hint: None, position: None, path: None, applied_lsn: None }
     }
 
     /// With what to do.
@@ -154,6 +164,8 @@ impl From<NoView> for Problem {
             NoView::NotLoaded => {
                 Problem::new(NOT_LOADED, detail).hint("GET /v1/status says under `replication` what it is doing")
             }
+            NoView::TooOld { .. } => Problem::new(TOO_OLD, detail)
+                .hint("raise consistency.max_staleness_ms or consistency.timeout_ms, or see GET /v1/status for what is behind"),
             NoView::TimedOut { applied, .. } => {
                 let hint = "raise consistency.timeout_ms, or see GET /v1/status for what is behind";
                 Problem { applied_lsn: Some(applied), ..Problem::new(TIMED_OUT, detail).hint(hint) }
@@ -188,7 +200,10 @@ impl From<SourceError> for Problem {
 
 impl From<FilterError> for Problem {
     fn from(error: FilterError) -> Self {
-        Problem { hint: error.hint.clone(), position: error.position, ..Problem::new(FILTER, error.message) }
+        let FilterError { message, hint, position, path } = error;
+        let detail = path.iter().map(|path| format!("filter.{path}: ")).collect::<String>() + &message;
+        let (hint, path) = (hint.map(String::from), path.map(String::from));
+        Problem { hint, position, path, ..Problem::new(FILTER, detail) }
     }
 }
 
@@ -241,6 +256,11 @@ impl From<QueryError> for Problem {
                 let problem = Problem::from(*error);
                 Problem { detail: format!("searches[{at}]: {}", problem.detail), ..problem }
             }
+            QueryError::Viewer(_) => Problem::new(VIEWER, detail)
+                .hint("search.recheck_roles and search.recheck_settings of the service's configuration list what is possible"),
+            QueryError::Cursor(_) => Problem::new(CURSOR, detail).hint("leave out `after` to begin with the first page"),
+            QueryError::Facet { .. } => Problem::new(FACET, detail).hint("narrow the filter, or ask the source"),
+            QueryError::Recall(_) => Problem::new(RECALL, detail).hint("lower `sample`, send fewer `queries`, or a filter"),
             QueryError::NoRow(_) => Problem::new(NO_ROW, detail),
             QueryError::NoVector(_) => {
                 Problem::new(NO_VECTOR, detail).hint("its vector is NULL, or GET /v1/collections/{name}/dead_letters says why it cannot be indexed")

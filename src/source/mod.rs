@@ -22,7 +22,7 @@ use crate::source::policy::Policy;
 use deadpool::managed::{PoolError, TimeoutType};
 
 /// What can go wrong with the source, named for what must happen.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
     /// Try again: the server cannot be reached, or the connection broke.
     #[error("the source is not reachable: {0}")]

@@ -1,6 +1,6 @@
 //! Rows of the heap by key, as the source shows them now: the recheck's one round trip, and the verification's scan.
 
-use crate::model::{Cell, CollectionDef, ColumnType, RowKey, pgtype, quote_ident};
+use crate::model::{Cell, CollectionDef, ColumnType, RowKey, Viewer, pgtype, quote_ident};
 use crate::source::{Result, SourceError};
 use deadpool_postgres::ClientWrapper;
 use futures_util::{StreamExt, pin_mut};
@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use tokio_postgres::types::{FromSql, ToSql, Type};
 
 /// A row the source shows.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct HeapRow {
     /// Its key.
     pub key: RowKey,
@@ -27,6 +27,8 @@ pub struct Ask<'a> {
     pub vector: Option<usize>,
     /// A condition with its text parameters, numbered from 1; rows that fail it are not shown.
     pub condition: Option<(&'a str, &'a [String])>,
+    /// With whose eyes; absent: our own.
+    pub viewer: Option<&'a Viewer>,
 }
 
 /// Statements kept prepared per connection.
@@ -67,8 +69,69 @@ fn key_of(def: &CollectionDef, row: &tokio_postgres::Row) -> Option<RowKey> {
     RowKey::encode(&values.collect::<Option<Vec<_>>>()?)
 }
 
-/// Asks the source which of these rows it shows now. One statement, one round trip; in no order.
-pub async fn fetch(client: &ClientWrapper, def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Vec<HeapRow>> {
+/// In which state a connection is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// As it was.
+    Clean,
+    /// Perhaps in a transaction, with another role.
+    Unclear,
+}
+
+/// Asks the source which of these rows it shows now, in no order: in one statement, with the eyes of another role in a
+/// transaction around it. Whoever drops this before it ends must not use the connection any more.
+pub async fn fetch(
+    client: &ClientWrapper,
+    def: &CollectionDef,
+    keys: &[RowKey],
+    ask: Ask<'_>,
+) -> (Result<Vec<HeapRow>>, Left) {
+    let Some(viewer) = ask.viewer else { return (select(client, def, keys, ask).await, Left::Clean) };
+    let found = async {
+        become_viewer(client, viewer).await?;
+        select(client, def, keys, ask).await.map_err(|error| not_shown(error, viewer, def))
+    };
+    let found = found.await;
+    let ended = client.batch_execute(if found.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+    (found, if ended.is_ok() { Left::Clean } else { Left::Unclear })
+}
+
+/// Begins a transaction with this role and its settings.
+async fn become_viewer(client: &ClientWrapper, viewer: &Viewer) -> Result<()> {
+    let role = quote_ident(&viewer.role);
+    let set = client.batch_execute(&format!("BEGIN; SET LOCAL ROLE {role}")).await.map_err(SourceError::from);
+    set.map_err(|error| match error.sqlstate() {
+        // undefined_object, invalid_parameter_value.
+        Some("42704" | "22023") => SourceError::refused(
+            format!("there is no role {role} in the source"),
+            "correct search.recheck_roles, or create the role",
+        ),
+        Some("42501") => SourceError::refused(
+            format!("the service may not become role {role}"),
+            format!("GRANT {role} TO the role that source.dsn names"),
+        ),
+        _ => error,
+    })?;
+    for (name, value) in &viewer.settings {
+        let statement = client.prepare_cached("SELECT set_config($1, $2, true)").await?;
+        client.query_one(&statement, &[name, value]).await?;
+    }
+    Ok(())
+}
+
+/// What a role may not see at all is said with the grant that is missing.
+fn not_shown(error: SourceError, viewer: &Viewer, def: &CollectionDef) -> SourceError {
+    match &error {
+        SourceError::Sql { code, message } if code == "42501" => {
+            let (role, table) = (quote_ident(&viewer.role), def.from_clause());
+            let remedy = format!("GRANT SELECT ON {table} TO {role}; and USAGE on its schema");
+            SourceError::refused(format!("role {role} may not read what was asked for: {message}"), remedy)
+        }
+        _ => error,
+    }
+}
+
+async fn select(client: &ClientWrapper, def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Vec<HeapRow>> {
     let (mut sql, key_columns) = statement(def, keys, ask)?;
     let mut params: Vec<&(dyn ToSql + Sync)> = Vec::new();
     if let Some((condition, values)) = ask.condition {

@@ -327,6 +327,16 @@ impl State {
         &self,
         collection: CollectionId,
         after: Option<&RowKey>,
+        visit: impl FnMut(RowKey, StoredRow) -> ControlFlow<()>,
+    ) -> Result<Option<Lsn>> {
+        self.rows_from(collection, after.map_or(Bound::Unbounded, Bound::Excluded), visit)
+    }
+
+    /// The same from a bound on.
+    pub fn rows_from(
+        &self,
+        collection: CollectionId,
+        from: Bound<&RowKey>,
         mut visit: impl FnMut(RowKey, StoredRow) -> ControlFlow<()>,
     ) -> Result<Option<Lsn>> {
         let transaction = self.database.begin_read()?;
@@ -345,7 +355,7 @@ impl State {
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Some(applied.lsn)),
             table => table?,
         };
-        let from = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.as_bytes()));
+        let from = from.map(RowKey::as_bytes);
         for entry in table.range::<&[u8]>((from, Bound::Unbounded))? {
             let (key, row) = entry?;
             let row = StoredRow::decode(row.value()).map_err(|bad| damaged(&self.path, bad.to_string()))?;

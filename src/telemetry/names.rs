@@ -97,6 +97,10 @@ metric_names! {
     RECHECK_DROPPED = Counter "ruvector_search_recheck_dropped_total";
     /// Round trips of the recheck.
     RECHECK_SECONDS = Histogram "ruvector_search_recheck_seconds";
+    /// Searches whose recheck went along with one that was waiting for a connection.
+    RECHECK_JOINED = Counter "ruvector_search_recheck_joined_total";
+    /// Recall as measured last by a request without a filter (labels collection and column); absent before the first.
+    RECALL_ESTIMATE = Gauge "ruvector_recall_estimate";
     /// Time spent waiting for a position.
     LSN_WAIT_SECONDS = Histogram "ruvector_lsn_wait_seconds";
     /// Waits for a position that timed out.

@@ -3,7 +3,7 @@
 use crate::epoch::Epoch;
 use crate::random::Random;
 use crate::twin::{Table, Twin, differs, same};
-use ruvector::consistency::recheck::Visibility;
+use ruvector::consistency::recheck::{Seen, Visibility};
 use ruvector::engine::candidates::{Candidates, Method};
 use ruvector::engine::segment::Segment;
 use ruvector::engine::view::{IndexView, View};
@@ -12,7 +12,7 @@ use ruvector::model::{
 };
 use ruvector::query::{QueryError, QueryService};
 use ruvector::source::SourceError;
-use ruvector::source::rows::{Ask, HeapRow};
+use ruvector::source::rows::Ask;
 use ruvector::storage::{self, StorageError};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -169,7 +169,7 @@ pub fn compare_rows(epoch: &Epoch, twin: &Twin) -> storage::Result<()> {
 struct Unasked;
 
 impl Visibility for Unasked {
-    async fn visible(&self, _: &CollectionDef, _: &[RowKey], _: Ask<'_>) -> Result<Vec<HeapRow>, SourceError> {
+    async fn visible(&self, _: &CollectionDef, _: &[RowKey], _: Ask<'_>) -> Result<Seen, SourceError> {
         panic!("a search without recheck asked the source")
     }
 }
@@ -185,8 +185,10 @@ pub fn nearest(def: &CollectionDef, using: &str, by: SearchBy) -> SearchRequest 
         columns: vec!["grp".into()],
         ef: None,
         exact: false,
-        consistency: Consistency { at_least: None, timeout: None },
+        consistency: Consistency::default(),
         recheck: Recheck::None,
+        viewer: None,
+        after: None,
         shape: Shape::default(),
     }
 }
@@ -208,7 +210,7 @@ pub fn compare_answers(epoch: &Epoch, twin: &Twin, random: &mut Random) -> Resul
             let mut searches = vec![SearchBy::Vector(query(table, column, dimensions, random).into())];
             searches.extend(row.cloned().map(SearchBy::Row));
             for by in searches {
-                let consistency = Consistency { at_least: Some(twin.position), timeout: None };
+                let consistency = Consistency { at_least: Some(twin.position), ..Consistency::default() };
                 let nearest = nearest(&table.def, &definition.name, by.clone());
                 let request = SearchRequest { filter: filter.clone(), exact: true, consistency, ..nearest };
                 let answer = match runtime.block_on(service.search(&request)) {

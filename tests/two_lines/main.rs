@@ -12,7 +12,7 @@ mod wire;
 
 use epoch::Epoch;
 use ruvector::consistency::frontier::{Frontier, NoView};
-use ruvector::consistency::recheck::Visibility;
+use ruvector::consistency::recheck::{Seen, Visibility};
 use ruvector::engine::apply::Command;
 use ruvector::engine::view::{CollectionView, View};
 use ruvector::engine::{NewCollection, Options};
@@ -92,14 +92,14 @@ impl Heap {
 }
 
 impl Visibility for Heap {
-    async fn visible(&self, _: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Vec<HeapRow>, SourceError> {
+    async fn visible(&self, _: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Seen, SourceError> {
         let rows = self.0.lock().expect("not poisoned");
         let row = |key: &RowKey| {
             let vector = rows.get(key)?.clone();
             let vector = ask.vector.map(|_| Cell::Value(Value::Vector(vector.into())));
             Some(HeapRow { key: key.clone(), columns: None, vector })
         };
-        Ok(keys.iter().rev().filter_map(row).collect())
+        Ok(Seen { rows: keys.iter().rev().filter_map(row).collect(), together: 1 })
     }
 }
 
@@ -215,8 +215,10 @@ impl Lines {
             columns: Vec::new(),
             ef: None,
             exact: false,
-            consistency: Consistency { at_least: Some(Lsn(position)), timeout: None },
+            consistency: Consistency { at_least: Some(Lsn(position)), ..Consistency::default() },
             recheck: Recheck::None,
+            viewer: None,
+            after: None,
             shape: Shape::default(),
         };
         change(&mut request);

@@ -175,19 +175,7 @@ impl<'a> Parser<'a> {
     }
 
     fn check_operator(&self, column: usize, op: Comparison) -> Parsed<()> {
-        let FilterColumn { name, kind } = &self.columns[column];
-        let ordering = !matches!(op, Comparison::Eq | Comparison::Ne);
-        if kind.is_vector() {
-            let message = format!("column \"{name}\" holds vectors and cannot be compared");
-            return Err(FilterError::new(message).hint("only IS NULL and IS NOT NULL are possible"));
-        }
-        if ordering && !kind.is_ordered() {
-            let message = format!("{} is not supported on column \"{name}\" of type {kind}", op.sql());
-            let hint =
-                "the order of text depends on the column's collation, which only the source has; use =, <> or IN";
-            return Err(FilterError::new(message).hint(hint));
-        }
-        Ok(())
+        check_operator(&self.columns[column], op)
     }
 
     /// `IN (constant, ...)`
@@ -610,6 +598,22 @@ const RESERVED: [&str; 20] = [
     "order", "group", "having", "limit", "union",
 ];
 
+/// Can the column be compared in this way? Its errors' texts need no room in the frames of a deep filter.
+#[inline(never)]
+pub(super) fn check_operator(FilterColumn { name, kind }: &FilterColumn, op: Comparison) -> Parsed<()> {
+    let ordering = !matches!(op, Comparison::Eq | Comparison::Ne);
+    if kind.is_vector() {
+        let message = format!("column \"{name}\" holds vectors and cannot be compared");
+        return Err(FilterError::new(message).hint("only IS NULL and IS NOT NULL are possible"));
+    }
+    if ordering && !kind.is_ordered() {
+        let message = format!("{} is not supported on column \"{name}\" of type {kind}", op.sql());
+        let hint = "the order of text depends on the column's collation, which only the source has; use =, <> or IN";
+        return Err(FilterError::new(message).hint(hint));
+    }
+    Ok(())
+}
+
 fn mirrored(op: Comparison) -> Comparison {
     match op {
         Comparison::Lt => Comparison::Gt,
@@ -650,7 +654,7 @@ fn constants_only() -> FilterError {
     unsupported("a comparison without a column", "compare a column with a constant")
 }
 
-fn too_many() -> FilterError {
+pub(super) fn too_many() -> FilterError {
     FilterError::new(format!("the filter has more than {MAX_NODES} conditions and list elements"))
 }
 
@@ -658,7 +662,7 @@ fn no_condition(what: &str) -> FilterError {
     FilterError::new(format!("{what} is not a condition")).hint("compare it with something")
 }
 
-fn unknown_column(name: &str, quoted: bool, columns: &[FilterColumn]) -> FilterError {
+pub(super) fn unknown_column(name: &str, quoted: bool, columns: &[FilterColumn]) -> FilterError {
     let error = FilterError::new(format!("there is no replicated column \"{}\"", shortened(name)));
     let twin = columns.iter().find(|column| column.name.to_lowercase() == name.to_lowercase());
     if let Some(twin) = twin {
@@ -674,7 +678,7 @@ fn unknown_column(name: &str, quoted: bool, columns: &[FilterColumn]) -> FilterE
 }
 
 /// Names from the filter's text may be of any length.
-fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     const MOST: usize = 63;
     if text.chars().count() > MOST { text.chars().take(MOST).chain("...".chars()).collect() } else { text.to_owned() }
 }

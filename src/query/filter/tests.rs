@@ -5,7 +5,7 @@ use crate::model::{Cell, ColumnType, Value, pgtype};
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
-fn columns() -> Vec<FilterColumn> {
+pub(super) fn columns() -> Vec<FilterColumn> {
     use ColumnType::*;
     let of = |name: &str, kind| FilterColumn { name: name.into(), kind };
     vec![
@@ -24,10 +24,10 @@ fn columns() -> Vec<FilterColumn> {
     ]
 }
 
-const UUID: &str = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11";
+pub(super) const UUID: &str = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11";
 
 /// A row that has a value in every filter column.
-fn row() -> Vec<Cell> {
+pub(super) fn row() -> Vec<Cell> {
     let texts = [
         "41",
         "it's",
@@ -170,7 +170,7 @@ fn meaning() {
     }
 }
 
-fn truth(filter: &Filter, cells: &[Cell]) -> &'static str {
+pub(super) fn truth(filter: &Filter, cells: &[Cell]) -> &'static str {
     let negated = Filter::Not(Box::new(filter.clone()));
     match (filter.passes(cells), negated.passes(cells)) {
         (true, _) => "t",

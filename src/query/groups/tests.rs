@@ -52,6 +52,7 @@ fn search(rows: &Rows, groups: usize, size: usize, visible: impl Fn(i64) -> bool
         metric: Metric::L2,
         query: const { &Embedding::Dense(Vec::new()) },
         condition: None,
+        viewer: None,
     };
     let stream = Stream::new(rows.script(|_| true), &[], None);
     let mut leg = Groups::new(rows, stream, false, &[], checking, wanted);
@@ -60,7 +61,7 @@ fn search(rows: &Rows, groups: usize, size: usize, visible: impl Fn(i64) -> bool
         if page.is_empty() {
             break;
         }
-        let hit = |Candidate { key, distance, version, node }| Hit { key, distance, version, node, columns: None };
+        let hit = |candidate: Candidate| candidate.hit(None);
         leg.take(page.into_iter().map(hit).filter(|hit| visible(number(&hit.key))).collect());
     }
     let outcome = leg.finish();
@@ -155,6 +156,7 @@ fn without_a_recheck_nothing_is_counted() {
         metric: Metric::L2,
         query: const { &Embedding::Dense(Vec::new()) },
         condition: None,
+        viewer: None,
     };
     let stream = Stream::new(rows.script(|_| true), &[], None);
     let mut leg = Groups::new(&rows, stream, true, &[], checking, wanted);

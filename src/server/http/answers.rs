@@ -1,6 +1,9 @@
 //! `Answer` -> bytes.
 
-use crate::model::{Answer, CollectionDef, Explain, Group, Hit, Lsn, RecheckReport, RowKey, SearchStats, pgtype};
+use crate::model::{
+    Answer, CollectionDef, Explain, Group, Hit, Lsn, RecheckReport, RowKey, SearchRequest, SearchStats, pgtype,
+};
+use crate::server::http::cursor;
 use crate::server::problem::{self, Problem};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -11,6 +14,9 @@ use serde_json::value::RawValue;
 #[derive(Serialize)]
 struct Reply {
     hits: Vec<Found>,
+    /// The next page's `after`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     groups: Option<Vec<FoundGroup>>,
     complete: bool,
@@ -46,15 +52,16 @@ struct Found {
 }
 
 /// The answer to one search.
-pub fn one(def: &CollectionDef, answer: Answer) -> Response {
+pub fn one(def: &CollectionDef, request: &SearchRequest, answer: Answer) -> Response {
     let lsn = answer.applied_lsn;
-    rendered(&reply(def, answer), lsn)
+    rendered(&reply(def, request, answer), lsn)
 }
 
 /// The answers to the searches of a batch, in their order.
-pub fn several(def: &CollectionDef, answers: Vec<Answer>) -> Response {
+pub fn several(def: &CollectionDef, requests: &[SearchRequest], answers: Vec<Answer>) -> Response {
     let lsn = answers.first().map_or(Lsn::ZERO, |answer| answer.applied_lsn);
-    rendered(&Replies { answers: answers.into_iter().map(|answer| reply(def, answer)).collect() }, lsn)
+    let each = requests.iter().zip(answers);
+    rendered(&Replies { answers: each.map(|(request, answer)| reply(def, request, answer)).collect() }, lsn)
 }
 
 /// JSON with the position it is exact for.
@@ -72,7 +79,7 @@ pub fn milliseconds(age: std::time::Duration) -> f64 {
     (age.as_secs_f64() * 1e5).round() / 100.0
 }
 
-fn reply(def: &CollectionDef, answer: Answer) -> Reply {
+fn reply(def: &CollectionDef, request: &SearchRequest, answer: Answer) -> Reply {
     let found = |hit: Hit| Found {
         id: render_id(def, &hit.key),
         distance: Some(hit.distance).filter(|distance| distance.is_finite()),
@@ -81,6 +88,7 @@ fn reply(def: &CollectionDef, answer: Answer) -> Reply {
     };
     let group = |Group { value, hits }| FoundGroup { value, hits: hits.into_iter().map(found).collect() };
     Reply {
+        next: answer.next.as_ref().map(|next| cursor::encode(request, next)),
         hits: answer.hits.into_iter().map(found).collect(),
         groups: answer.groups.map(|groups| groups.into_iter().map(group).collect()),
         complete: answer.complete,

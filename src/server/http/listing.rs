@@ -1,8 +1,13 @@
-//! `POST /v1/collections/{name}/scroll` and `/count`: rows in the order of their keys, and their number.
+//! `POST /v1/collections/{name}/scroll`, `/count` and `/facet`: rows in the order of their keys, their number, and their
+//! number by value.
 
-use crate::model::{AsOf, CollectionDef, CountRequest, Listed, Lsn, Page, Recheck, RecheckReport, ScrollRequest};
+use crate::model::{
+    AsOf, CollectionDef, CountRequest, Facet, FacetRequest, Facets, Listed, Lsn, Page, RecheckReport, ScrollRequest,
+};
+use crate::query::filter::Written;
 use crate::server::http::access::Who;
 use crate::server::http::answers::{milliseconds, render_id, rendered};
+use crate::server::http::recheck::Asked;
 use crate::server::http::search::{Freshness, check_columns, freshness, parse_filter, parse_id, too_large};
 use crate::server::http::{Name, Shared};
 use crate::server::problem::{self, Problem};
@@ -19,7 +24,7 @@ use serde_json::value::RawValue;
 #[serde(deny_unknown_fields)]
 struct Scroll {
     #[serde(default)]
-    filter: Option<String>,
+    filter: Option<Written>,
     #[serde(default)]
     params: Vec<Json>,
     #[serde(default)]
@@ -31,7 +36,7 @@ struct Scroll {
     #[serde(default)]
     consistency: Freshness,
     #[serde(default)]
-    recheck: Recheck,
+    recheck: Asked,
 }
 
 fn hundred() -> usize {
@@ -42,15 +47,42 @@ fn hundred() -> usize {
 #[serde(deny_unknown_fields)]
 struct Count {
     #[serde(default)]
-    filter: Option<String>,
+    filter: Option<Written>,
     #[serde(default)]
     params: Vec<Json>,
     #[serde(default)]
     consistency: Freshness,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ByValue {
+    column: String,
+    #[serde(default)]
+    filter: Option<Written>,
+    #[serde(default)]
+    params: Vec<Json>,
+    #[serde(default = "ten")]
+    limit: usize,
+    #[serde(default)]
+    consistency: Freshness,
+}
+
+fn ten() -> usize {
+    10
+}
+
 #[derive(Serialize)]
-struct Moment {
+struct Counts {
+    facets: Vec<Facet>,
+    distinct: usize,
+    total: u64,
+    #[serde(flatten)]
+    moment: Moment,
+}
+
+#[derive(Serialize)]
+pub(super) struct Moment {
     complete: bool,
     applied_lsn: Lsn,
     staleness_ms: Option<f64>,
@@ -92,13 +124,16 @@ pub async fn scroll(
 ) -> Result<Response, Problem> {
     let def = app.query.definition(&collection)?;
     let confined = who.confined(&def)?;
-    let body: Scroll =
-        parse(body, "filter, params, after, limit, columns, recheck, consistency {at_least, timeout_ms}")?;
+    let body: Scroll = parse(
+        body,
+        "filter, params, after, limit, columns, recheck, consistency {at_least, max_staleness_ms, timeout_ms}",
+    )?;
     check_columns(&body.columns)?;
     let request = ScrollRequest {
         collection,
-        filter: confined.filter(parse_filter(&def, body.filter.as_deref(), &body.params)?),
-        recheck: confined.recheck(body.recheck, &body.columns),
+        filter: confined.filter(parse_filter(&def, body.filter.as_ref(), &body.params)?),
+        recheck: confined.recheck(body.recheck.level, &body.columns),
+        viewer: body.recheck.viewer,
         after: body.after.map(|id| parse_id(&def, &id)).transpose()?,
         limit: body.limit,
         columns: body.columns,
@@ -121,8 +156,8 @@ pub async fn count(
 ) -> Result<Response, Problem> {
     let def = app.query.definition(&collection)?;
     let confined = who.confined(&def)?;
-    let body: Count = parse(body, "filter, params, consistency {at_least, timeout_ms}")?;
-    let filter = confined.filter(parse_filter(&def, body.filter.as_deref(), &body.params)?);
+    let body: Count = parse(body, "filter, params, consistency {at_least, max_staleness_ms, timeout_ms}")?;
+    let filter = confined.filter(parse_filter(&def, body.filter.as_ref(), &body.params)?);
     let request = CountRequest { collection, filter, consistency: freshness(Some(body.consistency))? };
     app.query.frontier.view(&request.consistency).await?;
     let _turn = app.turn().await?;
@@ -130,6 +165,32 @@ pub async fn count(
     app.query.check_same(&def)?;
     let lsn = as_of.applied_lsn;
     Ok(rendered(&Counted { count, moment: moment(as_of) }, lsn))
+}
+
+/// The most frequent values.
+pub async fn facet(
+    State(app): Shared,
+    Who(who): Who,
+    Name(collection): Name,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let def = app.query.definition(&collection)?;
+    let confined = who.confined(&def)?;
+    let body: ByValue =
+        parse(body, "column, filter, params, limit, consistency {at_least, max_staleness_ms, timeout_ms}")?;
+    let request = FacetRequest {
+        collection,
+        column: body.column,
+        filter: confined.filter(parse_filter(&def, body.filter.as_ref(), &body.params)?),
+        limit: body.limit,
+        consistency: freshness(Some(body.consistency))?,
+    };
+    app.query.frontier.view(&request.consistency).await?;
+    let _turn = app.turn().await?;
+    let Facets { facets, distinct, total, as_of } = app.query.facet(&request).await?;
+    app.query.check_same(&def)?;
+    let lsn = as_of.applied_lsn;
+    Ok(rendered(&Counts { facets, distinct, total, moment: moment(as_of) }, lsn))
 }
 
 pub(super) fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, fields: &str) -> Result<T, Problem> {
@@ -142,7 +203,7 @@ pub(super) fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, fi
     serde_json::from_slice(&body.map_err(too_large)?).map_err(malformed)
 }
 
-fn moment(as_of: AsOf) -> Moment {
+pub(super) fn moment(as_of: AsOf) -> Moment {
     Moment {
         complete: as_of.complete,
         applied_lsn: as_of.applied_lsn,

@@ -4,15 +4,20 @@ pub mod access;
 mod answers;
 mod collections;
 mod confine;
+mod cursor;
 pub mod jwt;
 pub mod keys;
 pub mod listener;
 mod listing;
 mod page;
+mod position;
 mod probes;
 pub mod rate;
+mod recall;
+mod recheck;
 mod request_id;
 pub mod routes;
+mod rows;
 pub(in crate::server) mod search;
 pub(in crate::server) mod vector;
 
@@ -89,6 +94,8 @@ pub struct App {
     turns: Semaphore,
     /// A verification holds all rows' keys in memory: one at a time.
     verifying: tokio::sync::Mutex<()>,
+    /// Recall is measured by one at a time.
+    measuring: tokio::sync::Mutex<()>,
     /// Collections of which the metrics have told.
     told: parking_lot::Mutex<BTreeSet<String>>,
     started: Instant,
@@ -105,9 +112,9 @@ impl App {
         options: Options,
     ) -> App {
         let turns = Semaphore::new(options.max_concurrent);
-        let verifying = tokio::sync::Mutex::new(());
+        let (verifying, measuring) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
         let told = parking_lot::Mutex::default();
-        App { query, dsn, pool, metrics, health, options, turns, verifying, told, started: Instant::now() }
+        App { query, dsn, pool, metrics, health, options, turns, verifying, measuring, told, started: Instant::now() }
     }
 
     /// Leave to work on one request.
@@ -131,10 +138,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Name, Problem> {
         let name = Path::<String>::from_request_parts(parts, state).await;
-        let refused = |error: PathRejection| Problem::new(problem::MALFORMED, error.body_text());
-        name.map(|Path(name)| Name(name))
-            .map_err(|error| refused(error).hint("names in paths are UTF-8, escaped with %"))
+        name.map(|Path(name)| Name(name)).map_err(refused_path)
     }
+}
+
+fn refused_path(error: PathRejection) -> Problem {
+    Problem::new(problem::MALFORMED, error.body_text()).hint("names in paths are UTF-8, escaped with %")
 }
 
 /// A problem of one request.

@@ -2,7 +2,7 @@
 //! so there is no route without a line here.
 
 use crate::server::http::access::Scope;
-use crate::server::http::{App, collections, listing, page, probes, search};
+use crate::server::http::{App, collections, listing, page, position, probes, recall, rows, search};
 use axum::Router;
 use axum::routing::{MethodRouter, get, post};
 use std::sync::Arc;
@@ -39,6 +39,10 @@ pub const ROUTES: &[Route] = routes! {
     "/v1/collections/{name}/search", READ, true, post(search::search);
     "/v1/collections/{name}/scroll", READ, true, post(listing::scroll);
     "/v1/collections/{name}/count", READ, true, post(listing::count);
+    "/v1/collections/{name}/facet", READ, true, post(listing::facet);
+    "/v1/collections/{name}/recall", READ, false, post(recall::recall);
+    "/v1/collections/{name}/rows/{key}", READ, true, get(rows::row);
+    "/v1/lsn", READ, true, get(position::lsn);
     "/v1/admin/collections/{name}/rebuild", ADMIN, false, post(collections::rebuild);
     "/v1/admin/collections/{name}/verify", ADMIN, false, post(collections::verify);
     "/v1/admin/collections/{name}/compact", ADMIN, false, post(collections::compact);

@@ -2,11 +2,12 @@
 
 use crate::model::{
     CollectionDef, ColumnType, Consistency, Embedding, Exactness, Example, Filter, GroupBy, MAX_LIMIT,
-    MAX_MMR_CANDIDATES, Mmr, Recheck, RowKey, SearchBy, SearchRequest, Shape, pgtype,
+    MAX_MMR_CANDIDATES, Mmr, RowKey, SearchBy, SearchRequest, Shape, pgtype,
 };
-use crate::query::filter;
+use crate::query::filter::{self, Written};
 use crate::server::http::access::{Principal, Who};
-use crate::server::http::{App, Name, Shared, answers, vector};
+use crate::server::http::recheck::Asked;
+use crate::server::http::{App, Name, Shared, answers, cursor, vector};
 use crate::server::problem::{self, Problem};
 use crate::telemetry::names;
 use axum::body::Bytes;
@@ -25,7 +26,7 @@ struct Body {
     #[serde(default)]
     query: Option<Query>,
     #[serde(default)]
-    filter: Option<String>,
+    filter: Option<Written>,
     #[serde(default)]
     params: Vec<Json>,
     #[serde(default, deserialize_with = "there")]
@@ -37,7 +38,7 @@ struct Body {
     #[serde(default, deserialize_with = "there")]
     consistency: Option<Freshness>,
     #[serde(default, deserialize_with = "there")]
-    recheck: Option<Recheck>,
+    recheck: Option<Asked>,
     #[serde(default, deserialize_with = "there")]
     max_distance: Option<f64>,
     #[serde(default, deserialize_with = "there")]
@@ -48,6 +49,8 @@ struct Body {
     mmr: Option<Diversity>,
     #[serde(default, deserialize_with = "there")]
     explain: Option<bool>,
+    #[serde(default)]
+    after: Option<String>,
     #[serde(default, deserialize_with = "there")]
     searches: Option<Vec<Body>>,
 }
@@ -108,9 +111,11 @@ struct Tuning {
 #[serde(deny_unknown_fields)]
 pub struct Freshness {
     #[serde(default)]
-    at_least: Option<String>,
+    pub(super) at_least: Option<String>,
     #[serde(default)]
-    timeout_ms: Option<u64>,
+    pub(super) max_staleness_ms: Option<u64>,
+    #[serde(default)]
+    pub(super) timeout_ms: Option<u64>,
 }
 
 /// Longest a request may ask to wait.
@@ -143,17 +148,19 @@ async fn answer(
     let body = body.map_err(too_large)?;
     let def = app.query.definition(&name)?;
     let confined = who.confined(&def)?;
-    let Parsed { consistency, mut requests, batch } = parse(&def, &name, &body)?;
+    let Parsed { consistency, mut requests, cursors, batch } = parse(&def, &name, &body)?;
     confined.searches(&mut requests)?;
+    // A cursor belongs to the request as it is answered, with the filter of whoever asks.
+    requests.iter_mut().zip(&cursors).try_for_each(|(request, cursor)| place(request, cursor.as_deref()))?;
     // Waiting for a position takes nobody's turn.
     app.query.frontier.view(&consistency).await?;
     let _turn = app.turn().await?;
     confined.examples(&app.query, &requests)?;
     let answer = match (&requests[..], batch) {
-        ([request], false) => answers::one(&def, confined.answer(app.query.search(request).await?)),
+        ([request], false) => answers::one(&def, request, confined.answer(app.query.search(request).await?)),
         _ => {
             let answers = app.query.search_all(&name, &consistency, &requests).await?.into_iter();
-            answers::several(&def, answers.map(|answer| confined.answer(answer)).collect())
+            answers::several(&def, &requests, answers.map(|answer| confined.answer(answer)).collect())
         }
     };
     confined.examples(&app.query, &requests)?;
@@ -169,6 +176,8 @@ pub fn too_large(rejection: BytesRejection) -> Problem {
 struct Parsed {
     consistency: Consistency,
     requests: Vec<SearchRequest>,
+    /// Where each goes on.
+    cursors: Vec<Option<String>>,
     /// Asked for as several, even if it is one.
     batch: bool,
 }
@@ -177,8 +186,8 @@ fn parse(def: &CollectionDef, collection: &str, bytes: &[u8]) -> Result<Parsed, 
     let mut body: Body = serde_json::from_slice(bytes).map_err(malformed)?;
     let consistency = freshness(body.consistency.take())?;
     let Some(searches) = body.searches.take() else {
-        let requests = vec![one(def, collection, &consistency, body, None)?];
-        return Ok(Parsed { consistency, requests, batch: false });
+        let (request, cursor) = one(def, collection, &consistency, body, None)?;
+        return Ok(Parsed { consistency, requests: vec![request], cursors: vec![cursor], batch: false });
     };
     if !body.is_empty() {
         let problem = Problem::new(problem::MALFORMED, "beside `searches` there can be `consistency` only");
@@ -192,8 +201,14 @@ fn parse(def: &CollectionDef, collection: &str, bytes: &[u8]) -> Result<Parsed, 
         };
         request.map_err(|problem| Problem { detail: format!("searches[{at}]: {}", problem.detail), ..problem })
     });
-    let requests = each.collect::<Result<_, _>>()?;
-    Ok(Parsed { consistency, requests, batch: true })
+    let (requests, cursors) = each.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+    Ok(Parsed { consistency, requests, cursors, batch: true })
+}
+
+/// Has the request go on behind a cursor of its own.
+fn place(request: &mut SearchRequest, cursor: Option<&str>) -> Result<(), Problem> {
+    request.after = cursor.map(|text| cursor::decode(request, text)).transpose()?;
+    Ok(())
 }
 
 impl Body {
@@ -205,19 +220,20 @@ impl Body {
         let tuning = searched && self.explain.is_none() && self.recheck.is_none();
         let what = self.query.is_none() && self.filter.is_none() && self.limit.is_none();
         let shape = self.max_distance.is_none() && self.group_by.is_none() && self.group_size.is_none();
-        lists && tuning && what && shape && self.mmr.is_none()
+        lists && tuning && what && shape && self.mmr.is_none() && self.after.is_none()
     }
 }
 
 /// How new an answer has to be.
 pub fn freshness(body: Option<Freshness>) -> Result<Consistency, Problem> {
-    let Freshness { at_least, timeout_ms } = body.unwrap_or_default();
+    let Freshness { at_least, max_staleness_ms, timeout_ms } = body.unwrap_or_default();
     let at_least = at_least.map(|text| text.parse()).transpose();
     let at_least = at_least.map_err(|error: crate::model::BadLsn| Problem::new(problem::BAD_LSN, error.to_string()))?;
     if timeout_ms.is_some_and(|ms| ms > MAX_WAIT_MS) {
         return Err(Problem::new(problem::MALFORMED, format!("consistency.timeout_ms is more than {MAX_WAIT_MS}")));
     }
-    Ok(Consistency { at_least, timeout: timeout_ms.map(Duration::from_millis) })
+    let ms = |ms: Option<u64>| ms.map(Duration::from_millis);
+    Ok(Consistency { at_least, max_staleness: ms(max_staleness_ms), timeout: ms(timeout_ms) })
 }
 
 /// A search as a body tells it, by a vector that came by another way.
@@ -231,16 +247,19 @@ pub(in crate::server) fn parse_beside(
         return Err(Problem::new(problem::MALFORMED, "`searches` is for HTTP").hint("join with LATERAL"));
     }
     let consistency = freshness(body.consistency.take())?;
-    one(def, &def.name, &consistency, body, vector)
+    let (mut request, cursor) = one(def, &def.name, &consistency, body, vector)?;
+    place(&mut request, cursor.as_deref())?;
+    Ok(request)
 }
 
+/// With its cursor, which is read when the request is whole.
 fn one(
     def: &CollectionDef,
     collection: &str,
     consistency: &Consistency,
     body: Body,
     beside: Option<Embedding>,
-) -> Result<SearchRequest, Problem> {
+) -> Result<(SearchRequest, Option<String>), Problem> {
     let shape = shape(&body)?;
     let hint = r#"send {"query": {"vector": [...]}}, {"query": {"id": ...}} or {"query": {"recommend": {...}}}"#;
     let query = body.query.ok_or_else(|| Problem::new(problem::MALFORMED, "`query` is missing").hint(hint))?;
@@ -259,21 +278,25 @@ fn one(
         }
     };
     check_columns(&body.columns)?;
+    let recheck = body.recheck.unwrap_or_default();
     // All rows within a distance are wanted unless the request says how many.
     let all = shape.max_distance.is_some() && shape.group.is_none() && shape.mmr.is_none();
-    Ok(SearchRequest {
+    let request = SearchRequest {
         collection: collection.to_owned(),
         using: query.using,
         by,
         limit: body.limit.unwrap_or(if all { MAX_LIMIT } else { DEFAULT_LIMIT }),
-        filter: parse_filter(def, body.filter.as_deref(), &body.params)?,
+        filter: parse_filter(def, body.filter.as_ref(), &body.params)?,
         columns: body.columns,
         ef: body.search.ef,
         exact: body.search.exact,
         consistency: consistency.clone(),
-        recheck: body.recheck.unwrap_or_default(),
+        recheck: recheck.level,
+        viewer: recheck.viewer,
+        after: None,
         shape,
-    })
+    };
+    Ok((request, body.after))
 }
 
 fn shape(body: &Body) -> Result<Shape, Problem> {
@@ -296,9 +319,9 @@ fn shape(body: &Body) -> Result<Shape, Problem> {
 }
 
 /// A filter with its parameters, where there is one.
-pub fn parse_filter(def: &CollectionDef, filter: Option<&str>, params: &[Json]) -> Result<Option<Filter>, Problem> {
+pub fn parse_filter(def: &CollectionDef, filter: Option<&Written>, params: &[Json]) -> Result<Option<Filter>, Problem> {
     match (filter, params.is_empty()) {
-        (Some(text), _) => Ok(Some(filter::parse(text, params, &def.filters)?)),
+        (Some(written), _) => Ok(Some(filter::read(written, params, &def.filters)?)),
         (None, true) => Ok(None),
         (None, false) => Err(Problem::new(problem::MALFORMED, "`params` without `filter`")),
     }
@@ -340,8 +363,8 @@ pub fn check_columns(columns: &[String]) -> Result<(), Problem> {
 fn malformed(error: serde_json::Error) -> Problem {
     let text = error.to_string();
     let hint = "the fields are query {vector|id|recommend {positive, negative}, using}, filter, params, limit, columns, \
-                search {ef, exact, exactness}, recheck, max_distance, group_by, group_size, mmr {lambda, candidates}, explain, \
-                consistency {at_least, timeout_ms}; or searches, a list of such, and consistency";
+                search {ef, exact, exactness}, recheck {mode, as_role, settings}, max_distance, group_by, group_size, mmr {lambda, candidates}, explain, after, \
+                consistency {at_least, max_staleness_ms, timeout_ms}; or searches, a list of such, and consistency";
     if text.starts_with("unknown field") {
         return Problem::new(problem::UNKNOWN_FIELD, text).hint(hint);
     }

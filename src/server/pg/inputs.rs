@@ -1,6 +1,7 @@
 //! The inputs of tables that are functions, and the distance that a statement is about.
 
 use crate::model::{CollectionDef, ColumnType, Consistency, Filter, Value, VectorColumn, pgtype};
+use crate::query::filter::Written;
 use crate::server::http::search as body;
 use crate::server::pg::condition::{self, Distance, Known, unsupported};
 use crate::server::pg::tables::Input;
@@ -107,10 +108,10 @@ pub fn filter_and_consistency(
 ) -> Result<(Option<Filter>, Consistency), Problem> {
     let malformed = |error: serde_json::Error| Problem::new(problem::MALFORMED, format!("options: {error}"));
     let mut take = |name| options.remove(name).unwrap_or(Json::Null);
-    let filter: Option<String> = serde_json::from_value(take("filter")).map_err(malformed)?;
+    let filter: Option<Written> = serde_json::from_value(take("filter")).map_err(malformed)?;
     let params: Option<Vec<Json>> = serde_json::from_value(take("params")).map_err(malformed)?;
     let freshness: Option<body::Freshness> = serde_json::from_value(take("consistency")).map_err(malformed)?;
-    let filter = body::parse_filter(def, filter.as_deref(), &params.unwrap_or_default())?;
+    let filter = body::parse_filter(def, filter.as_ref(), &params.unwrap_or_default())?;
     Ok((filter, body::freshness(freshness)?))
 }
 

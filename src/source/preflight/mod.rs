@@ -56,6 +56,8 @@ pub struct Subject<'a> {
     pub create: bool,
     /// What is to be served.
     pub collections: &'a [CollectionSpec],
+    /// Whom rechecks may be asked for as.
+    pub roles: &'a [String],
 }
 
 /// How much of it.
@@ -195,6 +197,9 @@ pub async fn run(subject: &Subject<'_>, depth: Depth) -> Vec<Finding> {
             defs.push(def);
         }
     }
+    for viewer in subject.roles {
+        findings.push(viewable(&client, viewer, &role, &defs).await);
+    }
     findings.push(published(&client, publication, create, &defs).await);
     findings
 }
@@ -241,6 +246,47 @@ fn rights(spec: &CollectionSpec, table: &Table, role: &str) -> [Finding; 2] {
             &format!("ALTER ROLE {role} BYPASSRLS;"),
         ),
     ]
+}
+
+/// Can rechecks be done as this role, and does it see what it is asked about?
+async fn viewable(client: &Client, viewer: &str, role: &str, defs: &[CollectionDef]) -> Finding {
+    let (check, quoted) = (format!("recheck as {viewer}"), quote_ident(viewer));
+    let bad = |severity, observed: String, fix: &str| finding("D26", severity, &check, observed, fix);
+    // From version 16 on a member need not be one who may become the role.
+    let sql = "SELECT pg_has_role(oid, CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END), \
+               rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = $1";
+    let found = client.query_opt(sql, &[&viewer]).await.map_err(SourceError::from);
+    let (member, sees_all): (bool, bool) = match found {
+        Ok(Some(row)) => (row.get(0), row.get(1)),
+        Ok(None) => {
+            let fix = format!("CREATE ROLE {quoted}; or correct search.recheck_roles");
+            return bad(Severity::Error, "there is no such role".into(), &fix);
+        }
+        Err(error) => return from_result("D26", &check, Err(error)),
+    };
+    if !member {
+        return bad(Severity::Error, "our role may not become it".into(), &format!("GRANT {quoted} TO {role};"));
+    }
+    for def in defs {
+        let table = def.from_clause();
+        let sql = "SELECT has_any_column_privilege($1::text::name, $2::oid, 'SELECT')";
+        match client.query_one(sql, &[&viewer, &def.oid]).await.map(|row| row.get::<_, Option<bool>>(0)) {
+            Ok(Some(true)) => {}
+            Ok(_) => {
+                let fix = format!("GRANT SELECT ON {table} TO {quoted}; where it is to see rows of it");
+                return bad(Severity::Warning, format!("it may not read {table}"), &fix);
+            }
+            Err(error) => return from_result("D26", &check, Err(error.into())),
+        }
+    }
+    match sees_all {
+        true => bad(
+            Severity::Warning,
+            "no row security holds for it".into(),
+            &format!("ALTER ROLE {quoted} NOSUPERUSER NOBYPASSRLS;"),
+        ),
+        false => finding("D26", Severity::Ok, &check, "our role may become it".into(), ""),
+    }
 }
 
 fn describe((def, table): &(CollectionDef, Table)) -> String {

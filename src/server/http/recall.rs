@@ -1,0 +1,86 @@
+//! `POST /v1/collections/{name}/recall`: how much of the nearest rows searches find, measured now.
+
+use crate::model::{Exactness, RecallRequest, SearchBy};
+use crate::query::filter::Written;
+use crate::server::http::answers::rendered;
+use crate::server::http::listing::parse;
+use crate::server::http::search::{Freshness, freshness, parse_filter};
+use crate::server::http::{Name, Shared, vector};
+use crate::server::problem::Problem;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::Value as Json;
+use serde_json::value::RawValue;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    #[serde(default)]
+    queries: Vec<Box<RawValue>>,
+    #[serde(default = "hundred")]
+    sample: usize,
+    #[serde(default = "ten")]
+    limit: usize,
+    #[serde(default)]
+    using: Option<String>,
+    #[serde(default)]
+    filter: Option<Written>,
+    #[serde(default)]
+    params: Vec<Json>,
+    #[serde(default)]
+    search: Tuning,
+    #[serde(default)]
+    consistency: Freshness,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Tuning {
+    #[serde(default)]
+    ef: Option<usize>,
+    #[serde(default)]
+    exactness: Exactness,
+}
+
+fn hundred() -> usize {
+    100
+}
+
+fn ten() -> usize {
+    10
+}
+
+/// Measures.
+pub async fn recall(
+    State(app): Shared,
+    Name(collection): Name,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let def = app.query.definition(&collection)?;
+    let fields = "queries, sample, limit, using, filter, params, search {ef, exactness}, consistency";
+    let body: Body = parse(body, fields)?;
+    let using = body.using.as_deref();
+    let query = |json: &Box<RawValue>| vector::parse(&def, using, json).map(SearchBy::Vector);
+    let request = RecallRequest {
+        queries: body.queries.iter().map(query).collect::<Result<_, _>>()?,
+        sample: body.sample,
+        limit: body.limit,
+        filter: parse_filter(&def, body.filter.as_ref(), &body.params)?,
+        ef: body.search.ef,
+        exactness: body.search.exactness,
+        consistency: freshness(Some(body.consistency))?,
+        using: body.using,
+        collection,
+    };
+    app.query.frontier.view(&request.consistency).await?;
+    // It is long work: one at a time, beside others' searches.
+    let _one = app.measuring.lock().await;
+    let _turn = app.turn().await?;
+    let report = app.query.recall(&request).await?;
+    app.query.check_same(&def)?;
+    let lsn = report.applied_lsn;
+    Ok(rendered(&report, lsn))
+}
