@@ -19,6 +19,7 @@ mod demo;
 mod detach;
 mod doctor;
 mod init;
+mod key;
 mod npy;
 mod operate;
 pub mod private_postgres;
@@ -54,7 +55,7 @@ enum Command {
     /// Show what a running service is doing. Exit code 1 when it is not ready.
     Status(operate::Status),
     /// Search a collection of a running service.
-    Search(operate::Search),
+    Search(Box<operate::Search>),
     /// Compare a running service's collections with their tables, row by row. Exit code 1 when they differ.
     Verify(operate::Verify),
     /// Copy a running service's collections again, one by one. What there is answers until the new copy is whole.
@@ -70,6 +71,9 @@ enum Command {
     /// What makes the service's searches part of the source's own SQL: foreign tables and functions.
     #[command(subcommand)]
     Sqlpack(sqlpack::Command),
+    /// Keys for HTTP.
+    #[command(subcommand)]
+    Key(key::Command),
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -131,6 +135,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Detach(args) => detach::run(&args),
         Command::Init(args) => done(init::run(&args)),
         Command::Sqlpack(command) => done(sqlpack::run(&command)),
+        Command::Key(command) => {
+            key::run(&command);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Config(ConfigCommand::Default) => {
             print!("{}", crate::config::DEFAULTS);
             Ok(ExitCode::SUCCESS)

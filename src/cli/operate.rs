@@ -115,7 +115,7 @@ pub struct Compact {
 
 /// Shows what the service is doing; exit code 1 when it is not ready.
 pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&args.target.url);
+    let client = Client::of(&args.target)?;
     let status = client.get("/v1/status")?;
     let code = if status["not_ready"].is_null() { ExitCode::SUCCESS } else { ExitCode::from(1) };
     if args.json {
@@ -278,7 +278,7 @@ fn say_hits(of: &Json) {
 
 /// Searches and prints.
 pub fn search(args: &Search) -> anyhow::Result<()> {
-    let client = Client::new(&args.target.url);
+    let client = Client::of(&args.target)?;
     let answer = client.post(&format!("/v1/collections/{}/search", segment(&args.collection)), &body(args)?)?;
     if args.json {
         say!("{answer}");
@@ -319,7 +319,7 @@ pub fn rebuild(args: &Rebuild) -> anyhow::Result<()> {
     if args.collections.is_empty() && !args.all {
         bail!("name the collections, or say --all");
     }
-    let client = Client::new(&args.target.url);
+    let client = Client::of(&args.target)?;
     for name in names(&client, &args.collections)? {
         let path = format!("/v1/collections/{}", segment(&name));
         let before = client.get(&path)?["copied_at"].clone();
@@ -332,7 +332,7 @@ pub fn rebuild(args: &Rebuild) -> anyhow::Result<()> {
 
 /// Has segments merged, and waits until they are.
 pub fn compact(args: &Compact) -> anyhow::Result<()> {
-    let client = Client::new(&args.target.url);
+    let client = Client::of(&args.target)?;
     let sum = |shown: &Json, what: &str| -> u64 {
         shown["vectors"].as_array().into_iter().flatten().filter_map(|vector| vector[what].as_u64()).sum()
     };
@@ -385,7 +385,7 @@ fn copied(client: &Client, (name, path): (&str, &str), before: &Json, patience: 
 
 /// Verifies and prints; exit code 1 when anything differs.
 pub fn verify(args: &Verify) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&args.target.url);
+    let client = Client::of(&args.target)?;
     let mut clean = true;
     for name in names(&client, &args.collections)? {
         let report = client.post(&format!("/v1/admin/collections/{}/verify", segment(&name)), &json!({}))?;

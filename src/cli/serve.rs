@@ -17,17 +17,24 @@ pub fn run(file: Option<&Path>) -> anyhow::Result<()> {
     telemetry::init_logs(&config.log.level, config.log.format).map_err(anyhow::Error::msg)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.enable_all().thread_stack_size(crate::server::pg::statement::STACK);
+    if let Some(why) = config.http.exposed()? {
+        tracing::warn!("http.insecure: {why}");
+    }
     let runtime = runtime.build().context("cannot start the runtime")?;
     runtime.block_on(async {
         let stop = CancellationToken::new();
         stop_on_signals(stop.clone())?;
-        let specs = reload_on_hangup(file.map(Path::to_owned), config, options.collections.clone())?;
+        let specs = reload_on_hangup(file.map(Path::to_owned), config, &options)?;
         let listening = |at: node::Listening| {
             if let Some(address) = at.sql {
                 println!("SQL on postgresql://{address}");
             }
             // On standard output: scripts wait for this line.
-            println!("listening on {}://{}", if at.encrypted { "https" } else { "http" }, at.http);
+            let scheme = if at.encrypted { "https" } else { "http" };
+            if let Some(address) = at.admin {
+                println!("admin on {scheme}://{address}");
+            }
+            println!("listening on {scheme}://{}", at.http);
             let _ = std::io::stdout().flush();
         };
         Ok(node::run(options, specs, stop, listening).await?)
@@ -54,13 +61,15 @@ fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// SIGHUP reads the configuration's collections again; everything else in it needs a new start.
+/// SIGHUP reads the configuration's collections again, the certificate, and who may come in over HTTP; everything else
+/// needs a new start.
 fn reload_on_hangup(
     file: Option<PathBuf>,
     started: Config,
-    specs: Vec<CollectionSpec>,
+    running: &node::Options,
 ) -> anyhow::Result<watch::Receiver<Vec<CollectionSpec>>> {
-    let (changed, now) = watch::channel(specs);
+    let (changed, now) = watch::channel(running.collections.clone());
+    let http = running.http.clone();
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
@@ -79,6 +88,11 @@ fn reload_on_hangup(
                         collections = options.collections.len(),
                         "the configuration's collections were read again"
                     );
+                    match http.access.replace(&options.http.access) {
+                        Ok(()) => tracing::info!(access = ?http.access, "who may come in over HTTP was read again"),
+                        Err(error) => tracing::error!("{error}"),
+                    }
+                    http.tls.iter().for_each(|tls| tls.reload());
                     changed.send_replace(options.collections);
                 }
                 Err(error) => tracing::error!(%error, "the configuration is not taken over"),
@@ -97,7 +111,13 @@ pub fn check(file: Option<&Path>) -> anyhow::Result<()> {
             spec.vectors.iter().map(|vector| format!("{} ({})", vector.column, vector.metric)).collect();
         println!("ok: collection {} = table {}, vectors {}", spec.name(), spec.table, vectors.join(", "));
     }
-    println!("ok: data in {}, HTTP on {}", options.data_dir.display(), options.listen);
+    let encrypted = if options.http.tls.is_some() { "encrypted" } else { "not encrypted" };
+    let access =
+        if options.http.access.are_needed() { format!("{:?}", options.http.access) } else { "open to all".into() };
+    println!("ok: data in {}, HTTP on {}, {encrypted}, {access}", options.data_dir.display(), options.listen);
+    if let Some(admin) = options.admin_listen {
+        println!("ok: /v1/admin on {admin} only");
+    }
     if let Some(sql) = &options.sql {
         let users: Vec<_> = sql.users.iter().map(|user| user.name.as_str()).collect();
         println!("ok: SQL on {}, users {}", sql.listen, users.join(", "));

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-pub use http::Http;
+pub use http::{Http, HttpJwt, HttpJwtKey, HttpKey};
 
 /// The default file.
 pub const DEFAULTS: &str = include_str!("../../config/ruvector.toml");
@@ -268,10 +268,14 @@ impl Config {
         Ok(loaded)
     }
 
-    /// The settings beside the collections that are others than in `before`, by name.
+    /// The settings that are others than in `before`, by name, without those that are taken over while the service runs: the
+    /// collections, and who may come in over HTTP.
     pub fn changed_since(&self, before: &Config) -> Vec<String> {
         let (now, before) = (&self.written.0, &before.written.0);
-        now.iter().filter(|(name, value)| before.get(*name) != Some(value)).map(|(name, _)| name.clone()).collect()
+        let others =
+            |name: &String| before.get(name) != now.get(name) && !["http.keys", "http.jwt"].contains(&&name[..]);
+        let all: BTreeSet<_> = now.keys().chain(before.keys()).collect();
+        all.into_iter().filter(|name| others(name)).cloned().collect()
     }
 
     /// What can be said without the source.

@@ -23,7 +23,7 @@ use crate::engine::index::IndexWriter;
 use crate::engine::sparse::SparseRows;
 use crate::engine::tiers::Clock;
 use crate::engine::view::{CollectionView, IndexView, View};
-use crate::model::{CollectionDef, CollectionId, ColumnType, Embedding, Lsn, RowKey, TierPolicy};
+use crate::model::{Cell, CollectionDef, CollectionId, ColumnType, Embedding, Lsn, RowKey, TierPolicy};
 use crate::storage::changelog::{LogPosition, LogReader};
 use crate::storage::originals::{Element, Originals};
 use crate::storage::state::{CollectionRecord, CollectionState, DeadLetter, State, StoredRow};
@@ -440,6 +440,11 @@ impl Engine {
         // The column's first vector came after the view.
         let originals = self.originals(view.def.id, column)?;
         originals.map(|originals| originals.read(node).map(Embedding::from)).transpose().map(Some)
+    }
+
+    /// The filter columns of a row, as last committed; `None` when there is no such row.
+    pub fn cells_of(&self, view: &CollectionView, key: &RowKey) -> Result<Option<Vec<Cell>>> {
+        Ok(self.state.row(view.def.id, key)?.map(|row| row.filters))
     }
 
     /// The original vectors of nodes that rows of this view have, in their order: nodes are written once.

@@ -74,6 +74,8 @@ pub struct Listening {
     pub http: SocketAddr,
     /// Is HTTP encrypted?
     pub encrypted: bool,
+    /// `/v1/admin/`, where it has a place of its own.
+    pub admin: Option<SocketAddr>,
     /// SQL, where that is configured.
     pub sql: Option<SocketAddr>,
 }
@@ -102,24 +104,24 @@ pub async fn run(
     let health = Health { protection: Arc::new(Protection::default()), findings: Arc::default() };
     let app =
         Arc::new(App::new(query, options.dsn.clone(), pool.clone(), metrics, health.clone(), options.http.clone()));
-    let listen = |error| NodeError::Listen { address: options.listen, error };
-    let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
-    let http_address = listener.local_addr().map_err(listen)?;
+    let (listener, http_address) = bind(options.listen).await?;
+    let (admin_listener, admin) = match options.admin_listen {
+        Some(address) => Some(bind(address).await?).unzip(),
+        None => (None, None),
+    };
     let sql = match options.sql.clone() {
         None => None,
         Some(sql) => {
             let address = sql.listen;
             let service = Arc::new(QueryService::new(frontier.clone(), heap(), options.query));
             let endpoint = Arc::new(Endpoint::new(service, sql)?);
-            let listen = |error| NodeError::Listen { address, error };
-            let listener = TcpListener::bind(address).await.map_err(listen)?;
-            let address = listener.local_addr().map_err(listen)?;
+            let (listener, address) = bind(address).await?;
             Some((address, tokio::spawn(endpoint.serve(listener, stop.clone()))))
         }
     };
     let encrypted = options.http.tls.is_some();
-    listening(Listening { http: http_address, encrypted, sql: sql.as_ref().map(|(address, _)| *address) });
-    let server = tokio::spawn(http::serve(listener, app, stop.clone()));
+    listening(Listening { http: http_address, encrypted, admin, sql: sql.as_ref().map(|(address, _)| *address) });
+    let server = tokio::spawn(http::serve(listener, admin_listener, app, stop.clone()));
     let upkeep = tokio::spawn(async move {
         // Without scrapes the registry would keep every sample.
         loop {
@@ -165,4 +167,11 @@ pub async fn run(
     supervisor.close().await;
     crate::failpoint!("node.closed");
     result
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
+    let listen = |error| NodeError::Listen { address, error };
+    let listener = TcpListener::bind(address).await.map_err(listen)?;
+    let bound = listener.local_addr().map_err(listen)?;
+    Ok((listener, bound))
 }

@@ -59,6 +59,8 @@ pub struct Options {
     pub recheck_timeout: Duration,
     /// Where to listen.
     pub listen: SocketAddr,
+    /// Where `/v1/admin/` is instead, where it has a place of its own.
+    pub admin_listen: Option<SocketAddr>,
     /// The HTTP surface.
     pub http: http::Options,
     /// The SQL endpoint, where there is one.
@@ -121,6 +123,7 @@ impl TryFrom<&Config> for Options {
             recheck_connections: config.search.recheck_connections,
             recheck_timeout: ms(config.search.recheck_timeout_ms),
             listen: config.http.listen,
+            admin_listen: config.http.admin_address()?,
             http: http::Options {
                 limits: listener::Limits {
                     max_connections: config.http.max_connections,
@@ -128,6 +131,8 @@ impl TryFrom<&Config> for Options {
                     write: s(config.http.write_timeout_s),
                 },
                 tls: http_tls(&config.http)?,
+                access: config.http.access()?,
+                max_request: some(config.http.request_timeout_s).map(s),
                 max_body_bytes: config.http.max_body_bytes,
                 max_concurrent: config.http.max_concurrent,
                 max_queue: ms(config.http.max_queue_ms),

@@ -1,5 +1,6 @@
 //! The line of a query: request -> view -> plan -> candidates -> recheck -> answer. Nothing else decides order.
 
+mod confined;
 mod error;
 pub mod filter;
 mod groups;

@@ -302,6 +302,7 @@ pub struct Service {
     dir: TempDir,
     url: String,
     sql: String,
+    admin: String,
     environment: Vec<(&'static str, String)>,
     /// Name of its slot and publication.
     pub slot: String,
@@ -317,6 +318,7 @@ impl Service {
             dir,
             url: String::new(),
             sql: String::new(),
+            admin: String::new(),
             environment: Vec::new(),
             slot: database.name.clone(),
         };
@@ -383,6 +385,9 @@ impl Service {
         let mut lines = output.lines().map_while(Result::ok).inspect(|line| {
             if let Some(address) = line.strip_prefix("SQL on postgresql://") {
                 self.sql = address.to_owned();
+            }
+            if let Some(url) = line.strip_prefix("admin on ") {
+                self.admin = url.to_owned();
             }
         });
         lines.find_map(|line| line.strip_prefix("listening on ").map(str::to_owned))
@@ -539,6 +544,11 @@ impl Service {
     /// Its address.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Address of `/v1/admin/`, where that is apart.
+    pub fn admin_url(&self) -> &str {
+        &self.admin
     }
 
     /// Address of its SQL endpoint, as host:port.

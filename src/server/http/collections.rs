@@ -6,6 +6,7 @@ use crate::engine::view::{CollectionView, View};
 use crate::model::{CollectionDef, VectorColumn};
 use crate::query::QueryError;
 use crate::replication::progress::Phase;
+use crate::server::http::access::Who;
 use crate::server::http::listing::parse;
 use crate::server::http::search::parse_id;
 use crate::server::http::{App, Name, Shared};
@@ -149,22 +150,24 @@ fn trouble(app: &App) -> Option<String> {
 }
 
 /// `GET /v1/collections`
-pub async fn list(State(app): Shared) -> Result<Json<serde_json::Value>, Problem> {
+pub async fn list(State(app): Shared, Who(who): Who) -> Result<Json<serde_json::Value>, Problem> {
     let (_, view) = app.query.frontier.view(&Default::default()).await?;
     let json = |found| serde_json::to_value(shown(&app, &view, found)).unwrap_or_default();
     let refused = |(name, reason): (String, String)| serde_json::json!({ "name": name, "state": "refused", "reason": reason, "rows": 0, "dead_letters": 0 });
-    let refused = app.query.frontier.progress.refused().into_iter().map(refused);
+    let refused = app.query.frontier.progress.refused().into_iter().filter(|(name, _)| who.may_see(name)).map(refused);
+    let visible = view.collections.values().filter(|found| who.may_see(&found.def.name));
     // Tiers are counted row by row.
-    let all: Vec<_> = blocking(|| view.collections.values().map(|found| json(found)).chain(refused).collect());
+    let all: Vec<_> = blocking(|| visible.map(|found| json(found)).chain(refused).map(|one| who.shown(one)).collect());
     Ok(Json(serde_json::json!({ "collections": all })))
 }
 
 /// `GET /v1/collections/{name}`
-pub async fn show(State(app): Shared, Name(name): Name) -> Result<Json<Shown>, Problem> {
+pub async fn show(State(app): Shared, Who(who): Who, Name(name): Name) -> Result<Json<serde_json::Value>, Problem> {
     app.query.definition(&name)?;
     let (_, view) = app.query.frontier.view(&Default::default()).await?;
     let found = view.collections.get(&name).ok_or(QueryError::Copying(name))?;
-    Ok(Json(blocking(|| shown(&app, &view, found))))
+    let shown = blocking(|| serde_json::to_value(shown(&app, &view, found)).unwrap_or_default());
+    Ok(Json(who.shown(shown)))
 }
 
 /// Dead letters shown at once.

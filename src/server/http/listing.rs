@@ -1,6 +1,7 @@
 //! `POST /v1/collections/{name}/scroll` and `/count`: rows in the order of their keys, and their number.
 
 use crate::model::{AsOf, CollectionDef, CountRequest, Listed, Lsn, Page, Recheck, RecheckReport, ScrollRequest};
+use crate::server::http::access::Who;
 use crate::server::http::answers::{milliseconds, render_id, rendered};
 use crate::server::http::search::{Freshness, check_columns, freshness, parse_filter, parse_id, too_large};
 use crate::server::http::{Name, Shared};
@@ -85,21 +86,23 @@ struct Counted {
 /// A page of rows.
 pub async fn scroll(
     State(app): Shared,
+    Who(who): Who,
     Name(collection): Name,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let def = app.query.definition(&collection)?;
+    let confined = who.confined(&def)?;
     let body: Scroll =
         parse(body, "filter, params, after, limit, columns, recheck, consistency {at_least, timeout_ms}")?;
     check_columns(&body.columns)?;
     let request = ScrollRequest {
         collection,
-        filter: parse_filter(&def, body.filter.as_deref(), &body.params)?,
+        filter: confined.filter(parse_filter(&def, body.filter.as_deref(), &body.params)?),
+        recheck: confined.recheck(body.recheck, &body.columns),
         after: body.after.map(|id| parse_id(&def, &id)).transpose()?,
         limit: body.limit,
         columns: body.columns,
         consistency: freshness(Some(body.consistency))?,
-        recheck: body.recheck,
     };
     app.query.frontier.view(&request.consistency).await?;
     let _turn = app.turn().await?;
@@ -112,12 +115,14 @@ pub async fn scroll(
 /// The number of rows.
 pub async fn count(
     State(app): Shared,
+    Who(who): Who,
     Name(collection): Name,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let def = app.query.definition(&collection)?;
+    let confined = who.confined(&def)?;
     let body: Count = parse(body, "filter, params, consistency {at_least, timeout_ms}")?;
-    let filter = parse_filter(&def, body.filter.as_deref(), &body.params)?;
+    let filter = confined.filter(parse_filter(&def, body.filter.as_deref(), &body.params)?);
     let request = CountRequest { collection, filter, consistency: freshness(Some(body.consistency))? };
     app.query.frontier.view(&request.consistency).await?;
     let _turn = app.turn().await?;

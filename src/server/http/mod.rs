@@ -1,17 +1,25 @@
 //! HTTP: routes, limits, errors as problem+json.
 
+pub mod access;
 mod answers;
 mod collections;
+mod confine;
+pub mod jwt;
+pub mod keys;
 pub mod listener;
 mod listing;
 mod page;
 mod probes;
+pub mod rate;
+mod request_id;
+pub mod routes;
 pub(in crate::server) mod search;
 pub(in crate::server) mod vector;
 
 use crate::consistency::recheck::SourceHeap;
 use crate::query::QueryService;
 use crate::replication::guard::Protection;
+use crate::server::http::access::{Access, Scope};
 use crate::server::http::listener::Limits;
 use crate::server::problem::{self, Problem};
 use crate::server::tls::Files;
@@ -25,8 +33,8 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Serialize;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,6 +49,10 @@ pub struct Options {
     pub limits: Limits,
     /// How connections are encrypted, where they are.
     pub tls: Option<Arc<Files>>,
+    /// Who may come in.
+    pub access: Arc<Access>,
+    /// How long a request may take; none: as long as it takes. Those of `/v1/admin/` take as long as they take.
+    pub max_request: Option<Duration>,
     /// Largest request body.
     pub max_body_bytes: usize,
     /// Searches worked on at once; further ones wait.
@@ -125,13 +137,35 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     }
 }
 
+/// A problem of one request.
+#[derive(Serialize)]
+struct Shown<'p> {
+    #[serde(flatten)]
+    problem: &'p Problem,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance: Option<String>,
+}
+
+/// How one says who one is (RFC 6750).
+fn challenge(problem: &Problem) -> Option<&'static str> {
+    match problem.kind {
+        problem::UNAUTHENTICATED => Some("Bearer realm=\"ruvector\""),
+        problem::BAD_CREDENTIALS => Some("Bearer realm=\"ruvector\", error=\"invalid_token\""),
+        problem::FORBIDDEN => Some("Bearer realm=\"ruvector\", error=\"insufficient_scope\""),
+        _ => None,
+    }
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.kind.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let body = serde_json::to_vec(&Shown { problem: &self, instance: request_id::current() }).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
         if self.kind.retryable {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Some(challenge) = challenge(&self) {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if status.is_server_error() {
             tracing::warn!(code = self.kind.code, detail = self.detail, "request failed");
@@ -140,28 +174,10 @@ impl IntoResponse for Problem {
     }
 }
 
-/// All routes.
-pub fn router(app: Arc<App>) -> Router {
+/// All routes; those under `/v1/admin/` only where they are wanted.
+pub fn router(app: Arc<App>, admin: bool) -> Router {
     let limit = DefaultBodyLimit::max(app.options.max_body_bytes);
-    Router::new()
-        .route("/", get(page::page))
-        .route("/dashboard", get(page::page))
-        .route("/v1/collections", get(collections::list))
-        .route("/v1/collections/{name}", get(collections::show))
-        .route("/v1/collections/{name}/dead_letters", get(collections::dead_letters))
-        .route("/v1/collections/{name}/search", post(search::search))
-        .route("/v1/collections/{name}/scroll", post(listing::scroll))
-        .route("/v1/collections/{name}/count", post(listing::count))
-        .route("/v1/admin/collections/{name}/rebuild", post(collections::rebuild))
-        .route("/v1/admin/collections/{name}/verify", post(collections::verify))
-        .route("/v1/admin/collections/{name}/compact", post(collections::compact))
-        .route("/v1/admin/collections/{name}/promote", post(collections::promote))
-        .route("/v1/status", get(probes::status))
-        .route("/errors/{code}", get(probes::error_page))
-        .route("/livez", get(probes::livez))
-        .route("/readyz", get(probes::readyz))
-        .route("/version", get(probes::version))
-        .route("/metrics", get(probes::metrics))
+    routes::router(admin)
         .fallback(async |request: Request| {
             Problem::new(problem::UNKNOWN_ROUTE, format!("{} {}", request.method(), request.uri().path()))
                 .hint("the routes are in the README; collections are under /v1/collections")
@@ -170,8 +186,24 @@ pub fn router(app: Arc<App>) -> Router {
             Problem::new(problem::METHOD, format!("{} {}", request.method(), request.uri().path()))
         })
         .layer(limit)
+        .layer(middleware::from_fn_with_state(app.clone(), access::layer))
+        .layer(middleware::from_fn_with_state(app.clone(), in_time))
         .layer(middleware::from_fn(count))
+        .layer(middleware::from_fn(request_id::layer))
         .with_state(app)
+}
+
+/// A request ends within the limit, except those that do something to whole collections.
+async fn in_time(State(app): Shared, matched: Option<MatchedPath>, request: Request, next: Next) -> Response {
+    let route = matched.and_then(|matched| routes::of(matched.as_str()));
+    let limit = app.options.max_request.filter(|_| route.is_none_or(|route| route.need != Some(Scope::Admin)));
+    let Some(limit) = limit else { return next.run(request).await };
+    let late = |_| {
+        Problem::new(problem::TIME_LIMIT, format!("it was given up after {limit:?}"))
+            .hint("ask for less at once; http.request_timeout_s is the limit")
+            .into_response()
+    };
+    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(late)
 }
 
 async fn count(request: Request, next: Next) -> Response {
@@ -182,8 +214,17 @@ async fn count(request: Request, next: Next) -> Response {
     response
 }
 
-/// Serves until `stop` is cancelled; requests under way are finished.
-pub async fn serve(listener: TcpListener, app: Arc<App>, stop: CancellationToken) {
+/// Serves until `stop` is cancelled; requests under way are finished. With a listener for `/v1/admin/` those routes are
+/// there only, and all others as well.
+pub async fn serve(listener: TcpListener, admin: Option<TcpListener>, app: Arc<App>, stop: CancellationToken) {
     let Options { tls, limits, .. } = app.options.clone();
-    listener::serve(listener, router(app), tls, limits, stop).await;
+    let everything = admin.is_none();
+    let on =
+        |listener, routes| listener::serve(listener, router(app.clone(), routes), tls.clone(), limits, stop.clone());
+    let beside = async {
+        if let Some(admin) = admin {
+            on(admin, true).await;
+        }
+    };
+    tokio::join!(on(listener, everything), beside);
 }

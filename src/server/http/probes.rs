@@ -67,7 +67,8 @@ fn unfit(app: &App, view: &View) -> BTreeMap<String, (&'static str, String)> {
     refused.map(|(name, reason)| (name, ("cannot be copied", reason))).chain(paused).collect()
 }
 
-/// `GET /readyz`: searches can be answered from what follows the source. Which collections do not follow is told beside.
+/// `GET /readyz`: searches can be answered from what follows the source. Which collections do not follow is told beside,
+/// and why, where nobody is asked who they are.
 pub async fn readyz(State(app): Shared) -> Response {
     let view = app.query.frontier.serving().map(|serving| serving.engine.view()).unwrap_or_default();
     let unfit: BTreeMap<_, _> =
@@ -75,6 +76,9 @@ pub async fn readyz(State(app): Shared) -> Response {
     let reason = not_ready(&app);
     let code = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut body = json!({ "ready": reason.is_none() });
+    if app.options.access.are_needed() {
+        return (code, Json(body)).into_response();
+    }
     if let Some(reason) = reason {
         body["reason"] = reason.into();
     }

@@ -5,6 +5,7 @@ use crate::model::{
     MAX_MMR_CANDIDATES, Mmr, Recheck, RowKey, SearchBy, SearchRequest, Shape, pgtype,
 };
 use crate::query::filter;
+use crate::server::http::access::{Principal, Who};
 use crate::server::http::{App, Name, Shared, answers, vector};
 use crate::server::problem::{self, Problem};
 use crate::telemetry::names;
@@ -121,10 +122,11 @@ const MAX_COLUMNS: usize = 1600;
 /// The handler.
 pub async fn search(
     State(app): Shared,
+    Who(who): Who,
     Name(name): Name,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
-    let result = answer(&app, name.clone(), body).await;
+    let result = answer(&app, &who, name.clone(), body).await;
     let code = result.as_ref().err().map_or("ok", |problem| problem.kind.code);
     // Only names that exist become label values: anybody can ask for any name.
     let collection = if app.query.definition(&name).is_ok() { name } else { "unknown".into() };
@@ -132,17 +134,29 @@ pub async fn search(
     result
 }
 
-async fn answer(app: &App, name: String, body: Result<Bytes, BytesRejection>) -> Result<Response, Problem> {
+async fn answer(
+    app: &App,
+    who: &Principal,
+    name: String,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
     let body = body.map_err(too_large)?;
     let def = app.query.definition(&name)?;
-    let Parsed { consistency, requests, batch } = parse(&def, &name, &body)?;
+    let confined = who.confined(&def)?;
+    let Parsed { consistency, mut requests, batch } = parse(&def, &name, &body)?;
+    confined.searches(&mut requests)?;
     // Waiting for a position takes nobody's turn.
     app.query.frontier.view(&consistency).await?;
     let _turn = app.turn().await?;
+    confined.examples(&app.query, &requests)?;
     let answer = match (&requests[..], batch) {
-        ([request], false) => answers::one(&def, app.query.search(request).await?),
-        _ => answers::several(&def, app.query.search_all(&name, &consistency, &requests).await?),
+        ([request], false) => answers::one(&def, confined.answer(app.query.search(request).await?)),
+        _ => {
+            let answers = app.query.search_all(&name, &consistency, &requests).await?.into_iter();
+            answers::several(&def, answers.map(|answer| confined.answer(answer)).collect())
+        }
     };
+    confined.examples(&app.query, &requests)?;
     app.query.check_same(&def)?;
     Ok(answer)
 }

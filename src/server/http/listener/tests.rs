@@ -1,3 +1,5 @@
+//! Tests of the listener over real sockets: time-outs, limits, the end, TLS.
+
 use super::*;
 use axum::routing::{get, post};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
