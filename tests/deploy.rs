@@ -96,7 +96,9 @@ fn object<'j>(objects: &'j Json, kind: &str, name: &str) -> &'j Json {
 fn the_chart_renders_what_the_program_takes() {
     let Some(seen) = seen_by_the_tools() else { return };
     let refused: Vec<_> = list(&seen["refused"]).iter().map(|text| text.as_str().unwrap_or_default()).collect();
-    for (text, part) in refused.iter().zip(["is needed", "which one is meant", "replicas", "no [[collections]]"]) {
+    for (text, part) in
+        refused.iter().zip(["is needed", "which one is meant", "replicas", "no [[collections]]", "tlsSecret"])
+    {
         assert!(text.contains(part), "{part}: {refused:?}");
     }
     let secret = tempfile::tempdir().expect("a temporary directory");
@@ -213,7 +215,11 @@ fn every_setting_named_exists() {
     }
     assert!(named.len() >= 5, "{named:?}");
     for name in &named {
-        let value = if name.ends_with("LISTEN") { "127.0.0.1:1" } else { "/some/where" };
+        let value = match name {
+            _ if name.ends_with("LISTEN") => "127.0.0.1:1",
+            _ if name.ends_with("INSECURE") => "true",
+            _ => "/some/where",
+        };
         // A user that is named makes one: it needs a password, which this is.
         let said = config_check("", &[DSN, (name, value)]).err().unwrap_or_default();
         assert!(!said.contains("unknown"), "{name}: {said}");

@@ -189,6 +189,8 @@ fn requests() -> Vec<(&'static str, &'static str, Json)> {
         ("/v1/status", "GET", Json::Null),
         ("/metrics", "GET", Json::Null),
         ("/errors/{code}", "GET", Json::Null),
+        ("/", "GET", Json::Null),
+        ("/dashboard", "GET", Json::Null),
         ("/livez", "GET", Json::Null),
         ("/readyz", "GET", Json::Null),
         ("/version", "GET", Json::Null),

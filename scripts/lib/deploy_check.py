@@ -36,7 +36,8 @@ table = "public.docs"
 [[collections.vectors]]
 column = "embedding"
 """
-base = {"config": collections}
+base = {"config": collections, "http": {"insecure": True}}
+key = '[http.keys.app]\nhash = ["sha256:' + "ab" * 32 + '"]\nscopes = ["read", "metrics"]\n'
 secret = {**base, "source": {"existingSecret": "pg", "existingSecretKey": "url"}}
 full = {
     **secret,
@@ -46,6 +47,7 @@ full = {
         "labels": {"release": "prometheus"},
         "endpoint": {"tlsConfig": {"serverName": "search.example"}},
     },
+    "config": collections + key,
     "http": {"tlsSecret": "certificate"},
     "volumes": [{"name": "ca", "configMap": {"name": "authority"}}],
     "volumeMounts": [{"name": "ca", "mountPath": "/etc/ca"}],
@@ -65,6 +67,7 @@ wrong = [
     {**base, "source": {"dsn": "x", "existingSecret": "y"}},
     {**secret, "replicas": 2},
     {"source": secret["source"]},
+    {**secret, "http": {}},
 ]
 for values in wrong:
     try:

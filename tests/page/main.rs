@@ -148,11 +148,20 @@ fn the_page_tells_what_the_service_knows() {
 fn begins_with_nothing(browser: &Browser, postgres: &mut PrivatePostgres, database: &Database) {
     let mut service = Service::configured(database, "", COLLECTIONS);
     service.slot += "_2";
-    service.configure(&database.dsn, "", COLLECTIONS);
+    // And one that wants a key.
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, b"rvk_page");
+    let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = format!("[http.keys.page]\nhash = [\"sha256:{hash}\"]\nscopes = [\"read\", \"metrics\"]\n");
+    service.configure(&database.dsn, "", &(COLLECTIONS.to_owned() + &key));
     postgres.stop(Stop::Fast).expect("it stops");
     service.start();
-    browser.log();
     browser.open(service.url());
+    browser.wait_text("#key-why", |text| text.contains("wants a key"));
+    assert_eq!(browser.text("#state"), "key needed");
+    browser.write("#key-input", "rvk_page");
+    browser.press("#key-input", ENTER);
+    // What was refused is told on the console.
+    browser.log();
     browser.wait_text("#banner", |text| text.starts_with("The source is away."));
     assert_eq!(browser.text("#c-empty"), "No collection yet.");
     assert!(browser.text("#ready").contains("no data is loaded yet"), "{}", browser.text("#ready"));

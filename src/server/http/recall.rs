@@ -63,9 +63,9 @@ pub async fn recall(
     let fields = "queries, sample, limit, using, filter, params, search {ef, exactness}, consistency";
     let body: Body = parse(body, fields)?;
     let using = body.using.as_deref();
-    let query = |json: &Box<RawValue>| vector::parse(&def, using, json).map(SearchBy::Vector);
+    let query = |json: &RawValue| vector::parse(&def, using, json).map(SearchBy::Vector);
     let request = RecallRequest {
-        queries: body.queries.iter().map(query).collect::<Result<_, _>>()?,
+        queries: body.queries.iter().map(|json| query(json)).collect::<Result<_, _>>()?,
         sample: body.sample,
         limit: body.limit,
         filter: parse_filter(&def, body.filter.as_ref(), &body.params)?,

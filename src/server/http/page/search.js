@@ -191,16 +191,18 @@ async function round() {
   const status = asks[0].value && parsed(asks[0].value);
   // Without data the list is an error; the status knows at least their names.
   const bare = (status?.collections || []).map((one) => ({ ...one, state: one.state.state, reason: one.state.reason }));
+  let told = true;
   known = bare;
   if (!status || status.collections) {
     try {
       known = parsed(await request("/v1/collections")).collections;
     } catch (error) {
       if (!error.status) return silent();
-      if ([401, 403].includes(error.status)) failed.push(error);
+      told = ![401, 403].includes(error.status);
+      if (!told) failed.push(error);
     }
   }
-  collections(known, list);
+  if (told) collections(known, list);
   if (status) {
     text($("source"), status.source);
     text($("version"), status.version);
