@@ -77,7 +77,8 @@ impl TryFrom<&Config> for Options {
 
     /// A service without collections has nothing to do, unless some may be registered by SQL.
     fn try_from(config: &Config) -> Result<Options, ConfigError> {
-        if config.collections.is_empty() && !(config.source.registrations && !config.sql.listen.trim().is_empty()) {
+        let none_come = !config.source.registrations || config.sql.listen.trim().is_empty();
+        if config.collections.is_empty() && none_come {
             return Err(ConfigError(
                 "no [[collections]], and none can be registered by SQL without sql.listen and source.registrations: \
                  see the example at the end of `ruvector config default`"

@@ -154,7 +154,8 @@ impl Lookup<'_> {
                 let columns = vec![(own.to_owned(), Kind::Int8)];
                 let (first, last) = (self.expr(first, around)?.int(), self.expr(last, around)?.int());
                 let mut rows = Vec::new();
-                for number in first.zip(last).map_or(1..=0, |(first, last)| first..=last) {
+                // NULL gives no rows.
+                for number in first.zip(last).into_iter().flat_map(|(first, last)| first..=last) {
                     self.step()?;
                     rows.push(vec![Datum::Int(number)]);
                     self.check_kept(rows.len())?;
