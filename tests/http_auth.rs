@@ -186,6 +186,10 @@ fn requests() -> Vec<(&'static str, &'static str, Json)> {
         ("/v1/collections/{name}/search", "POST", vector),
         ("/v1/collections/{name}/scroll", "POST", json!({})),
         ("/v1/collections/{name}/count", "POST", json!({})),
+        ("/v1/collections/{name}/facet", "POST", json!({ "column": "section" })),
+        ("/v1/collections/{name}/recall", "POST", json!({ "sample": 2, "limit": 2 })),
+        ("/v1/collections/{name}/rows/{key}", "GET", Json::Null),
+        ("/v1/lsn", "GET", Json::Null),
         ("/v1/status", "GET", Json::Null),
         ("/metrics", "GET", Json::Null),
         ("/errors/{code}", "GET", Json::Null),
@@ -301,7 +305,7 @@ fn every_route_answers_those_it_is_for_and_nobody_else() {
                     // What it is made of may be seen; a filter that does not fit shows no row.
                     continue;
                 }
-                let path = path.replace("{name}", collection).replace("{code}", "RV1001");
+                let path = path.replace("{name}", collection).replace("{code}", "RV1001").replace("{key}", "1");
                 let answer = ask(&service, method, &path, headers, &body);
                 let what = format!("{who}: {method} {path}");
                 let good = matches!(answer.status, 200 | 202);
@@ -545,6 +549,39 @@ fn confined_beyond_filters(service: &Service, with: &Credentials) {
             );
         }
     }
+    // A facet counts its own rows, and a row of others is not there, however it is looked at.
+    let facet = post(service, &key, "/v1/collections/docs/facet", &json!({ "column": "tenant" })).json();
+    assert_eq!(
+        (&facet["facets"], &facet["total"]),
+        (&json!([{ "value": 1, "count": own().len() }]), &json!(own().len()))
+    );
+    let row = |row: i64, rest: &str| ask(service, "GET", &format!("/v1/collections/docs/rows/{row}{rest}"), &key, "");
+    for rest in ["", "?recheck=none", "?recheck=exact", "?columns=body&recheck=exists", "?columns=body&recheck=exact"] {
+        assert_eq!(row(1, rest).status, 200, "{rest}: {}", row(1, rest).text);
+        for other in [2, 10, 4711] {
+            let answer = row(other, rest);
+            assert_eq!(
+                (answer.status, &answer.json()["code"]),
+                (404, &json!("RV1011")),
+                "{other}{rest}: {}",
+                answer.text
+            );
+        }
+    }
+    // Pages of a search belong together though nobody sent the filter.
+    let (mut body, mut found) =
+        (json!({ "query": { "vector": [0.5, 0.5, 0.5, 0.5] }, "limit": 7, "search": { "exact": true } }), Vec::new());
+    loop {
+        let page = post(service, &key, search, &body);
+        assert_eq!(page.status, 200, "{}", page.text);
+        found.extend(ids(&page.json()).iter().map(|id| id.as_i64().expect("a number")));
+        match &page.json()["next"] {
+            Json::Null => break,
+            next => body["after"] = next.clone(),
+        }
+    }
+    let with_vectors: BTreeSet<_> = own().into_iter().filter(|id| *id <= 50).collect();
+    assert_eq!((found.len(), found.into_iter().collect::<BTreeSet<_>>()), (with_vectors.len(), with_vectors));
     let explained = post(service, &key, search, &json!({ "query": { "id": 1 }, "explain": true }));
     assert_eq!((explained.status, &explained.json()["code"]), (403, &json!("RV1503")));
     let shown = ask(service, "GET", "/v1/collections/docs", &key, "").json();
