@@ -513,7 +513,10 @@ fn rows_that_change_hands(database: &Database, service: &Service, with: &Credent
             let everything = post(service, &all, "/v1/collections/docs/scroll", &body).text;
             body["query"] = json!({ "vector": [0.5, 0.5, 0.5, 0.5] });
             let found = post(service, &key, "/v1/collections/docs/search", &body).text;
-            for text in [&scrolled, &found] {
+            let names: Vec<_> = columns.as_array().into_iter().flatten().filter_map(Json::as_str).collect();
+            let row = format!("/v1/collections/docs/rows/1?columns={}&recheck={recheck}", names.join(","));
+            let row = ask(service, "GET", &row, &key, "").text;
+            for text in [&scrolled, &found, &row] {
                 assert!(!text.contains("hidden") && !text.contains(r#""tenant":2"#), "{body}: {text}");
             }
             seen += usize::from(everything.contains("hidden"));

@@ -240,6 +240,7 @@ impl<'v> Filling<'v> {
                     taken: 0,
                     visited: 0,
                     given_up: None,
+                    doubtful: false,
                     next: None,
                 };
                 let groups = resolved.group.map(|_| Vec::new());
@@ -248,7 +249,7 @@ impl<'v> Filling<'v> {
             Filling::Rows(leg) => {
                 let mut outcome = leg.finish();
                 let mut hits = std::mem::take(&mut outcome.hits);
-                let complete = is_complete(resolved.request, hits.len(), outcome.ended);
+                let complete = is_complete(resolved.request, hits.len(), outcome.ended) && !outcome.doubtful;
                 if resolved.request.shape.mmr.is_some() {
                     hits = diverse(resolved, serving, hits)?;
                 }

@@ -5,7 +5,7 @@ use crate::consistency::recheck::Visibility;
 use crate::model::{AsOf, Listed, Recheck, RecheckReport, RowRequest};
 use crate::query::listing::value;
 use crate::query::resolve::{check_columns, collection, replicated};
-use crate::query::{QueryError, QueryService};
+use crate::query::{QueryError, QueryService, filter};
 use crate::source::rows::Ask;
 use crate::storage::state::StoredRow;
 use std::time::Instant;
@@ -33,7 +33,13 @@ impl<V: Visibility> QueryService<V> {
         let columns = if request.recheck == Recheck::None {
             replicated(&found.def, &request.columns, &request.key, |place| value(&row, place))
         } else {
-            let ask = Ask { columns: &request.columns, viewer: request.viewer.as_ref(), ..Ask::default() };
+            // The row may have changed hands since: the source applies the filter, too.
+            let mut params = Vec::new();
+            let filter = request.filter.as_ref().filter(|_| request.recheck == Recheck::Exact);
+            let condition = filter.map(|filter| filter::to_sql(filter, &found.def.filters, 1, &mut params));
+            let condition = condition.as_deref().map(|sql| (sql, &params[..]));
+            let viewer = request.viewer.as_ref();
+            let ask = Ask { columns: &request.columns, condition, viewer, ..Ask::default() };
             let started = Instant::now();
             let seen = self.visibility.visible(&found.def, std::slice::from_ref(&request.key), ask).await?;
             report = RecheckReport {

@@ -37,6 +37,8 @@ pub struct Outcome<H> {
     pub ended: Ended,
     /// What the recheck did.
     pub report: RecheckReport,
+    /// Rows that belong before those of this page may never have been in one.
+    pub doubtful: bool,
     /// Behind which row there may be more.
     pub next: Option<(f64, RowKey)>,
     /// Rounds it took.
@@ -87,6 +89,7 @@ impl<'v, P: Pages> Rows<'v, P> {
         self.hits.sort_by(nearest_first);
         let more = self.cut || !self.stream.is_exhausted();
         Outcome {
+            doubtful: self.stream.is_doubtful(),
             hits: self.hits,
             ended: self.ended.unwrap_or(Ended::Budget),
             report: self.report,

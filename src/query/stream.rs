@@ -67,13 +67,26 @@ pub struct Stream<'v, P> {
     chunk: usize,
     end: Option<Ended>,
     taken: usize,
+    /// At the distance of the place.
+    tied: usize,
 }
 
 impl<'v, P: Pages> Stream<'v, P> {
     /// The candidates of `pages` except those rows, and none beyond the bound.
     pub fn new(pages: P, except: &'v [RowKey], bound: Option<Bound>) -> Stream<'v, P> {
         let chunk = bound.and_then(|bound| bound.margin).unwrap_or(0).max(CHUNK);
-        Stream { pages, except, bound, after: None, ahead: VecDeque::new(), beyond: 0, chunk, end: None, taken: 0 }
+        Stream {
+            pages,
+            except,
+            bound,
+            after: None,
+            ahead: VecDeque::new(),
+            beyond: 0,
+            chunk,
+            end: None,
+            taken: 0,
+            tied: 0,
+        }
     }
 
     /// The same, before its first page, without what comes before this place.
@@ -130,6 +143,9 @@ impl<'v, P: Pages> Stream<'v, P> {
                 self.beyond += 1;
             } else {
                 self.beyond = 0;
+                let distance = candidate.distance;
+                let same = |place: &Place| place.distance == distance || place.distance.is_nan() && distance.is_nan();
+                self.tied += usize::from(self.after.is_some_and(same));
                 let wanted = self.after.is_none_or(|after| after.is_before(candidate.distance, &candidate.key));
                 if wanted && !self.except.contains(&candidate.key) {
                     self.ahead.push_back(candidate);
@@ -146,6 +162,12 @@ impl<'v, P: Pages> Stream<'v, P> {
             self.end.get_or_insert(end);
         }
         Ok(())
+    }
+
+    /// May rows at the distance of the place be missing? Of more than are brought into the order of their keys, the page before
+    /// did not know them all.
+    pub fn is_doubtful(&self) -> bool {
+        self.tied > MAX_TIES
     }
 
     /// How far it looks.
@@ -246,6 +268,19 @@ pub mod tests {
         assert_eq!(numbers(stream.next(2)), [5, 6]);
         assert_eq!(stream.ended().expect("none"), None, "which loses none");
         assert_eq!(numbers(stream.next(1)), [7]);
+    }
+
+    #[test]
+    fn a_page_behind_more_ties_than_are_put_in_order_is_doubtful() {
+        for (ties, doubtful) in [(900, false), (5_000, true)] {
+            // Keys that descend: the rest of the tie belongs before what was given.
+            let rows: Vec<_> = (0..ties).map(|n| (ties - n, 1.0)).chain([(9_999, 2.0)]).collect();
+            let first = numbers(Stream::new(Script::new(rows.clone()), &[], None).next(10));
+            let place = Place { distance: 1.0, key: key(first[9]), given: 10, copy: 0 };
+            let mut stream = Stream::new(Script::new(rows), &[], None).behind(Some(&place));
+            stream.next(10).expect("a page");
+            assert_eq!(stream.is_doubtful(), doubtful, "{ties}");
+        }
     }
 
     #[test]

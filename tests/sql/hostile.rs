@@ -55,9 +55,13 @@ fn a_query_over_the_catalog_that_takes_too_much_is_refused() {
     let named: Vec<_> = (1..40).map(|at| format!("t{at} AS (SELECT x || x AS x FROM t{})", at - 1)).collect();
     let doubled = format!("WITH t0 AS (SELECT 'xxxxxxxx' AS x FROM pg_am), {} SELECT x FROM t39", named.join(", "));
     let long = "a".repeat(30_000);
+    let numbers = vec!["row_number() OVER ()"; 2_000].join(", ");
+    let same = vec!["oid"; 100_000].join(", ");
     let started = Instant::now();
     for statement in [
         doubled.as_str(),
+        &format!("SELECT {numbers} FROM pg_type a, pg_type b, pg_attribute c"),
+        &format!("SELECT a.oid FROM pg_type a JOIN pg_type b USING ({same})"),
         "SELECT *, *, *, *, * FROM pg_type a, pg_type b, pg_type c",
         &format!("SELECT count(*) FROM pg_type a, pg_type b WHERE '{long}' ~ '^a*b'"),
         &format!("SELECT count(*) FROM pg_type WHERE '{long}' LIKE '%a%a%a%b'"),
@@ -68,6 +72,16 @@ fn a_query_over_the_catalog_that_takes_too_much_is_refused() {
     }
     assert!(started.elapsed() < Duration::from_secs(60), "it took {:?}", started.elapsed());
     assert_eq!(sql.one("SELECT typname FROM pg_type WHERE oid = 16"), "bool");
+}
+
+#[test]
+fn a_scan_with_the_eyes_of_a_role_is_refused() {
+    let world = world();
+    let sql = world.direct();
+    for recheck in [r#"{"as_role": "app"}"#, r#""role:app""#, r#""sometimes""#] {
+        let statement = format!("SELECT id FROM docs WHERE _options = '{{\"recheck\": {recheck}}}'");
+        assert_eq!(refusal(&sql, &statement).0, "0A000", "{statement}");
+    }
 }
 
 #[test]

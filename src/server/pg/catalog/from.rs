@@ -90,6 +90,7 @@ impl Lookup<'_> {
     fn same_named(&self, names: &[ObjectName], sources: &[Source], at: &[Option<usize>]) -> Result<bool, Problem> {
         let split = sources.len() - 1;
         for name in names {
+            self.step()?;
             let name = pieces(name).pop().unwrap_or_default();
             let of = |from: usize, to: usize| {
                 Scope { sources: &sources[from..to], at: &at[from..to], around: None }.column(None, &name)

@@ -33,6 +33,9 @@ impl Lookup<'_> {
         rows: &[At],
         around: Option<&Scope<'_>>,
     ) -> Result<Vec<i64>, Problem> {
+        // Each number is a value, and sorting looks at each more than once.
+        let keys = 1 + window.partition_by.len() + window.order_by.len();
+        self.spend(rows.len().saturating_mul(keys * 4))?;
         let mut keyed: Vec<(Vec<Datum>, Vec<Datum>, usize)> = Vec::with_capacity(rows.len());
         for (place, at) in rows.iter().enumerate() {
             let scope = Scope { sources, at, around };
