@@ -88,6 +88,37 @@ start_service() {
     --host 127.0.0.1 --port "${sql_address##*:}" "${grants[@]}" >/dev/null
 }
 
+# load_texts ROWS: the table `docs`, owned by `owner`, with so many of the real texts of examples/data and their embeddings.
+load_texts() {
+  as_user owner -c "CREATE TABLE docs (id bigint PRIMARY KEY, name text, section text, views integer, body text, embedding real[]);
+    CREATE TABLE texts (n bigserial, line text); CREATE TABLE embeddings (n bigserial, embedding real[])"
+  # What no text has in it, so that a line is one value as it stands.
+  head -n "$1" examples/data/docs.jsonl |
+    as_user owner -c "COPY texts (line) FROM STDIN (FORMAT csv, QUOTE E'\x01', DELIMITER E'\x02')"
+  half_floats examples/data/docs.f16.npy 384 "$1" | as_user owner -c "COPY embeddings (embedding) FROM STDIN"
+  as_user owner -c "
+    INSERT INTO docs
+    SELECT (text ->> 'id')::bigint, text ->> 'name', text ->> 'section', n % 100, text ->> 'text', embedding
+      FROM (SELECT n, line::jsonb AS text, embedding FROM texts JOIN embeddings USING (n)) both_of_them;
+    DROP TABLE texts, embeddings"
+}
+
+# half_floats FILE COLUMNS ROWS: an .npy file of float16 as arrays of PostgreSQL, one a line. The header has 128 bytes.
+half_floats() {
+  od -An -v -t u2 -w$((2 * $2)) -j 128 -N $((2 * $2 * $3)) "$1" | awk '
+    function value(bits,  exponent, fraction, size) {
+      exponent = int(bits / 1024) % 32; fraction = bits % 1024
+      size = exponent ? (1 + fraction / 1024) * 2 ^ (exponent - 15) : fraction * 2 ^ -24
+      return sprintf("%.9g", bits < 32768 ? size : -size)
+    }
+    { line = ""
+      for (at = 1; at <= NF; at++) {
+        if (!($at in known)) known[$at] = value($at)
+        line = line (at > 1 ? "," : "") known[$at]
+      }
+      print "{" line "}" }'
+}
+
 is_ready() {
   "$ruvector" status --url "$url" >"$work/status" 2>&1
 }

@@ -60,4 +60,25 @@ run() {
 
 run cargo fmt --check
 run cargo clippy --all-targets --locked -- -D warnings
-run cargo test --locked --no-fail-fast -- --test-threads="$threads"
+# A test that fails is run once more, alone. Where it passes then the run passes, and says so: such a test is a fault to be
+# found, in itself or in what it tests, but hardly of this checkout. More than two are no accident.
+output=$work/output
+tests() {
+  cargo test --locked --no-fail-fast --color never -- --test-threads="$threads" 2>&1 | tee "$output"
+}
+status=0
+run tests || status=$?
+if [ "$status" = 0 ]; then exit 0; fi
+mapfile -t failed < <(awk '
+  /^ +Running unittests / { target = "--lib" }
+  /^ +Running tests\// { target = $2; sub(/^tests\//, "--test ", target); sub(/(\/main)?\.rs$/, "", target) }
+  /^test .* \.\.\. FAILED$/ { print target, $2 }' "$output")
+# A target that ended without naming a test, because it crashed, is not tried again.
+unnamed=$(comm -23 <(sed -nE 's/^error: test failed, to rerun pass `(.*)`$/\1/p' "$output" | sort -u) \
+  <(printf '%s\n' "${failed[@]% *}" | sort -u))
+if [ -n "$unnamed" ] || [ "${#failed[@]}" = 0 ] || [ "${#failed[@]}" -gt 2 ]; then exit "$status"; fi
+for one in "${failed[@]}"; do
+  echo "AGAIN, alone: $one"
+  read -ra target <<<"${one% *}"
+  run cargo test --locked "${target[@]}" -- --exact "${one##* }"
+done

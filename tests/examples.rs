@@ -32,3 +32,8 @@ fn tenants_with_row_security() {
 fn ones_own_writes() {
     tells_its_story("read_your_writes");
 }
+
+#[test]
+fn first_steps_with_curl() {
+    tells_its_story("quickstart");
+}

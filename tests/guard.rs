@@ -707,6 +707,8 @@ fn a_rebuild_that_cannot_go_on_says_why_and_the_doctor_looks_again_when_the_sour
     let docs = service.collection("docs");
     assert!(docs.get("trouble").is_none() && docs.get("copy").is_none(), "{docs}");
     assert_eq!(service.verify_clean("docs"), 10);
+    // Asked for twice, once while the first waited: one copy.
+    assert_eq!(service.logged("a rebuild was asked for"), 1, "{}", service.log_tail());
 }
 
 #[test]

@@ -187,8 +187,8 @@ fn requests() -> Vec<(&'static str, &'static str, Json)> {
         ("/v1/collections/{name}/scroll", "POST", json!({})),
         ("/v1/collections/{name}/count", "POST", json!({})),
         ("/v1/collections/{name}/facet", "POST", json!({ "column": "section" })),
-        ("/v1/collections/{name}/recall", "POST", json!({ "sample": 2, "limit": 2 })),
         ("/v1/collections/{name}/rows/{key}", "GET", Json::Null),
+        ("/v1/collections/{name}/recall", "POST", json!({ "sample": 5, "limit": 3 })),
         ("/v1/lsn", "GET", Json::Null),
         ("/v1/status", "GET", Json::Null),
         ("/metrics", "GET", Json::Null),
@@ -198,6 +198,8 @@ fn requests() -> Vec<(&'static str, &'static str, Json)> {
         ("/livez", "GET", Json::Null),
         ("/readyz", "GET", Json::Null),
         ("/version", "GET", Json::Null),
+        ("/openapi.json", "GET", Json::Null),
+        ("/docs", "GET", Json::Null),
         ("/v1/admin/collections/{name}/verify", "POST", json!({})),
         ("/v1/admin/collections/{name}/promote", "POST", json!({ "id": 1 })),
         ("/v1/admin/collections/{name}/compact", "POST", json!({})),
@@ -591,15 +593,29 @@ fn confined_beyond_filters(service: &Service, with: &Credentials) {
     let listed = ask(service, "GET", "/v1/collections", &key, "").json();
     let docs =
         listed["collections"].as_array().expect("a list").iter().find(|one| one["name"] == "docs").expect("docs");
+    let schemas = ask(service, "GET", "/openapi.json", "", "").json()["components"]["schemas"].take();
     for shown in [&shown, docs] {
         assert!(shown["name"] == "docs" && shown["vectors"][0]["name"] == "embedding", "{shown}");
         for hidden in ["rows", "dead_letters", "graph_writes"] {
             assert!(shown.get(hidden).is_none() && shown["vectors"][0].get("nodes").is_none(), "{shown}");
         }
+        let told = |json: &Json| json.as_object().expect("an object").keys().cloned().collect::<BTreeSet<_>>();
+        assert_eq!(told(shown), told(&schemas["CollectionInPart"]["properties"]), "as the document says, and no more");
+        assert_eq!(told(&shown["vectors"][0]), told(&schemas["VectorInPart"]["properties"]));
+    }
+    let facets = post(service, &key, "/v1/collections/docs/facet", &json!({ "column": "tenant" })).json();
+    assert_eq!((&facets["distinct"], &facets["facets"]), (&json!(1), &json!([{ "value": 1, "count": own().len() }])));
+    for (row, status) in [(1, 200), (2, 404), (10, 404)] {
+        let path = format!("/v1/collections/docs/rows/{row}?columns=body");
+        assert_eq!(ask(service, "GET", &path, &key, "").status, status, "{path}");
     }
     // A filter that does not fit lets nothing through, and does not become none.
-    for path in ["search", "scroll", "count"] {
-        let body = if path == "search" { json!({ "query": { "id": 1 } }) } else { json!({}) };
+    for path in ["search", "scroll", "count", "facet"] {
+        let body = match path {
+            "search" => json!({ "query": { "id": 1 } }),
+            "facet" => json!({ "column": "section" }),
+            _ => json!({}),
+        };
         let answer = post(service, &with.key("misfit"), &format!("/v1/collections/docs/{path}"), &body);
         assert_eq!((answer.status, &answer.json()["code"]), (403, &json!("RV1506")), "{path}");
     }

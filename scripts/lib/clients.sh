@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Owns the drivers that tests/sql/clients.rs tries: fetched by pip, npm and apt once, kept below cargo's target folder.
-# scripts/lib/clients.sh FOLDER python|node|java. Exit code 3: it cannot be installed here.
+# Owns what tests use from pip, npm and apt: the drivers that tests/sql/clients.rs tries, and the judges of tests/openapi.rs. Fetched
+# once, kept below cargo's target folder.
+# scripts/lib/clients.sh FOLDER python|node|java|openapi. Exit code 3: it cannot be installed here.
 set -euo pipefail
 
-[ "$#" = 2 ] || { echo "usage: $0 FOLDER python|node|java" >&2; exit 2; }
+[ "$#" = 2 ] || { echo "usage: $0 FOLDER python|node|java|openapi" >&2; exit 2; }
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 # Whole before it gets its name.
@@ -11,14 +12,24 @@ fresh=$(mktemp -d "$folder/fetching-XXXXXX")
 trap 'rm -rf "$fresh"' EXIT
 
 python() {
-  [ -x "$folder/python/bin/python" ] && return
+  packages python 'psycopg[binary]==3.3.*' 'asyncpg==0.32.*' 'sqlalchemy==2.1.*' greenlet 'pg8000==1.31.*'
+}
+
+openapi() {
+  packages openapi 'openapi-spec-validator==0.9.0' 'schemathesis==4.32.5'
+}
+
+# packages NAME PACKAGES...: a folder of that name, with a Python that has these packages.
+packages() {
+  local name=$1
+  shift
+  [ -x "$folder/$name/bin/python" ] && return
   # A virtual environment cannot be moved: the packages alone have a folder of their own.
-  python3 -m pip install -q --disable-pip-version-check --target "$fresh/packages" \
-    'psycopg[binary]==3.3.*' 'asyncpg==0.32.*' 'sqlalchemy==2.1.*' greenlet 'pg8000==1.31.*' >&2 || exit 3
+  python3 -m pip install -q --disable-pip-version-check --target "$fresh/packages" "$@" >&2 || exit 3
   mkdir -p "$fresh/bin"
-  printf '#!/bin/sh\nPYTHONPATH=%s exec python3 "$@"\n' "$folder/python/packages" >"$fresh/bin/python"
+  printf '#!/bin/sh\nPYTHONPATH=%s exec python3 "$@"\n' "$folder/$name/packages" >"$fresh/bin/python"
   chmod +x "$fresh/bin/python"
-  mv -T "$fresh" "$folder/python" 2>/dev/null || [ -x "$folder/python/bin/python" ]
+  mv -T "$fresh" "$folder/$name" 2>/dev/null || [ -x "$folder/$name/bin/python" ]
 }
 
 node() {
@@ -38,6 +49,6 @@ java() {
 }
 
 case "$2" in
-  python | node | java) "$2" ;;
+  python | node | java | openapi) "$2" ;;
   *) exit 2 ;;
 esac

@@ -28,21 +28,8 @@ const PASSWORD: &str = "bench";
 /// Arguments of `bench sql`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Vectors to index: .npy, two-dimensional, f16 or f32. Made up when absent.
-    #[arg(long, value_name = "FILE", requires = "queries")]
-    base: Option<PathBuf>,
-    /// Query vectors: .npy, f16 or f32.
-    #[arg(long, value_name = "FILE", requires = "base")]
-    queries: Option<PathBuf>,
-    /// Rows that are made up.
-    #[arg(long, default_value_t = 10_000)]
-    rows: usize,
-    /// Their dimensions.
-    #[arg(long, default_value_t = 128)]
-    dim: usize,
-    /// Queries that are used, at most.
-    #[arg(long, default_value_t = 200)]
-    most_queries: usize,
+    #[command(flatten)]
+    data: Data,
     /// Folder with `postgres`, best one with pgvector; found as for the demo when absent.
     #[arg(long, value_name = "DIR")]
     pg_bin: Option<PathBuf>,
@@ -64,6 +51,26 @@ pub struct Args {
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
+}
+
+/// Rows and queries.
+#[derive(clap::Args, Debug)]
+pub(super) struct Data {
+    /// Vectors to index: .npy, two-dimensional, f16 or f32. Made up when absent.
+    #[arg(long, value_name = "FILE", requires = "queries")]
+    base: Option<PathBuf>,
+    /// Query vectors: .npy, f16 or f32.
+    #[arg(long, value_name = "FILE", requires = "base")]
+    queries: Option<PathBuf>,
+    /// Rows that are made up.
+    #[arg(long, default_value_t = 10_000)]
+    rows: usize,
+    /// Their dimensions.
+    #[arg(long, default_value_t = 128)]
+    dim: usize,
+    /// Queries that are used, at most.
+    #[arg(long, default_value_t = 200)]
+    most_queries: usize,
 }
 
 /// A way to ask.
@@ -197,7 +204,7 @@ fn compared(points: &[Point], target: f64) -> Json {
 
 impl<'a> Bench<'a> {
     fn prepare(args: &'a Args) -> Result<Bench<'a>> {
-        let (base, queries) = data(args)?;
+        let (base, queries) = args.data.read(args.k)?;
         let truth = truth(&base, &queries, args.k);
         let settings = Settings { bin_dir: args.pg_bin.clone(), ..Settings::default() };
         let settings = settings.with("shared_buffers", "512MB").with("maintenance_work_mem", "512MB");
@@ -302,7 +309,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-async fn connect(address: &str) -> Result<Client> {
+pub(super) async fn connect(address: &str) -> Result<Client> {
     let (client, connection) = tokio_postgres::connect(address, NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
@@ -325,7 +332,7 @@ async fn ask(client: &Client, statement: &Statement, query: &[f32]) -> Result<Ve
 }
 
 /// The table with its rows, and pgvector's index where there is pgvector.
-async fn load(source: &str, base: &Matrix<f32>) -> Result<bool> {
+pub(super) async fn load(source: &str, base: &Matrix<f32>) -> Result<bool> {
     let client = connect(source).await?;
     let has_pgvector = client.batch_execute("CREATE EXTENSION vector").await.is_ok();
     let kind = if has_pgvector { format!("vector({})", base.columns) } else { "real[]".to_owned() };
@@ -351,35 +358,37 @@ async fn load(source: &str, base: &Matrix<f32>) -> Result<bool> {
     Ok(has_pgvector)
 }
 
-/// Base and queries: from files, or made up around some hundred places, the same ones every time.
-fn data(args: &Args) -> Result<(Matrix<f32>, Matrix<f32>)> {
-    if let (Some(base), Some(queries)) = (&args.base, &args.queries) {
-        let (base, mut queries) = (npy::read_f32(base)?, npy::read_f32(queries)?);
-        ensure!(base.columns == queries.columns, "base and queries differ in their dimensions");
-        queries.rows = queries.rows.min(args.most_queries);
-        ensure!(base.rows >= args.k && queries.rows > 0, "there are fewer than k rows, or no queries");
-        return Ok((base, queries));
-    }
-    ensure!(args.rows >= args.k && args.dim > 0 && args.most_queries > 0, "--rows at least --k, --dim at least 1");
-    let mut state = 20_u64;
-    let mut random = move || {
-        // splitmix64
-        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 24) as f32 - 0.5
-    };
-    let places: Vec<f32> = (0..100 * args.dim).map(|_| random()).collect();
-    let mut matrix = |rows: usize| {
-        let mut values = Vec::with_capacity(rows * args.dim);
-        for row in 0..rows {
-            let place = &places[row * 7 % 100 * args.dim..][..args.dim];
-            values.extend(place.iter().map(|x| x + random()));
+impl Data {
+    /// Base and queries: from files, or made up around some hundred places, the same ones every time.
+    pub(super) fn read(&self, k: usize) -> Result<(Matrix<f32>, Matrix<f32>)> {
+        if let (Some(base), Some(queries)) = (&self.base, &self.queries) {
+            let (base, mut queries) = (npy::read_f32(base)?, npy::read_f32(queries)?);
+            ensure!(base.columns == queries.columns, "base and queries differ in their dimensions");
+            queries.rows = queries.rows.min(self.most_queries);
+            ensure!(base.rows >= k && queries.rows > 0, "there are fewer than k rows, or no queries");
+            return Ok((base, queries));
         }
-        Matrix { rows, columns: args.dim, values }
-    };
-    Ok((matrix(args.rows), matrix(args.most_queries)))
+        ensure!(self.rows >= k && self.dim > 0 && self.most_queries > 0, "--rows at least --k, --dim at least 1");
+        let mut state = 20_u64;
+        let mut random = move || {
+            // splitmix64
+            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            ((z ^ (z >> 31)) >> 40) as f32 / (1 << 24) as f32 - 0.5
+        };
+        let places: Vec<f32> = (0..100 * self.dim).map(|_| random()).collect();
+        let mut matrix = |rows: usize| {
+            let mut values = Vec::with_capacity(rows * self.dim);
+            for row in 0..rows {
+                let place = &places[row * 7 % 100 * self.dim..][..self.dim];
+                values.extend(place.iter().map(|x| x + random()));
+            }
+            Matrix { rows, columns: self.dim, values }
+        };
+        Ok((matrix(self.rows), matrix(self.most_queries)))
+    }
 }
 
 /// The k nearest of each query, by comparing all.

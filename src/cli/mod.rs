@@ -11,6 +11,7 @@ pub mod bench_ann;
 pub mod bench_apply;
 mod bench_changes;
 pub mod bench_filter;
+mod bench_http;
 pub mod bench_restart;
 mod bench_sql;
 mod bench_tiers;
@@ -106,6 +107,8 @@ enum Bench {
     Tiers(bench_tiers::Args),
     /// The way from a COMMIT to the index, on a private PostgreSQL, beside pg_recvlogical.
     Apply(bench_apply::Args),
+    /// Top-k over HTTP with each kind of recheck, beside the bare round trip to the heap, on a private PostgreSQL.
+    Http(bench_http::Args),
     /// Top-k over SQL: the endpoint, postgres_fdw with a join, and pgvector on the same private PostgreSQL.
     Sql(bench_sql::Args),
 }
@@ -151,6 +154,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(Bench::Mixed(args)) => done(bench_changes::mixed(&args)),
         Command::Bench(Bench::Tiers(args)) => done(bench_tiers::run(&args)),
         Command::Bench(Bench::Apply(args)) => done(bench_apply::run(&args)),
+        Command::Bench(Bench::Http(args)) => done(bench_http::run(&args)),
         Command::Bench(Bench::Sql(args)) => done(bench_sql::run(&args)),
     }
 }

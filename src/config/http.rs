@@ -28,7 +28,10 @@ pub struct Http {
     pub request_timeout_s: u64,
     pub max_body_bytes: usize,
     pub max_concurrent: usize,
+    pub max_waiting: usize,
     pub max_queue_ms: u64,
+    pub body_timeout_s: u64,
+    pub max_buffered_mb: usize,
     pub ready_staleness_s: u64,
     #[serde(default)]
     pub keys: BTreeMap<String, HttpKey>,
@@ -140,6 +143,8 @@ impl Http {
             Http { max_concurrent: 0, .. } => refuse("http.max_concurrent is 0; at least 1"),
             Http { max_connections: 0, .. } => refuse("http.max_connections is 0; at least 1"),
             Http { head_timeout_s: 0, .. } => refuse("http.head_timeout_s is 0; at least 1"),
+            Http { body_timeout_s: 0, .. } => refuse("http.body_timeout_s is 0; at least 1"),
+            Http { max_buffered_mb: 0, .. } => refuse("http.max_buffered_mb is 0; at least 1"),
             Http { write_timeout_s: 0, .. } => refuse("http.write_timeout_s is 0; at least 1"),
             _ => {
                 self.keys.iter().try_for_each(|(name, key)| key.check(name))?;

@@ -80,7 +80,7 @@ pub struct Tally {
 }
 
 /// One reading of all positions.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Positions {
     /// End of the source's WAL as last heard.
     pub source: Lsn,
@@ -127,6 +127,17 @@ impl Frontier {
     /// The engine that answers.
     pub fn serving(&self) -> Option<Arc<Serving>> {
         self.serving.load_full()
+    }
+
+    /// Asks for a new copy of a collection; what it has answers until then. One that is under way, or waits for its turn,
+    /// is that copy: asked for twice, it is made once.
+    pub fn ask_rebuild(&self, collection: &str) {
+        let under_way = |serving: Arc<Serving>| {
+            serving.engine.view().incoming.get(collection).is_some_and(|arriving| arriving.failed.is_none())
+        };
+        if !self.serving().is_some_and(under_way) {
+            self.progress.ask_rebuild(collection);
+        }
     }
 
     /// A view that reflects at least what was asked for, and the engine it is of.

@@ -18,8 +18,9 @@ use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// How a row differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "Difference")]
 pub enum Kind {
     /// In the source, not here.
     Missing,
@@ -30,7 +31,7 @@ pub enum Kind {
 }
 
 /// A row that differs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct Mismatch {
     /// Its key, for people.
     pub key: String,
@@ -39,7 +40,8 @@ pub struct Mismatch {
 }
 
 /// What came of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "Verification")]
 pub struct Report {
     /// The collection.
     pub collection: String,

@@ -203,7 +203,7 @@ fn target(policy: &TierPolicy, current: Option<Tier>, age: u32, hits: u32) -> Ti
 }
 
 /// What a tier of an index holds.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct TierReport {
     /// `hot`, `warm`, `cool`, `cold`; `growing` for rows of no sealed segment, `none` where there are no tiers.
     pub tier: &'static str,

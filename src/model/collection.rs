@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub const MAX_COLUMNS: usize = 63;
 
 /// A vector column.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct VectorColumn {
     /// As in the source.
     pub name: String,
@@ -78,7 +78,7 @@ impl VectorColumn {
 }
 
 /// A replicated column that filters can use and answers can show without asking the source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct FilterColumn {
     /// As in the source.
     pub name: String,

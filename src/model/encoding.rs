@@ -5,7 +5,7 @@ use crate::model::search::Exactness;
 use serde::{Deserialize, Serialize};
 
 /// What walks and linking compare. Answers are ordered by full floats unless a search asks for codes alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
     /// Full floats, four bytes an element.

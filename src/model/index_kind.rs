@@ -4,7 +4,7 @@ use crate::model::metric::Metric;
 use serde::{Deserialize, Serialize};
 
 /// The way to the rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum IndexKind {
     /// A graph of near neighbours: the fastest.

@@ -123,7 +123,7 @@ impl fmt::Display for RowKey {
 }
 
 /// The name and type of one key column.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct KeyColumn {
     /// As in the source.
     pub name: String,

@@ -112,7 +112,7 @@ pub struct FacetRequest {
 }
 
 /// One value and the number of rows that have it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Facet {
     /// The value; null is NULL.
     pub value: serde_json::Value,
@@ -157,7 +157,7 @@ pub struct RecallRequest {
 }
 
 /// What was measured.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct RecallReport {
     /// The share of the nearest rows that the search found, on the mean of all queries.
     pub recall: f64,

@@ -5,7 +5,7 @@ use crate::model::value::ColumnType;
 use serde::{Deserialize, Serialize};
 
 /// How two vectors are compared. Distances are always "smaller is nearer" and equal pgvector's operators where it has one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Metric {
     /// Euclidean distance, `<->`.

@@ -51,7 +51,7 @@ pub enum Example {
 }
 
 /// How sure the answer's rows are to be visible in the source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Recheck {
     /// As indexed; the answer says so.
@@ -131,7 +131,7 @@ pub struct Shape {
 
 /// How much of a search is done with full vectors, where rows are found by codes. Another thing than `exact`, which
 /// compares every row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Exactness {
     /// Nothing: order and distances are those of codes, in memory alone.
@@ -200,7 +200,7 @@ pub struct Hit {
 }
 
 /// What the recheck did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, schemars::JsonSchema)]
 pub struct RecheckReport {
     /// Which level.
     pub mode: Recheck,
@@ -217,7 +217,7 @@ pub struct RecheckReport {
 }
 
 /// What the search did.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, schemars::JsonSchema)]
 pub struct SearchStats {
     /// Wall time inside the service, microseconds.
     pub took_us: u64,
@@ -234,7 +234,7 @@ pub struct SearchStats {
 }
 
 /// Why a search ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Ended {
     /// It had as many rows, or full groups, as were asked for.
@@ -258,7 +258,7 @@ pub struct Group {
 }
 
 /// How an answer came about.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Explain {
     /// As in the stats.
     pub plan: &'static str,
@@ -282,7 +282,7 @@ pub struct Explain {
 }
 
 /// One part of an index.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct ExplainSegment {
     /// Vectors in it.
     pub vectors: u32,
@@ -293,7 +293,7 @@ pub struct ExplainSegment {
 }
 
 /// Wall time by stage, microseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, schemars::JsonSchema)]
 pub struct Timings {
     /// Until the position asked for was there.
     pub wait: u64,

@@ -10,7 +10,7 @@ pub const MAX_DIMENSIONS: usize = 16_000;
 pub const MAX_BITS: usize = 64_000;
 
 /// The column types this service replicates. Everything else is refused by name at start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ColumnType {
     /// `boolean`

@@ -9,7 +9,7 @@ use crate::query;
 use crate::replication::guard::Budget;
 use crate::replication::stream::Intake;
 use crate::replication::transport::Streaming;
-use crate::server::http::{self, listener};
+use crate::server::http::{self, admission, listener};
 use crate::server::{pg, tls};
 use crate::source::connect::Dsn;
 use std::net::SocketAddr;
@@ -143,9 +143,14 @@ impl TryFrom<&Config> for Options {
                 tls: http_tls(&config.http)?,
                 access: config.http.access()?,
                 max_request: some(config.http.request_timeout_s).map(s),
-                max_body_bytes: config.http.max_body_bytes,
-                max_concurrent: config.http.max_concurrent,
-                max_queue: ms(config.http.max_queue_ms),
+                admission: admission::Limits {
+                    max_concurrent: config.http.max_concurrent,
+                    max_waiting: config.http.max_waiting,
+                    patience: ms(config.http.max_queue_ms),
+                    max_body_bytes: config.http.max_body_bytes,
+                    body_time: s(config.http.body_timeout_s),
+                    max_buffered_bytes: config.http.max_buffered_mb.saturating_mul(1 << 20),
+                },
                 ready_staleness: s(config.http.ready_staleness_s),
             },
             sql: sql(&config.sql)?,

@@ -125,7 +125,7 @@ pub async fn compare(
             "much of it differs from the source; it is copied again"
         );
         // The copy brings its own fingerprint; this one stays different until then.
-        return frontier.progress.ask_rebuild(&name);
+        return frontier.ask_rebuild(&name);
     }
     if !keys.is_empty() {
         tracing::warn!(collection = name, differ = keys.len(), "rows differ from the source; they are read again");

@@ -232,7 +232,7 @@ pub fn heartbeat_due(after: Duration, lag: i64, stuck: Duration, since_last: Opt
 }
 
 /// Who may use the slot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Holding {
     /// Not asked yet, or the connection that would tell is away.
@@ -250,7 +250,7 @@ pub enum Holding {
 }
 
 /// The heartbeat, as shown.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, schemars::JsonSchema)]
 pub struct Heartbeat {
     /// Seconds without progress after which one is written; 0 is never.
     pub after_s: u64,
@@ -261,7 +261,8 @@ pub struct Heartbeat {
 }
 
 /// What is shown of our slots on the source.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "Slots")]
 pub struct Shown {
     /// Who may use the slot.
     pub holder: Holding,

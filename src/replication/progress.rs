@@ -11,7 +11,7 @@ use std::time::Instant;
 use tokio::sync::{Notify, watch};
 
 /// What the replication is doing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(tag = "phase", rename_all = "lowercase")]
 pub enum Phase {
     /// Looking at the source.

@@ -60,6 +60,7 @@ kinds! {
     UNKNOWN_COLLECTION = "RV1101", 404, "42P01", false, "There is no such collection";
     UNKNOWN_ROUTE = "RV1102", 404, "42P01", false, "There is no such route";
     METHOD = "RV1103", 405, "0A000", false, "The route does not take this method";
+    SLOW_BODY = "RV1105", 408, "57014", true, "The request did not arrive in time";
     TOO_LARGE = "RV1104", 413, "54000", false, "The request is too large";
     COPYING = "RV1201", 503, "57P03", true, "The collection is being copied";
     PAUSED = "RV1202", 503, "55000", false, "The collection does not follow its table";

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::{Client, Row};
 
 /// A session of the source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct Session {
     /// Its process.
     pub pid: i32,
@@ -36,7 +36,8 @@ impl std::fmt::Display for Session {
 }
 
 /// A slot, measured. What a version does not tell is absent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "Slot")]
 pub struct Measured {
     /// Its name.
     pub name: String,
@@ -124,7 +125,7 @@ pub fn is_called(name: &str, base: &str) -> bool {
 }
 
 /// A transaction that keeps slots back: until it ends, no slot forgets WAL from before it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct Transaction {
     /// Its number, which no other gets.
     pub xid: String,

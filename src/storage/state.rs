@@ -73,7 +73,7 @@ pub struct Applied {
 }
 
 /// Is a collection fit to answer?
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub enum CollectionState {
     /// The initial copy is not whole yet.
@@ -190,7 +190,7 @@ impl StoredRow {
 }
 
 /// A row that could not be indexed, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DeadLetter {
     /// The row's key, for people.
     pub key: String,

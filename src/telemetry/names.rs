@@ -138,4 +138,9 @@ metric_names! {
     VERIFY_MISMATCHES = Counter "ruvector_verify_mismatches_total";
     /// HTTP requests by route and status.
     HTTP_REQUESTS = Counter "ruvector_http_requests_total";
+    /// HTTP requests refused because of too much work, by what was refused: `batch`, `search`, `cheap` (rows, counts), `body` or
+    /// `answer` (no memory left for it).
+    HTTP_SHED = Counter "ruvector_http_shed_total";
+    /// HTTP requests that wait for a turn.
+    HTTP_WAITING = Gauge "ruvector_http_waiting_requests";
 }

@@ -517,16 +517,20 @@ impl Service {
 
     /// Its memory in bytes, by the name that /proc has for it: VmRSS, VmHWM.
     pub fn memory(&self, name: &str) -> u64 {
-        let keeper = self.running.as_ref().expect("it runs").keeper.id();
-        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).expect("children");
-        let status = children.split_whitespace().find_map(|child| {
-            let status = std::fs::read_to_string(format!("/proc/{child}/status")).ok()?;
-            status.starts_with("Name:\truvector\n").then_some(status)
-        });
-        let status = status.expect("the service is a child of its keeper");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         kib.unwrap_or_else(|| panic!("no {name}: {status}")) << 10
+    }
+
+    /// The number of its process.
+    pub fn process(&self) -> u32 {
+        let keeper = self.running.as_ref().expect("it runs").keeper.id();
+        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).expect("children");
+        let is_it =
+            |child: &u32| std::fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name == "ruvector\n");
+        let mut children = children.split_whitespace().filter_map(|child| child.parse().ok());
+        children.find(is_it).expect("the service is a child of its keeper")
     }
 
     /// The sum of a metric over its labels.

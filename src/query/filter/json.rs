@@ -1,5 +1,7 @@
 //! Filters written as JSON objects, as document databases have them, read into the same tree as those in SQL.
 
+mod schema;
+
 use crate::model::{Comparison, Filter, FilterColumn};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value as Json};

@@ -325,7 +325,7 @@ mod tests {
     fn rights_are_checked_by_route() {
         let principal =
             |scopes: &[Scope]| Principal { scopes: scopes.iter().copied().collect(), ..Principal::anybody() };
-        for route in routes::ROUTES {
+        for route in routes::ROUTES.iter() {
             for scope in Scope::ALL {
                 let passes = principal(&[scope]).check(route).is_ok();
                 assert_eq!(passes, route.need.is_none_or(|need| need == scope), "{} with {scope:?}", route.path);

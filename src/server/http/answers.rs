@@ -7,21 +7,30 @@ use crate::server::http::cursor;
 use crate::server::problem::{self, Problem};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value as Json;
 use serde_json::value::RawValue;
 
-#[derive(Serialize)]
-struct Reply {
+/// The answer to one search.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Answer")]
+pub struct Reply {
+    /// Nearest first, ties by key; with `mmr` in the order chosen. Empty where groups were asked for.
     hits: Vec<Found>,
-    /// The next page's `after`.
+    /// The next page's `after`; not there where there is none, and for answers that have no pages.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<String>,
+    /// Nearest first by their best row.
     #[serde(skip_serializing_if = "Option::is_none")]
     groups: Option<Vec<FoundGroup>>,
+    /// False where something that belongs in the answer may be missing.
     complete: bool,
+    /// The position this answer is exact for.
     applied_lsn: Lsn,
+    /// Everything the source had that long ago is in the answer. Null: it has not been heard of yet.
     staleness_ms: Option<f64>,
+    /// Why changes may be missing, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
     stale: Option<String>,
     recheck: RecheckReport,
@@ -30,24 +39,45 @@ struct Reply {
     explain: Option<Explain>,
 }
 
-#[derive(Serialize)]
-struct Replies {
+/// The answers to the searches of a batch, in their order.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Answers")]
+pub struct Replies {
     answers: Vec<Reply>,
 }
 
-#[derive(Serialize)]
+/// What a search is answered with: one answer, or those of a batch.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub enum Replied {
+    One(Box<Reply>),
+    Several(Replies),
+}
+
+/// Rows that share a value.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Group")]
 struct FoundGroup {
+    /// As indexed.
     value: Json,
+    /// Nearest first.
     hits: Vec<Found>,
 }
 
-#[derive(Serialize)]
+/// One row of an answer.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Hit")]
 struct Found {
+    /// The key: the value of its column, or an object of all of them.
     id: Json,
     /// NaN (a zero vector under cosine) is null in JSON.
     distance: Option<f64>,
+    /// The columns asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<std::collections::BTreeMap<String, Json>>")]
     columns: Option<Box<RawValue>>,
+    /// The transaction that wrote the version of the row that was found.
     vector_lsn: Lsn,
 }
 

@@ -6,15 +6,9 @@ use crate::model::{Answer, CollectionDef, Filter, Recheck, SearchRequest};
 use crate::query::{QueryError, QueryService, filter};
 use crate::server::http::access::Principal;
 use crate::server::problem::{self, Problem};
-use serde_json::Value as Json;
 
 /// The rows of one collection that exist for somebody.
 pub struct Confined(Option<Filter>);
-
-/// What is shown of a collection to those who may see some of its rows: nothing that counts the others.
-const SHOWN: [&str; 8] = ["name", "table", "key", "filter_columns", "vectors", "state", "applied_lsn", "staleness_ms"];
-/// And of its vector columns.
-const SHOWN_VECTOR: [&str; 4] = ["name", "kind", "metric", "dimensions"];
 
 impl Principal {
     /// Its rows of this collection.
@@ -26,20 +20,6 @@ impl Principal {
             Problem::new(problem::UNFIT_FILTER, detail).hint("its columns must be in the collection's filter_columns")
         });
         Ok(Confined(Some(parsed?)))
-    }
-
-    /// A collection as it is shown to it.
-    pub fn shown(&self, mut collection: Json) -> Json {
-        if self.filter.is_none() {
-            return collection;
-        }
-        let keep = |json: &mut Json, names: &[&str]| {
-            json.as_object_mut().into_iter().for_each(|fields| fields.retain(|name, _| names.contains(&name.as_str())));
-        };
-        keep(&mut collection, &SHOWN);
-        let vectors = collection.get_mut("vectors").and_then(Json::as_array_mut);
-        vectors.into_iter().flatten().for_each(|vector| keep(vector, &SHOWN_VECTOR));
-        collection
     }
 }
 

@@ -6,6 +6,7 @@ use crate::model::{
 };
 use crate::query::filter::Written;
 use crate::server::http::access::Who;
+use crate::server::http::admission::Class;
 use crate::server::http::answers::{milliseconds, render_id, rendered};
 use crate::server::http::recheck::Asked;
 use crate::server::http::search::{Freshness, check_columns, freshness, parse_filter, parse_id, too_large};
@@ -15,22 +16,30 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use serde_json::value::RawValue;
 
-#[derive(Deserialize)]
+/// Rows of a collection, page by page.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Scroll {
+pub struct Scroll {
+    /// Only rows that pass.
     #[serde(default)]
     filter: Option<Written>,
+    /// Values of the parameters of a filter in SQL.
     #[serde(default)]
     params: Vec<Json>,
+    /// The key behind which the page starts.
     #[serde(default)]
     after: Option<Json>,
+    /// Rows wanted.
     #[serde(default = "hundred")]
+    #[schemars(range(min = 1, max = 10_000))]
     limit: usize,
+    /// Columns of the table to show.
     #[serde(default)]
     columns: Vec<String>,
     #[serde(default)]
@@ -43,26 +52,36 @@ fn hundred() -> usize {
     100
 }
 
-#[derive(Deserialize)]
+/// Which rows to count.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Count {
+pub struct Count {
+    /// Only rows that pass.
     #[serde(default)]
     filter: Option<Written>,
+    /// Values of the parameters of a filter in SQL.
     #[serde(default)]
     params: Vec<Json>,
     #[serde(default)]
     consistency: Freshness,
 }
 
-#[derive(Deserialize)]
+/// Rows by the values of a column.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ByValue {
+#[schemars(rename = "FacetRequest")]
+pub struct ByValue {
+    /// A filter column.
     column: String,
+    /// Only rows that pass.
     #[serde(default)]
     filter: Option<Written>,
+    /// Values of the parameters of a filter in SQL.
     #[serde(default)]
     params: Vec<Json>,
+    /// Values wanted.
     #[serde(default = "ten")]
+    #[schemars(range(min = 1, max = 10_000))]
     limit: usize,
     #[serde(default)]
     consistency: Freshness,
@@ -72,16 +91,22 @@ fn ten() -> usize {
     10
 }
 
-#[derive(Serialize)]
-struct Counts {
+/// The most frequent values of a column, as indexed.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Facets")]
+pub struct Counts {
+    /// Most rows first; ties by value.
     facets: Vec<Facet>,
+    /// Different values there are, NULL included.
     distinct: usize,
+    /// Rows that pass.
     total: u64,
     #[serde(flatten)]
     moment: Moment,
 }
 
-#[derive(Serialize)]
+/// As of when an answer is.
+#[derive(Serialize, JsonSchema)]
 pub(super) struct Moment {
     complete: bool,
     applied_lsn: Lsn,
@@ -90,26 +115,31 @@ pub(super) struct Moment {
     stale: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Rows {
+/// A page of rows in the order of their keys.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Page")]
+pub struct Rows {
     rows: Vec<Row>,
-    /// The next page's `after`.
+    /// The next page's `after`; null on the last one.
     next: Option<Json>,
     #[serde(flatten)]
     moment: Moment,
     recheck: RecheckReport,
 }
 
-#[derive(Serialize)]
+/// One row of a page.
+#[derive(Serialize, JsonSchema)]
 struct Row {
     id: Json,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<std::collections::BTreeMap<String, Json>>")]
     columns: Option<Box<RawValue>>,
     vector_lsn: Lsn,
 }
 
-#[derive(Serialize)]
-struct Counted {
+/// The number of rows, as indexed.
+#[derive(Serialize, JsonSchema)]
+pub struct Counted {
     count: u64,
     #[serde(flatten)]
     moment: Moment,
@@ -140,7 +170,7 @@ pub async fn scroll(
         consistency: freshness(Some(body.consistency))?,
     };
     app.query.frontier.view(&request.consistency).await?;
-    let _turn = app.turn().await?;
+    let _turn = app.admission.turn(Class::Cheap).await?;
     let page = app.query.scroll(&request).await?;
     app.query.check_same(&def)?;
     let lsn = page.as_of.applied_lsn;
@@ -160,7 +190,7 @@ pub async fn count(
     let filter = confined.filter(parse_filter(&def, body.filter.as_ref(), &body.params)?);
     let request = CountRequest { collection, filter, consistency: freshness(Some(body.consistency))? };
     app.query.frontier.view(&request.consistency).await?;
-    let _turn = app.turn().await?;
+    let _turn = app.admission.turn(Class::Cheap).await?;
     let (count, as_of) = app.query.count(&request).await?;
     app.query.check_same(&def)?;
     let lsn = as_of.applied_lsn;
@@ -186,7 +216,7 @@ pub async fn facet(
         consistency: freshness(Some(body.consistency))?,
     };
     app.query.frontier.view(&request.consistency).await?;
-    let _turn = app.turn().await?;
+    let _turn = app.admission.turn(Class::Cheap).await?;
     let Facets { facets, distinct, total, as_of } = app.query.facet(&request).await?;
     app.query.check_same(&def)?;
     let lsn = as_of.applied_lsn;

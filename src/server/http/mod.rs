@@ -1,15 +1,19 @@
 //! HTTP: routes, limits, errors as problem+json.
 
 pub mod access;
+pub mod admission;
 mod answers;
 mod collections;
 mod confine;
 mod cursor;
+mod html;
 pub mod jwt;
 pub mod keys;
 pub mod listener;
 mod listing;
+mod openapi;
 mod page;
+mod pages;
 mod position;
 mod probes;
 pub mod rate;
@@ -19,12 +23,14 @@ mod request_id;
 pub mod routes;
 mod rows;
 pub(in crate::server) mod search;
+mod status;
 pub(in crate::server) mod vector;
 
 use crate::consistency::recheck::SourceHeap;
 use crate::query::QueryService;
 use crate::replication::guard::Protection;
 use crate::server::http::access::{Access, Scope};
+use crate::server::http::admission::Admission;
 use crate::server::http::listener::Limits;
 use crate::server::problem::{self, Problem};
 use crate::server::tls::Files;
@@ -44,7 +50,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 /// Settings of the HTTP surface.
@@ -58,12 +63,8 @@ pub struct Options {
     pub access: Arc<Access>,
     /// How long a request may take; none: as long as it takes. Those of `/v1/admin/` take as long as they take.
     pub max_request: Option<Duration>,
-    /// Largest request body.
-    pub max_body_bytes: usize,
-    /// Searches worked on at once; further ones wait.
-    pub max_concurrent: usize,
-    /// How long one waits for its turn before it is refused.
-    pub max_queue: Duration,
+    /// Who is worked on, and what requests and answers may hold.
+    pub admission: admission::Limits,
     /// Age of the index above which `/readyz` says no.
     pub ready_staleness: Duration,
 }
@@ -91,7 +92,7 @@ pub struct App {
     pub health: Health,
     /// The settings.
     pub options: Options,
-    turns: Semaphore,
+    admission: Admission,
     /// A verification holds all rows' keys in memory: one at a time.
     verifying: tokio::sync::Mutex<()>,
     /// Recall is measured by one at a time.
@@ -111,20 +112,11 @@ impl App {
         health: Health,
         options: Options,
     ) -> App {
-        let turns = Semaphore::new(options.max_concurrent);
+        let admission = Admission::new(options.admission);
         let (verifying, measuring) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
         let told = parking_lot::Mutex::default();
-        App { query, dsn, pool, metrics, health, options, turns, verifying, measuring, told, started: Instant::now() }
-    }
-
-    /// Leave to work on one request.
-    async fn turn(&self) -> Result<SemaphorePermit<'_>, Problem> {
-        let turn = tokio::time::timeout(self.options.max_queue, self.turns.acquire()).await;
-        let too_many = || {
-            let detail = format!("waited {:?} for a turn", self.options.max_queue);
-            Problem::new(problem::OVERLOADED, detail).hint("slow down, or raise http.max_concurrent")
-        };
-        turn.ok().and_then(Result::ok).ok_or_else(too_many)
+        let started = Instant::now();
+        App { query, dsn, pool, metrics, health, options, admission, verifying, measuring, told, started }
     }
 }
 
@@ -176,7 +168,8 @@ impl IntoResponse for Problem {
         if let Some(challenge) = challenge(&self) {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
-        if status.is_server_error() {
+        // What there is too much of is counted; lines of it would be more of it.
+        if status.is_server_error() && self.kind != problem::OVERLOADED {
             tracing::warn!(code = self.kind.code, detail = self.detail, "request failed");
         }
         response
@@ -185,16 +178,18 @@ impl IntoResponse for Problem {
 
 /// All routes; those under `/v1/admin/` only where they are wanted.
 pub fn router(app: Arc<App>, admin: bool) -> Router {
-    let limit = DefaultBodyLimit::max(app.options.max_body_bytes);
+    // Bodies are bounded by admission, which reads them.
+    let limit = DefaultBodyLimit::disable();
     routes::router(admin)
         .fallback(async |request: Request| {
             Problem::new(problem::UNKNOWN_ROUTE, format!("{} {}", request.method(), request.uri().path()))
-                .hint("the routes are in the README; collections are under /v1/collections")
+                .hint("GET /docs lists the routes")
         })
         .method_not_allowed_fallback(async |request: Request| {
             Problem::new(problem::METHOD, format!("{} {}", request.method(), request.uri().path()))
         })
         .layer(limit)
+        .layer(middleware::from_fn_with_state(app.clone(), admission::layer))
         .layer(middleware::from_fn_with_state(app.clone(), access::layer))
         .layer(middleware::from_fn_with_state(app.clone(), in_time))
         .layer(middleware::from_fn(count))

@@ -9,13 +9,18 @@ use crate::server::problem::{self, Problem};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::time::Instant;
 
-#[derive(Serialize)]
-struct Reached {
+/// Where the index is.
+#[derive(Serialize, JsonSchema)]
+pub struct Reached {
+    /// The position that searches answer from now.
     applied_lsn: Lsn,
+    /// Everything the source had that long ago is applied. Null: it has not been heard of yet.
     staleness_ms: Option<f64>,
+    /// What waiting took.
     waited_ms: f64,
     positions: Positions,
 }

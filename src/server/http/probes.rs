@@ -3,18 +3,16 @@
 use crate::engine::tiers;
 use crate::engine::view::View;
 use crate::model::Lsn;
-use crate::model::registration::Outcome;
 use crate::replication::guard::Holding;
-use crate::server::http::{App, Name, Shared};
-use crate::server::problem::{self, Problem};
-use crate::source::preflight::Severity;
+use crate::server::http::{App, Shared};
 use crate::storage::state::CollectionState;
 use crate::telemetry::names;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
@@ -23,14 +21,33 @@ pub async fn livez() -> &'static str {
     "ok\n"
 }
 
+/// Who answers.
+#[derive(Serialize, JsonSchema)]
+pub struct Version {
+    name: &'static str,
+    version: &'static str,
+}
+
 /// `GET /version`
-pub async fn version() -> Json<serde_json::Value> {
-    Json(json!({ "name": "ruvector", "version": env!("CARGO_PKG_VERSION") }))
+pub async fn version() -> Json<Version> {
+    Json(Version { name: "ruvector", version: env!("CARGO_PKG_VERSION") })
+}
+
+/// Can searches be answered from what follows the source?
+#[derive(Serialize, JsonSchema)]
+pub struct Readiness {
+    ready: bool,
+    /// Everything that stands in the way. Where keys are needed `/v1/status` has it, and the collections, instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Collections that do not follow their tables, and why.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    not_following: BTreeMap<String, String>,
 }
 
 /// Why it is not ready, if so: everything that stands in the way. A collection that is paused while others follow is no
 /// reason: those are asked for here too.
-fn not_ready(app: &App) -> Option<String> {
+pub(super) fn not_ready(app: &App) -> Option<String> {
     let frontier = &app.query.frontier;
     let Some(serving) = frontier.serving() else { return Some("no data is loaded yet".into()) };
     let view = serving.engine.view();
@@ -71,99 +88,16 @@ fn unfit(app: &App, view: &View) -> BTreeMap<String, (&'static str, String)> {
 /// and why, where nobody is asked who they are.
 pub async fn readyz(State(app): Shared) -> Response {
     let view = app.query.frontier.serving().map(|serving| serving.engine.view()).unwrap_or_default();
-    let unfit: BTreeMap<_, _> =
+    let not_following =
         unfit(&app, &view).into_iter().map(|(name, (word, reason))| (name, format!("{word}: {reason}"))).collect();
     let reason = not_ready(&app);
     let code = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let mut body = json!({ "ready": reason.is_none() });
-    if app.options.access.are_needed() {
-        return (code, Json(body)).into_response();
-    }
-    if let Some(reason) = reason {
-        body["reason"] = reason.into();
-    }
-    if !unfit.is_empty() {
-        body["not_following"] = json!(unfit);
-    }
-    (code, Json(body)).into_response()
-}
-
-/// `GET /v1/status`: everything an operator asks first.
-pub async fn status(State(app): Shared) -> Json<serde_json::Value> {
-    let frontier = &app.query.frontier;
-    let serving = frontier.serving();
-    let collections = serving.as_ref().map(|serving| {
-        let view = serving.engine.view();
-        let line = |(name, found): (&String, &std::sync::Arc<crate::engine::view::CollectionView>)| {
-            json!({ "name": name, "rows": found.rows, "dead_letters": found.dead_letters, "state": found.state })
-        };
-        let refused = |(name, reason): (String, String)| {
-            let state = json!({ "state": "refused", "reason": reason });
-            json!({ "name": name, "rows": 0, "dead_letters": 0, "state": state })
-        };
-        let refused = frontier.progress.refused().into_iter().map(refused);
-        view.collections.iter().map(line).chain(refused).collect::<Vec<_>>()
-    });
-    Json(json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "uptime_s": app.started.elapsed().as_secs(),
-        "source": app.dsn.to_string(),
-        "slot": serving.as_ref().map(|serving| serving.slot.clone()),
-        "replication": frontier.progress.phase(),
-        "stale": frontier.progress.stale(),
-        "copy_trouble": frontier.progress.copy_trouble(),
-        "positions": frontier.positions(),
-        "protection": protection(&app),
-        "doctor": doctor(&app),
-        "collections": collections,
-        "registrations": registrations(&app),
-        "not_ready": not_ready(&app),
-    }))
-}
-
-/// What became of what is registered by SQL; null where nothing is.
-fn registrations(app: &App) -> serde_json::Value {
-    let outcomes = app.query.frontier.progress.registrations();
-    let row = |row: &Outcome| json!({ "name": row.name, "taken": row.refused.is_none(), "reason": row.refused });
-    let rows: Vec<_> = outcomes.rows.iter().map(row).collect();
-    match rows.is_empty() && outcomes.trouble.is_none() {
-        true => serde_json::Value::Null,
-        false => json!({ "rows": rows, "trouble": outcomes.trouble }),
-    }
-}
-
-/// Our slots on the source.
-fn protection(app: &App) -> serde_json::Value {
-    let shown = app.health.protection.shown();
-    let mut json = serde_json::to_value(&shown).unwrap_or_default();
-    json["measured_s_ago"] = shown.measured.map(|at| at.elapsed().as_secs()).into();
-    json
-}
-
-/// What the doctor found at its last visit.
-fn doctor(app: &App) -> serde_json::Value {
-    let findings = app.health.findings.findings();
-    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
-    json!({
-        "checked_s_ago": app.health.findings.age().map(|age| age.as_secs()),
-        "ok": count(Severity::Ok),
-        "warnings": count(Severity::Warning),
-        "errors": count(Severity::Error),
-        "findings": findings.iter().filter(|finding| finding.severity != Severity::Ok).collect::<Vec<_>>(),
-    })
-}
-
-/// `GET /errors/{code}`
-pub async fn error_page(Name(code): Name) -> Result<Json<serde_json::Value>, Problem> {
-    let kind = problem::ALL.iter().find(|kind| kind.code == code);
-    let kind = kind.ok_or_else(|| Problem::new(problem::UNKNOWN_ROUTE, format!("there is no error {code}")))?;
-    Ok(Json(json!({
-        "code": kind.code,
-        "title": kind.title,
-        "status": kind.status,
-        "sqlstate": kind.sqlstate,
-        "retryable": kind.retryable,
-    })))
+    let ready = reason.is_none();
+    let told = match app.options.access.are_needed() {
+        true => Readiness { ready, reason: None, not_following: BTreeMap::new() },
+        false => Readiness { ready, reason, not_following },
+    };
+    (code, Json(told)).into_response()
 }
 
 /// `GET /metrics`
@@ -206,6 +140,7 @@ fn gauges(app: &App) {
     metrics::gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     metrics::gauge!(names::READY).set(if not_ready(app).is_none() { 1.0 } else { 0.0 });
     let position = |name, lsn: Lsn| metrics::gauge!(name).set(lsn.0 as f64);
+    metrics::gauge!(names::HTTP_WAITING).set(app.admission.waiting() as f64);
     position(names::RECEIVED_LSN, positions.received);
     position(names::DURABLE_LSN, positions.durable);
     position(names::APPLIED_LSN, positions.applied);

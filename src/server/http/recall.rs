@@ -2,6 +2,7 @@
 
 use crate::model::{Exactness, RecallRequest, SearchBy};
 use crate::query::filter::Written;
+use crate::server::http::admission::Class;
 use crate::server::http::answers::rendered;
 use crate::server::http::listing::parse;
 use crate::server::http::search::{Freshness, freshness, parse_filter};
@@ -11,36 +12,54 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value as Json;
 use serde_json::value::RawValue;
 
-#[derive(Deserialize)]
+/// What to measure.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Body {
+#[schemars(rename = "Recall")]
+pub struct Body {
+    /// Vectors to search by, in the form that the column's type takes.
     #[serde(default)]
+    #[schemars(with = "Vec<vector::Forms>", length(max = 1000))]
     queries: Vec<Box<RawValue>>,
+    /// Without `queries`: so many rows, drawn by chance, are searched by.
     #[serde(default = "hundred")]
+    #[schemars(range(min = 1, max = 1000))]
     sample: usize,
+    /// Rows each search wants.
     #[serde(default = "ten")]
+    #[schemars(range(min = 1, max = 1000))]
     limit: usize,
+    /// The vector column; the first one when left out.
     #[serde(default)]
     using: Option<String>,
+    /// Only rows that pass.
     #[serde(default)]
     filter: Option<Written>,
+    /// Values of the parameters of a filter in SQL.
     #[serde(default)]
     params: Vec<Json>,
+    /// How hard to search.
     #[serde(default)]
     search: Tuning,
     #[serde(default)]
     consistency: Freshness,
 }
 
-#[derive(Deserialize, Default)]
+/// How hard to search.
+#[derive(Deserialize, Default, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "RecallTuning")]
 struct Tuning {
+    /// Search width: more finds more, and takes longer.
     #[serde(default)]
+    #[schemars(range(min = 1, max = 100_000))]
     ef: Option<usize>,
+    /// How much is compared by full vectors.
     #[serde(default)]
     exactness: Exactness,
 }
@@ -78,7 +97,7 @@ pub async fn recall(
     app.query.frontier.view(&request.consistency).await?;
     // It is long work: one at a time, beside others' searches.
     let _one = app.measuring.lock().await;
-    let _turn = app.turn().await?;
+    let _turn = app.admission.turn(Class::Batch).await?;
     let report = app.query.recall(&request).await?;
     app.query.check_same(&def)?;
     let lsn = report.applied_lsn;

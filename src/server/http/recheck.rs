@@ -1,9 +1,11 @@
 //! The `recheck` of a request: how sure, and with whose eyes.
 
 use crate::model::{Recheck, Viewer};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{self, Deserializer, MapAccess, Visitor};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -16,15 +18,41 @@ pub struct Asked {
     pub viewer: Option<Viewer>,
 }
 
-#[derive(Deserialize)]
+/// How sure, and with whose eyes.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "RecheckWithRole")]
 struct Fields {
+    /// `exists` when left out.
     #[serde(default)]
     mode: Recheck,
+    /// A role of the source, one of those that the service's configuration lists: its row security and grants decide.
     #[serde(default)]
     as_role: Option<String>,
+    /// Settings that hold meanwhile, for policies that read them.
     #[serde(default)]
     settings: BTreeMap<String, String>,
+}
+
+/// How sure rows are to be visible in the source.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Forms {
+    Word(Recheck),
+    /// `role:NAME`: as `exists`, with the eyes of this role.
+    Role(#[schemars(regex(pattern = "^role:."))] String),
+    Object(Fields),
+}
+
+impl JsonSchema for Asked {
+    fn schema_name() -> Cow<'static, str> {
+        "RecheckAsked".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        Forms::json_schema(generator)
+    }
 }
 
 impl Asked {

@@ -2,6 +2,7 @@
 
 use crate::model::{CollectionDef, Lsn, RecheckReport, RowKey, RowRequest, pgtype};
 use crate::server::http::access::Who;
+use crate::server::http::admission::Class;
 use crate::server::http::answers::{render_id, rendered};
 use crate::server::http::listing::{Moment, moment};
 use crate::server::http::recheck::Asked;
@@ -11,33 +12,45 @@ use crate::server::problem::{self, Problem};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::de::IntoDeserializer;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use serde_json::value::RawValue;
 
 /// What stands behind the question mark.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Wanted {
     /// Names with commas between them; all filter columns when absent.
     #[serde(default)]
     columns: Option<String>,
+    /// `none`, `exists`, `exact`, or `role:NAME` for the eyes of a role of the source; `exists` when left out.
     #[serde(default)]
     recheck: Option<String>,
+    /// An LSN: the answer reflects everything up to there, or is an error.
     #[serde(default)]
     at_least: Option<String>,
+    /// The answer is not older than this, or is an error.
     #[serde(default)]
     max_staleness_ms: Option<u64>,
+    /// How long to wait for either.
     #[serde(default)]
+    #[schemars(range(max = 60_000))]
     timeout_ms: Option<u64>,
 }
 
-#[derive(Serialize)]
-struct One {
+/// One row.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "OneRow")]
+pub struct One {
+    /// The key: the value of its column, or an object of all of them.
     id: Json,
+    /// The columns asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<std::collections::BTreeMap<String, Json>>")]
     columns: Option<Box<RawValue>>,
+    /// The transaction that wrote the version of the row that was found.
     vector_lsn: Lsn,
     #[serde(flatten)]
     moment: Moment,
@@ -77,7 +90,7 @@ pub async fn row(
     let (level, viewer) = (confined.recheck(recheck.level, &columns), recheck.viewer);
     let request = RowRequest { collection, key, filter, columns, consistency, recheck: level, viewer };
     app.query.frontier.view(&request.consistency).await?;
-    let _turn = app.turn().await?;
+    let _turn = app.admission.turn(Class::Cheap).await?;
     let (row, as_of, recheck) = app.query.row(&request).await?;
     app.query.check_same(&def)?;
     let lsn = as_of.applied_lsn;

@@ -6,6 +6,7 @@ use crate::model::{
 };
 use crate::query::filter::{self, Written};
 use crate::server::http::access::{Principal, Who};
+use crate::server::http::admission::Class;
 use crate::server::http::recheck::Asked;
 use crate::server::http::{App, Name, Shared, answers, cursor, vector};
 use crate::server::problem::{self, Problem};
@@ -14,44 +15,70 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value as Json;
 use serde_json::value::RawValue;
 use std::time::Duration;
 
 /// One search; or, with `searches`, several of them on one view.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Body {
+#[schemars(rename = "Search")]
+pub struct Body {
+    /// What to search by.
     #[serde(default)]
     query: Option<Query>,
+    /// Only rows that pass.
     #[serde(default)]
     filter: Option<Written>,
+    /// Values of the parameters of a filter in SQL.
     #[serde(default)]
     params: Vec<Json>,
+    /// Rows, or groups, wanted; 10 when left out. With `max_distance` a cap, 10,000 when left out.
     #[serde(default, deserialize_with = "there")]
+    #[schemars(with = "usize", range(min = 1, max = 10_000))]
     limit: Option<usize>,
+    /// Columns of the table to show.
     #[serde(default)]
     columns: Vec<String>,
+    /// How hard to search.
     #[serde(default)]
     search: Tuning,
+    /// How new the answer has to be.
     #[serde(default, deserialize_with = "there")]
+    #[schemars(with = "Freshness")]
     consistency: Option<Freshness>,
+    /// How sure rows are to be visible in the source; `exists` when left out.
     #[serde(default, deserialize_with = "there")]
+    #[schemars(with = "Asked")]
     recheck: Option<Asked>,
+    /// All rows at this distance or nearer.
     #[serde(default, deserialize_with = "there")]
+    #[schemars(with = "f64")]
     max_distance: Option<f64>,
+    /// The nearest groups of rows that share the value of this filter column.
     #[serde(default, deserialize_with = "there")]
+    #[schemars(with = "String")]
     group_by: Option<String>,
+    /// Rows of each group; 1 when left out.
     #[serde(default, deserialize_with = "there")]
+    #[schemars(with = "usize", range(min = 1, max = 100))]
     group_size: Option<usize>,
+    /// Rows that differ among themselves.
     #[serde(default, deserialize_with = "there")]
+    #[schemars(with = "Diversity")]
     mmr: Option<Diversity>,
+    /// Tell how the answer came about.
     #[serde(default, deserialize_with = "there")]
+    #[schemars(with = "bool")]
     explain: Option<bool>,
+    /// `next` of an answer to the same request, but for `limit`, `columns` and `consistency`: the rows behind that page.
     #[serde(default)]
     after: Option<String>,
+    /// A batch: several searches on one view. Beside it there can be `consistency` only.
     #[serde(default, deserialize_with = "there")]
+    #[schemars(with = "Vec<Body>", length(min = 1, max = 256))]
     searches: Option<Vec<Body>>,
 }
 
@@ -65,56 +92,82 @@ const DEFAULT_LIMIT: usize = 10;
 /// Weight of nearness against difference where the request does not say.
 const DEFAULT_LAMBDA: f64 = 0.5;
 
-#[derive(Deserialize)]
+/// What to search by: exactly one of `vector`, `id` and `recommend`.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Query {
+    /// In the form that the column's type takes.
     #[serde(default)]
+    #[schemars(with = "Option<vector::Forms>")]
     vector: Option<Box<RawValue>>,
+    /// The key of a row whose neighbours are wanted: the value of its column, or an object of all of them.
     #[serde(default)]
     id: Option<Json>,
+    /// Rows like some and unlike others.
     #[serde(default)]
     recommend: Option<Examples>,
+    /// The vector column; the first one when left out.
     #[serde(default)]
     using: Option<String>,
 }
 
 /// Each a key, or an array of numbers.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Examples {
+    /// What rows shall be like.
+    #[schemars(length(min = 1, max = 256))]
     positive: Vec<Json>,
+    /// What they shall be unlike.
     #[serde(default)]
+    #[schemars(length(max = 256))]
     negative: Vec<Json>,
 }
 
-#[derive(Deserialize)]
+/// Rows that differ among themselves (maximal marginal relevance).
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Diversity {
+    /// 1 is nearness alone, 0 difference alone; 0.5 when left out.
     #[serde(default)]
+    #[schemars(range(min = 0, max = 1))]
     lambda: Option<f64>,
+    /// The nearest so many are weighed; four times the limit, at least 50, when left out.
     #[serde(default)]
+    #[schemars(range(max = 1000))]
     candidates: Option<usize>,
 }
 
-#[derive(Deserialize, Default)]
+/// How hard to search.
+#[derive(Deserialize, Default, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Tuning {
+    /// Search width: more finds more, and takes longer.
     #[serde(default)]
+    #[schemars(range(min = 1, max = 100_000))]
     ef: Option<usize>,
+    /// Compare with every row.
     #[serde(default)]
     exact: bool,
+    /// How much is compared by full vectors.
     #[serde(default)]
     exactness: Option<Exactness>,
 }
 
-#[derive(Deserialize, Default)]
+/// How new an answer has to be.
+#[derive(Deserialize, Default, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Consistency")]
 pub struct Freshness {
+    /// An LSN, as `pg_current_wal_lsn()` gives after a COMMIT: the answer reflects everything up to there, or is an error.
     #[serde(default)]
     pub(super) at_least: Option<String>,
+    /// The answer is not older than this, or is an error: what the source had so long ago is in it.
     #[serde(default)]
     pub(super) max_staleness_ms: Option<u64>,
+    /// How long to wait for either.
     #[serde(default)]
+    #[schemars(range(max = 60_000))]
     pub(super) timeout_ms: Option<u64>,
 }
 
@@ -154,7 +207,8 @@ async fn answer(
     requests.iter_mut().zip(&cursors).try_for_each(|(request, cursor)| place(request, cursor.as_deref()))?;
     // Waiting for a position takes nobody's turn.
     app.query.frontier.view(&consistency).await?;
-    let _turn = app.turn().await?;
+    let class = if batch { Class::Batch } else { Class::Search };
+    let _turn = app.admission.turn(class).await?;
     confined.examples(&app.query, &requests)?;
     let answer = match (&requests[..], batch) {
         ([request], false) => answers::one(&def, request, confined.answer(app.query.search(request).await?)),

@@ -5,6 +5,26 @@ use crate::server::problem::{self, Problem};
 use serde_json::Value as Json;
 use serde_json::value::RawValue;
 
+/// What [`parse`] takes, for the document of routes.
+#[derive(schemars::JsonSchema)]
+#[schemars(untagged, rename = "Vector")]
+#[expect(dead_code, reason = "only its schema is used")]
+pub enum Forms {
+    /// Numbers.
+    Dense(Vec<f64>),
+    /// Any vector in the form of its type as text: `0110` for bits, `{1:0.5,3:2}/5` for a sparse one.
+    Text(String),
+    /// A sparse vector. Indices start at 0.
+    Sparse {
+        /// Where it is not zero.
+        indices: Vec<u64>,
+        /// What it is there.
+        values: Vec<f64>,
+        /// Dimensions.
+        dim: u64,
+    },
+}
+
 /// Reads a query vector: an array of numbers, a string of the digits 0 and 1 for a column of bits, an object of indices,
 /// values and `dim` for a sparse one, or any vector as text in the form of its type. Fit to be compared by the column's
 /// metric, except that its dimensions are not checked. Where there is no such column, which is told later, it is an array
