@@ -25,6 +25,7 @@ mod npy;
 mod operate;
 pub mod private_postgres;
 mod serve;
+mod shadow;
 mod sqlpack;
 
 use clap::{Parser, Subcommand};
@@ -63,6 +64,9 @@ enum Command {
     Rebuild(operate::Rebuild),
     /// Merge the segments of a running service's collections, and drop what is dead in them.
     Compact(operate::Compact),
+    /// Ask pgvector in the source and a running service the same, and compare answers and times. Exit code 1 when the service
+    /// finds too little.
+    Shadow(shadow::Args),
     /// Check the source before anything is done to it. Exit code 1 with warnings, 2 with errors.
     Doctor(doctor::Args),
     /// Print the SQL that prepares a source (role, grants, publication); run it with --run.
@@ -132,6 +136,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => operate::status(&args),
         Command::Search(args) => done(operate::search(&args)),
         Command::Verify(args) => operate::verify(&args),
+        Command::Shadow(args) => shadow::run(&args),
         Command::Rebuild(args) => done(operate::rebuild(&args)),
         Command::Compact(args) => done(operate::compact(&args)),
         Command::Doctor(args) => doctor::run(&args),

@@ -266,3 +266,52 @@ fn pgvectors_documented_forms_are_answered_as_the_table_in_the_documentation_say
         }
     }
 }
+
+#[test]
+fn the_way_from_pgvector_is_walked_as_documented() {
+    let Some(bin_dir) = binaries() else { return };
+    let cluster = cluster(Settings { bin_dir: Some(bin_dir), ..Settings::default() });
+    let database = Database::of(&cluster);
+    database.sql.run(
+        "CREATE EXTENSION vector; CREATE EXTENSION postgres_fdw;
+         CREATE TABLE items (id bigint PRIMARY KEY, cat int, embedding vector(8));
+         INSERT INTO items SELECT i, i % 10, vec(i, 8)::vector FROM generate_series(1, 2000) i;
+         CREATE INDEX items_hnsw ON items USING hnsw (embedding vector_cosine_ops);
+         CREATE TABLE thin (id bigint PRIMARY KEY, e sparsevec(900))",
+    );
+    let mut service = Service::ready(&database, CONFIG);
+    service.catch_up(&database.sql);
+    let output = pack(&service, &database.dsn, "install", &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let document = std::fs::read_to_string(format!("{}/docs/migration.md", env!("CARGO_MANIFEST_DIR"))).expect("there");
+    let blocks: Vec<_> = document.split("```sql\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let [make, tenth, all, indexes] = blocks[..] else { panic!("{} blocks of SQL", blocks.len()) };
+    let sql = database.connect();
+    sql.run(make);
+    let ask = |category: &str| {
+        sql.rows(&format!("SELECT * FROM nearest_items('[3,1,2,7,5,4,6,8]', 7, {category}) ORDER BY distance, id"))
+    };
+    let (before, filtered) = (ask("NULL"), ask("3"));
+    assert!(before.len() == 7 && filtered.len() == 7 && before != filtered);
+    // Nobody asks the service for nothing.
+    let asked = |service: &Service| service.metric("ruvector_sql_statements_total");
+    let unasked = asked(&service);
+    ask("NULL");
+    assert_eq!(asked(&service), unasked);
+    sql.run(tenth);
+    sql.run(all);
+    for (category, expected) in [("NULL", &before), ("3", &filtered)] {
+        let found = ask(category);
+        assert!(is_about(&found, expected), "{category}: {found:?}, not {expected:?}");
+    }
+    assert!(asked(&service) > unasked, "it was the service that answered");
+    let definitions = firsts(&sql, indexes);
+    assert!(matches!(&definitions[..], [one] if one.contains("USING hnsw")), "{definitions:?}");
+    sql.run("DROP INDEX items_hnsw");
+    service.terminate();
+    let (code, _, _) = refusal(&sql, "SELECT * FROM nearest_items('[3,1,2,7,5,4,6,8]', 7)");
+    assert!(code.starts_with("08"), "{code}");
+    sql.run("UPDATE search_switch SET share = 0");
+    let found = ask("NULL");
+    assert!(is_about(&found, &before), "{found:?}, not {before:?}");
+}
