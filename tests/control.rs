@@ -103,6 +103,42 @@ fn what_is_registered_is_searchable_and_what_is_unregistered_is_gone() {
 }
 
 #[test]
+fn row_security_that_hides_rows_is_refused_before_anything_is_copied() {
+    let database = Database::shared();
+    let (sql, role) = (&database.sql, format!("service_{}", database.name));
+    database.docs(30);
+    sql.run(&format!(
+        "CREATE TABLE pages (LIKE docs INCLUDING ALL); INSERT INTO pages SELECT * FROM docs; CREATE EXTENSION postgres_fdw;
+         CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'x'; GRANT SELECT ON docs, pages TO {role};
+         GRANT CREATE ON DATABASE {0} TO {role}; CREATE PUBLICATION {0} FOR TABLE docs, pages;
+         ALTER TABLE pages ENABLE ROW LEVEL SECURITY; CREATE POLICY some ON pages USING (id < 5)",
+        database.name
+    ));
+    let mut service = Service::configured(&database, "", "");
+    let rest = database.dsn.split_once('@').map(|(_, rest)| rest.to_owned()).expect("a host");
+    service.configure(&format!("postgresql://{role}:x@{rest}"), "reconcile_s = 1\n", &format!("{LISTEN}{DOCS}"));
+    service.start();
+    service.wait_ready();
+    installed(&service, &database.dsn, "install");
+    sql.run(REGISTER);
+    service.wait_for("it is refused", |_| outcome(sql, "pages").starts_with("refused: row security hides rows"));
+    assert_eq!((names(&service), ids(&service.search("docs", &near(1, 4, 1))).len()), (vec!["docs".to_owned()], 1));
+    sql.run("ALTER TABLE pages DISABLE ROW LEVEL SECURITY");
+    service.wait_for("it is copied whole", |service| outcome_is(service, sql, "pages", "live"));
+    assert_eq!(ids(&service.search("pages", &near(1, 4, 100))).len(), 30);
+    // The table of registrations itself: what is registered stays, and why no more is taken is told.
+    sql.run(
+        "ALTER TABLE ruvector.registrations ENABLE ROW LEVEL SECURITY;
+         CREATE POLICY none ON ruvector.registrations USING (false)",
+    );
+    service.wait_for("it is told", |service| service.status().to_string().contains("row level security hides rows"));
+    sql.run("INSERT INTO pages (id, section, embedding) VALUES (900, 'new', vec(900, 4))");
+    service.catch_up(sql);
+    assert_eq!(ids(&service.search("pages", &near(900, 4, 1))), [900]);
+    service.terminate();
+}
+
+#[test]
 fn a_service_without_collections_takes_those_that_are_registered() {
     let database = Database::shared();
     let sql = &database.sql;

@@ -13,7 +13,7 @@ use ruvector::server::http::routes::ROUTES;
 use serde_json::{Value as Json, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
-use support::{Database, Service, ids, wait_until};
+use support::{Database, Service, Stopped, ids, wait_until};
 
 const COLLECTIONS: &str = "[[collections]]
 table = \"public.docs\"
@@ -478,28 +478,6 @@ fn a_forced_filter_is_not_escaped() {
     assert!(understood > 2 * 3 * 10, "most of them are filters: {understood}");
     confined_beyond_filters(&service, &with);
     rows_that_change_hands(&database, &service, &with);
-}
-
-/// A sender of changes that stands still until this is dropped.
-struct Stopped(String);
-
-impl Stopped {
-    fn new(database: &Database) -> Stopped {
-        let sender = "SELECT active_pid FROM pg_replication_slots WHERE database = current_database() AND active";
-        let stopped = Stopped(database.sql.one(sender));
-        stopped.signal("STOP");
-        stopped
-    }
-
-    fn signal(&self, name: &str) -> bool {
-        Command::new("sh").args(["-c", &format!("kill -s {name} {}", self.0)]).status().is_ok_and(|sent| sent.success())
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        self.signal("CONT");
-    }
 }
 
 /// The index does not know yet that a row is somebody else's now. What is shown of it is not what that one wrote.

@@ -3,11 +3,13 @@
 
 mod support;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use support::{DOCS, Database, Service, ids, near, vec_of, wait_until};
+use support::{DOCS, Database, Service, Stopped, ids, near, vec_of, wait_until};
 
 fn post(service: &Service, what: &str, body: &Json) -> Json {
     let answer = service.client().post(&format!("/v1/collections/docs/{what}"), body);
@@ -370,6 +372,56 @@ fn pages_of_an_exact_search_are_one_long_answer() {
 }
 
 #[test]
+fn pages_behind_thousands_of_ties_are_one_long_answer() {
+    let database = Database::shared();
+    // Keys in no order of their places here, all at one point but for a few.
+    database.sql.run(
+        "CREATE TABLE docs (id bigint PRIMARY KEY, section text, body text, embedding real[]);
+         INSERT INTO docs SELECT i, 's' || i % 3, '', CASE WHEN i % 1000 = 0 THEN vec(i, 4) ELSE '{1,2,3,4}' END
+           FROM generate_series(1, 5000) i ORDER BY md5(i::text)",
+    );
+    let mut service = Service::ready(&database, DOCS);
+    service.catch_up(&database.sql);
+    for recheck in ["none", "exists"] {
+        let body =
+            json!({"query": {"vector": [0, 0, 0, 0]}, "limit": 700, "search": {"exact": true}, "recheck": recheck});
+        let found = pages(&service, &body);
+        let ids: BTreeSet<_> = found.iter().map(|hit| hit["id"].as_i64().expect("an id")).collect();
+        assert_eq!((found.len(), ids.len()), (5_000, 5_000), "{recheck}");
+        let order = |hit: &Json| (hit["distance"].as_f64().expect("a distance"), hit["id"].as_i64().expect("an id"));
+        assert!(found.is_sorted_by(|a, b| order(a) <= order(b)), "ties come by key");
+    }
+    let fast = json!({"query": {"vector": [0, 0, 0, 0]}, "search": {"exactness": "fast"}});
+    assert!(service.search("docs", &fast).get("next").is_none(), "distances of codes are no places");
+    let mut after = near(1, 4, 5);
+    after["search"] = json!({"exact": true});
+    let next = service.search("docs", &after)["next"].clone();
+    (after["after"], after["search"]) = (next, json!({"exactness": "fast"}));
+    assert!(refused(&service, "search", &after).contains("RV1027"));
+}
+
+#[test]
+fn a_batch_is_bounded_by_what_its_cursors_and_widths_cost() {
+    let database = Database::shared();
+    let service = with_twins(&database);
+    let one = |ef: usize| json!({"query": {"vector": [1, 2, 3, 4]}, "limit": 1, "search": {"ef": ef}});
+    let batch = |many: usize, ef: usize| json!({"searches": vec![one(ef); many]});
+    assert!(refused(&service, "search", &batch(256, 100_000)).contains("RV1024"));
+    assert_eq!(service.search("docs", &batch(100, 1_000))["answers"].as_array().map(Vec::len), Some(100));
+    // A cursor that says more was given than ever was: anybody can write one.
+    let next = service.search("docs", &one(100))["next"].as_str().expect("more").to_owned();
+    let mut bytes = URL_SAFE_NO_PAD.decode(next).expect("base64");
+    bytes[18..26].copy_from_slice(&u64::MAX.to_le_bytes());
+    let mut far = one(100);
+    far["after"] = json!(URL_SAFE_NO_PAD.encode(bytes));
+    assert!(service.search("docs", &far)["hits"].is_array(), "one alone is answered");
+    assert!(refused(&service, "search", &json!({"searches": vec![far; 20]})).contains("RV1024"));
+    // Whoever asks for what is not there is not told what is.
+    let error = service.client().get("/v1/collections/nope").map(|found| panic!("{found}")).unwrap_err();
+    assert!(format!("{error:#}").contains("RV1101") && !format!("{error:#}").contains("docs"), "{error:#}");
+}
+
+#[test]
 fn pages_go_on_over_rows_that_are_not_visible() {
     let database = Database::shared();
     tenants(&database);
@@ -381,6 +433,79 @@ fn pages_go_on_over_rows_that_are_not_visible() {
     (body["recheck"], body["limit"]) = (json!("role:tenant_b"), json!(4));
     let found: Vec<_> = pages(&service, &body).iter().map(|hit| hit["id"].as_i64().expect("an id")).collect();
     assert_eq!(found, seen);
+}
+
+#[test]
+fn an_answer_as_a_role_tells_nothing_of_rows_that_it_does_not_see() {
+    let database = Database::shared();
+    tenants(&database);
+    let mut service = Service::ready(&database, &format!("{TENANTS}{DOCS}"));
+    service.catch_up(&database.sql);
+    let role = "role:tenant_b";
+    let ids = |answer: &Json| -> Vec<i64> {
+        answer["rows"].as_array().expect("rows").iter().map(|row| row["id"].as_i64().expect("an id")).collect()
+    };
+    // It sees 1, 11, ... 291. Behind the last of them are nine others.
+    for (after, limit, last, next) in [
+        (None, 29, Some(281), json!(281)),
+        (None, 30, Some(291), Json::Null),
+        (None, 31, Some(291), Json::Null),
+        (Some(280), 1, Some(281), json!(281)),
+        (Some(281), 1, Some(291), Json::Null),
+        (Some(291), 1, None, Json::Null),
+    ] {
+        let mut body = json!({"recheck": role, "limit": limit});
+        if let Some(after) = after {
+            body["after"] = json!(after);
+        }
+        let page = post(&service, "scroll", &body);
+        let rows = ids(&page);
+        assert_eq!((rows.last().copied(), &page["next"], &page["complete"]), (last, &next, &json!(true)), "{body}");
+        let told = (&page["recheck"]["checked"], &page["recheck"]["dropped"]);
+        assert_eq!(told, (&json!(rows.len()), &json!(0)), "{body}");
+    }
+    let ranked = service.search("docs", &near(7, 4, 300));
+    let seen: Vec<_> = ranked["hits"]
+        .as_array()
+        .expect("hits")
+        .iter()
+        .filter(|hit| hit["id"].as_i64().is_some_and(|id| id % 10 == 1))
+        .collect();
+    let mut body = near(7, 4, 1);
+    body["recheck"] = json!(role);
+    for mode in ["exists", "exact"] {
+        body["recheck"] = json!({"as_role": "tenant_b", "mode": mode});
+        for limit in [29, 30, 31] {
+            body["limit"] = json!(limit);
+            let answer = service.search("docs", &body);
+            assert_eq!(answer["next"].is_null(), limit >= 30, "{mode} {limit}");
+            let (recheck, stats) = (&answer["recheck"], &answer["stats"]);
+            assert_eq!(
+                (&recheck["checked"], &recheck["dropped"], &recheck["refilled"]),
+                (&json!(limit.min(30)), &json!(0), &json!(0))
+            );
+            assert_eq!((&stats["reason"], &stats["visited"]), (&json!(""), &json!(0)));
+        }
+    }
+    // Within a distance there are rows of others behind the second one that it sees, and the answer is whole all the same.
+    let apart = |at: usize| seen[at]["distance"].as_f64().expect("a distance");
+    (body["limit"], body["search"]) = (json!(2), json!({"exact": true}));
+    body["max_distance"] = json!((apart(1) + apart(2)) / 2.0);
+    let whole = service.search("docs", &body);
+    assert_eq!((numbers(&whole).len(), &whole["complete"], &whole["stats"]["ended"]), (2, &json!(true), &json!("dry")));
+    body["limit"] = json!(1);
+    assert_eq!(service.search("docs", &body)["complete"], json!(false));
+    body["explain"] = json!(true);
+    assert!(refused(&service, "search", &body).contains("RV1026"));
+    // Neither time: the source is asked about a row that is not here like about one that is hidden.
+    let trips = |id: i64| {
+        let before = service.metric("ruvector_search_recheck_seconds_count");
+        let path = format!("/v1/collections/docs/rows/{id}?recheck={role}");
+        let error = service.client().get(&path).map(|row| panic!("{row}")).unwrap_err();
+        assert!(format!("{error:#}").contains("RV1011"), "{error:#}");
+        service.metric("ruvector_search_recheck_seconds_count") - before
+    };
+    assert_eq!((trips(2), trips(9_999)), (1.0, 1.0));
 }
 
 #[test]
@@ -557,16 +682,41 @@ fn a_position_can_be_waited_for() {
 #[test]
 fn an_answer_is_no_older_than_asked_for_or_an_error() {
     let database = Database::shared();
-    let service = with_twins(&database);
+    database.docs(300);
+    let mut service = Service::configured(&database, "", DOCS);
+    service.set_environment("RUVECTOR__HTTP__MAX_CONCURRENT", Some("1".into()));
+    service.start();
+    service.wait_ready();
     let with = |max: u64, timeout: u64| {
         let mut body = near(3, 4, 5);
         body["consistency"] = json!({"max_staleness_ms": max, "timeout_ms": timeout});
         body
     };
-    let fresh = service.search("docs", &with(2_000, 10_000));
-    assert!(fresh["staleness_ms"].as_f64().is_some_and(|age| age < 2_500.0), "{fresh}");
-    post(&service, "count", &json!({"consistency": {"max_staleness_ms": 2000, "timeout_ms": 10000}}));
-    // Nothing is proven of this very moment.
+    // Much less than what passes between two looks at an idle source, and met all the same, time and again.
+    for _ in 0..20 {
+        let fresh = service.search("docs", &with(300, 20_000));
+        assert!(fresh["staleness_ms"].as_f64().is_some_and(|age| age < 1_000.0), "{fresh}");
+    }
+    for what in ["count", "scroll"] {
+        post(&service, what, &json!({"consistency": {"max_staleness_ms": 300, "timeout_ms": 20000}}));
+    }
     let error = refused(&service, "search", &with(0, 100));
-    assert!(error.contains("RV1208"), "{error}");
+    assert!(error.contains("RV1001") && error.contains("at least 1"), "{error}");
+    // What is not applied makes everything older, and who waits for news takes nobody's only turn.
+    let stopped = Stopped::new(&database);
+    database.sql.run("DELETE FROM docs WHERE id = 1");
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = (0..8).map(|_| scope.spawn(|| refused(&service, "search", &with(200, 3_000)))).collect();
+        let mut plain = near(3, 4, 5);
+        plain["recheck"] = json!("none");
+        while !waiting.iter().all(|one| one.is_finished()) {
+            assert_eq!(numbers(&service.search("docs", &plain)).len(), 5);
+        }
+        for one in waiting {
+            let error = one.join().expect("an answer");
+            assert!(error.contains("RV1208"), "{error}");
+        }
+    });
+    drop(stopped);
+    service.search("docs", &with(300, 20_000));
 }

@@ -202,12 +202,19 @@ pub struct SqlUser {
     pub password_file: String,
     #[serde(default)]
     pub collections: Option<BTreeSet<String>>,
+    #[serde(default)]
+    pub recheck_role: Option<String>,
+    #[serde(default)]
+    pub recheck_settings: BTreeMap<String, String>,
 }
 
 /// Without the password.
 impl std::fmt::Debug for SqlUser {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SqlUser").field("collections", &self.collections).finish_non_exhaustive()
+        f.debug_struct("SqlUser")
+            .field("collections", &self.collections)
+            .field("recheck_role", &self.recheck_role)
+            .finish_non_exhaustive()
     }
 }
 
@@ -248,6 +255,21 @@ impl Sql {
 }
 
 impl SqlUser {
+    /// A user is tied to what may be asked for.
+    fn check(&self, name: &str, search: &Search) -> Result<(), ConfigError> {
+        let refuse = |text: String| Err(ConfigError(format!("sql.users.{name}: {text}")));
+        match &self.recheck_role {
+            Some(role) if !search.recheck_roles.contains(role) => {
+                refuse(format!("recheck_role {role:?} is not in search.recheck_roles"))
+            }
+            None if !self.recheck_settings.is_empty() => refuse("recheck_settings without recheck_role".into()),
+            _ => match self.recheck_settings.keys().find(|setting| !search.recheck_settings.contains(setting)) {
+                Some(setting) => refuse(format!("recheck_settings: {setting:?} is not in search.recheck_settings")),
+                None => Ok(()),
+            },
+        }
+    }
+
     /// The password, or its verifier.
     pub fn secret(&self, name: &str) -> Result<String, ConfigError> {
         let file = &self.password_file;
@@ -313,6 +335,7 @@ impl Config {
         least("search.recheck_connections", self.search.recheck_connections, 1)?;
         least("search.recheck_timeout_ms", self.search.recheck_timeout_ms as usize, 1)?;
         self.search.check()?;
+        self.sql.users.iter().try_for_each(|(name, user)| user.check(name, &self.search))?;
         self.http.check()?;
         self.sql.check()?;
         // Bytes in 64 bits.
@@ -415,6 +438,13 @@ mod tests {
             ("[sql]\ntls_cert = 'c.pem'\n", "go together"),
             ("[sql]\nrequire_tls = true\n", "sql.require_tls"),
             ("[sql.users.a]\npasswort = 'x'\n", "passwort"),
+            ("[sql.users.a]\npassword = 'x'\nrecheck_role = 'r'\n", "not in search.recheck_roles"),
+            ("[sql.users.a]\npassword = 'x'\nrecheck_settings = { 'a.b' = '1' }\n", "without recheck_role"),
+            (
+                "[search]\nrecheck_roles = ['r']\n[sql.users.a]\npassword = 'x'\nrecheck_role = 'r'\n\
+                 recheck_settings = { 'a.b' = '1' }\n",
+                "not in search.recheck_settings",
+            ),
             ("not toml", "TOML"),
         ];
         for (text, expected) in cases {
@@ -439,5 +469,10 @@ mod tests {
         let config = load("[sql.users.a]\npassword = 'secret'\n").expect("valid");
         assert!(!format!("{config:?}").contains("secret"));
         assert_eq!(config.sql.users["a"].secret("a").expect("there"), "secret");
+        let tied = "[search]\nrecheck_roles = ['r']\nrecheck_settings = ['a.b']\n[sql.users.a]\npassword = 'x'\n\
+                    recheck_role = 'r'\nrecheck_settings = { 'a.b' = '1' }\n";
+        let user = &load(tied).expect("valid").sql.users["a"];
+        let settings: Vec<_> = user.recheck_settings.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+        assert_eq!((user.recheck_role.as_deref(), &settings[..]), (Some("r"), &[("a.b", "1")][..]));
     }
 }

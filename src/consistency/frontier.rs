@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 use crate::engine::view::View;
 use crate::model::{Consistency, Lsn};
-use crate::replication::progress::Progress;
+use crate::replication::progress::{ASK_AGAIN, Progress};
 use crate::storage::changelog::LogTail;
 use crate::telemetry::names;
 use arc_swap::ArcSwapOption;
@@ -54,8 +54,24 @@ pub enum NoView {
     },
 }
 
-/// Age is looked at so often while somebody waits for a younger state.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// What there is to answer from at one moment.
+pub struct Current {
+    /// The engine.
+    pub serving: Arc<Serving>,
+    /// Its view.
+    pub view: Arc<View>,
+    /// Everything that the source had at this moment is in the view; `None` while nothing is proven.
+    pub fresh_as_of: Option<Instant>,
+}
+
+impl Current {
+    fn of(serving: Arc<Serving>, progress: &Progress) -> Current {
+        // Before the view is taken: what is proven by now was published by now.
+        let fresh_as_of = progress.fresh_as_of(serving.engine.view().applied);
+        let view = serving.engine.view();
+        Current { serving, view, fresh_as_of }
+    }
+}
 
 /// Received, durable, applied: shared by everybody who asks "as of when".
 pub struct Frontier {
@@ -142,71 +158,76 @@ impl Frontier {
 
     /// A view that reflects at least what was asked for, and the engine it is of.
     pub async fn view(&self, consistency: &Consistency) -> Result<(Arc<Serving>, Arc<View>), NoView> {
-        let mut serving = self.serving().ok_or(NoView::NotLoaded)?;
-        if let Some(asked) = consistency.at_least {
-            serving = self.wait(serving, asked, consistency.timeout.unwrap_or(self.default_timeout)).await?;
-        }
-        if let Some(asked) = consistency.max_staleness {
-            serving = self.fresh(asked, consistency.timeout.unwrap_or(self.default_timeout)).await?;
-        }
-        let view = serving.engine.view();
-        Ok((serving, view))
+        self.current(consistency).await.map(|current| (current.serving, current.view))
     }
 
-    /// Waits until what answers is proven to be no older than this.
-    async fn fresh(&self, asked: Duration, limit: Duration) -> Result<Arc<Serving>, NoView> {
-        let started = Instant::now();
-        loop {
-            let serving = self.serving().ok_or(NoView::NotLoaded)?;
-            let follows = self.progress.stale().is_none();
-            let age = self.staleness(serving.engine.view().applied).filter(|_| follows);
-            if age.is_some_and(|age| age <= asked) {
-                return Ok(serving);
-            }
-            if started.elapsed() >= limit {
-                metrics::counter!(names::LSN_WAIT_TIMEOUTS).increment(1);
-                return Err(NoView::TooOld { age, asked, waited: started.elapsed() });
-            }
-            self.progress.nudge();
-            tokio::time::sleep(LOOK_AGAIN.min(limit)).await;
+    /// What there is to answer from, once it is as new as asked for in every respect.
+    pub async fn current(&self, consistency: &Consistency) -> Result<Current, NoView> {
+        let current = Current::of(self.serving().ok_or(NoView::NotLoaded)?, &self.progress);
+        if self.is_met(consistency, &current) {
+            return Ok(current);
         }
-    }
-
-    /// What has reached the position: the engine that answered at first, or one that replaced it meanwhile.
-    async fn wait(&self, serving: Arc<Serving>, asked: Lsn, limit: Duration) -> Result<Arc<Serving>, NoView> {
-        if *serving.engine.applied().borrow() >= asked {
-            return Ok(serving);
-        }
-        let started = Instant::now();
-        self.progress.nudge();
-        let reached = tokio::time::timeout(limit, self.reached(asked)).await;
+        let (started, limit) = (Instant::now(), consistency.timeout.unwrap_or(self.default_timeout));
+        let met = tokio::time::timeout(limit, self.met(consistency)).await;
         metrics::histogram!(names::LSN_WAIT_SECONDS).record(started.elapsed().as_secs_f64());
-        reached.map_err(|_| {
+        met.map_err(|_| {
             metrics::counter!(names::LSN_WAIT_TIMEOUTS).increment(1);
-            let applied = self.serving().map_or(Lsn::ZERO, |serving| *serving.engine.applied().borrow());
-            NoView::TimedOut { applied, asked, waited: started.elapsed() }
+            self.unmet(consistency, started.elapsed())
         })
     }
 
-    /// Ends when something that answers has applied this. Cancel-safe.
-    async fn reached(&self, asked: Lsn) -> Arc<Serving> {
-        let mut replaced = self.replaced.subscribe();
-        loop {
-            // Seen before the look: a replacement after it wakes us.
-            replaced.borrow_and_update();
-            if let Some(serving) = self.serving() {
-                let mut applied = serving.engine.applied();
-                tokio::select! {
-                    reached = applied.wait_for(|applied| *applied >= asked) => {
-                        if reached.is_ok() {
-                            return serving;
-                        }
-                    }
-                    _ = replaced.changed() => continue,
-                }
+    /// Is this as new as asked for?
+    fn is_met(&self, consistency: &Consistency, current: &Current) -> bool {
+        let young = |asked| current.fresh_as_of.is_some_and(|moment| moment.elapsed() <= asked);
+        consistency.at_least.is_none_or(|asked| current.view.applied >= asked)
+            && consistency.max_staleness.is_none_or(|asked| young(asked) && self.progress.stale().is_none())
+    }
+
+    /// Why there is no view, after waiting for one.
+    fn unmet(&self, consistency: &Consistency, waited: Duration) -> NoView {
+        let current = self.serving().map(|serving| Current::of(serving, &self.progress));
+        let applied = current.as_ref().map_or(Lsn::ZERO, |current| current.view.applied);
+        match (consistency.at_least, consistency.max_staleness) {
+            (Some(asked), _) if applied < asked => NoView::TimedOut { applied, asked, waited },
+            (_, Some(asked)) => {
+                let follows = self.progress.stale().is_none();
+                let moment = current.and_then(|current| current.fresh_as_of).filter(|_| follows);
+                NoView::TooOld { age: moment.map(|moment| moment.elapsed()), asked, waited }
             }
-            // The sender is ours: it outlives this.
-            let _ = replaced.changed().await;
+            // It came at the last moment.
+            (asked, None) => NoView::TimedOut { applied, asked: asked.unwrap_or_default(), waited },
+        }
+    }
+
+    /// Ends when something that answers is as new as asked for. Cancel-safe.
+    async fn met(&self, consistency: &Consistency) -> Current {
+        let (mut replaced, mut heard) = (self.replaced.subscribe(), self.progress.heard());
+        loop {
+            // Seen before the look: what changes behind it wakes us.
+            replaced.borrow_and_update();
+            heard.borrow_and_update();
+            let serving = self.serving();
+            let mut applied = serving.as_ref().map(|serving| serving.engine.applied());
+            applied.iter_mut().for_each(|applied| drop(applied.borrow_and_update()));
+            let current = serving.map(|serving| Current::of(serving, &self.progress));
+            if let Some(current) = current.filter(|current| self.is_met(consistency, current)) {
+                return current;
+            }
+            self.progress.nudge();
+            let went_on = async {
+                // An engine that ends is replaced.
+                let Some(applied) = &mut applied else { return std::future::pending().await };
+                if applied.changed().await.is_err() {
+                    std::future::pending().await
+                }
+            };
+            tokio::select! {
+                _ = replaced.changed() => {}
+                _ = heard.changed() => {}
+                () = went_on => {}
+                // What was asked of the source may be lost.
+                () = tokio::time::sleep(ASK_AGAIN) => {}
+            }
         }
     }
 

@@ -17,6 +17,8 @@ pub const WALK_COST: f64 = 2.0;
 const SHARE: f64 = 0.4;
 /// Rows that came together may be neighbours: a small segment is walked with so much of the width all the same.
 const LEAST_SHARE: f64 = 0.35;
+/// Of rows at one distance so many are compared by their full vectors at once.
+const SETTLED: usize = 4_096;
 /// So many distances a walk may always compute: a tenth of a millisecond or two.
 const LEAST_BUDGET: usize = 2_000;
 
@@ -212,19 +214,55 @@ impl<'v> Candidates<'v> {
             while settles && self.found.peek().is_some_and(|found| found.coded) {
                 self.settle(want - page.len())?;
             }
-            let Some(Found { inner, segment, slot, .. }) = self.found.pop() else { break };
-            let (node, distance) = match self.index.segments.get(segment as usize) {
-                Some(segment) => (segment.node(slot), segment.graph.public_distance(inner)),
-                None => (slot, inner),
-            };
-            let Some(row) = self.index.row(node) else { continue };
-            let distance = f64::from(distance);
-            page.push(Candidate { key: row.key(), distance, version: row.version(), node });
+            let Some(found) = self.found.pop() else { break };
+            let (node, distance) = self.place(found);
+            let Some(candidate) = self.candidate(node, distance) else { continue };
+            page.push(candidate);
             if !self.walks.is_empty() {
-                self.returned.insert((segment, slot));
+                self.returned.insert((found.segment, found.slot));
             }
         }
         Ok(page)
+    }
+
+    /// All further ones at this distance, by node, in no order. `None` while there are walks: what they will find is not
+    /// known. An error is one of reading full vectors; the search is of no use after it.
+    pub fn tied(&mut self, distance: f64) -> Result<Option<Vec<u32>>> {
+        if !self.walks.is_empty() {
+            return Ok(None);
+        }
+        for (segment, from) in std::mem::take(&mut self.unscanned) {
+            self.scan(segment, from)?;
+        }
+        let settles = self.exactness != Exactness::Fast;
+        let mut nodes = Vec::new();
+        loop {
+            while settles && self.found.peek().is_some_and(|found| found.coded) {
+                self.settle(SETTLED)?;
+            }
+            let Some(found) = self.found.peek() else { break };
+            let (node, at) = self.place(*found);
+            if at != distance && !(at.is_nan() && distance.is_nan()) {
+                break;
+            }
+            self.found.pop();
+            nodes.push(node);
+        }
+        Ok(Some(nodes))
+    }
+
+    /// A row at a distance that was found; `None` where the node has none.
+    pub fn candidate(&self, node: u32, distance: f64) -> Option<Candidate> {
+        let row = self.index.row(node)?;
+        Some(Candidate { key: row.key(), distance, version: row.version(), node })
+    }
+
+    /// Node and distance of what was found.
+    fn place(&self, Found { inner, segment, slot, .. }: Found) -> (u32, f64) {
+        match self.index.segments.get(segment as usize) {
+            Some(segment) => (segment.node(slot), f64::from(segment.graph.public_distance(inner))),
+            None => (slot, f64::from(inner)),
+        }
     }
 
     fn walk_on(&mut self, want: usize) -> Result<()> {

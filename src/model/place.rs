@@ -14,6 +14,8 @@ pub struct Place {
     pub given: usize,
     /// Which copy of the collection it is a place in.
     pub copy: u64,
+    /// Rows at this distance may have been left out before it.
+    pub doubtful: bool,
 }
 
 impl Place {

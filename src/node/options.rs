@@ -3,7 +3,7 @@
 use crate::config::{self, Config, ConfigError, Failover};
 use crate::consistency::recheck::Viewers;
 use crate::engine;
-use crate::model::CollectionSpec;
+use crate::model::{CollectionSpec, Viewer};
 use crate::node::guard;
 use crate::query;
 use crate::replication::guard::Budget;
@@ -164,7 +164,9 @@ fn sql(config: &config::Sql) -> Result<Option<pg::Options>, ConfigError> {
     let some = |amount: u64| Some(amount).filter(|amount| *amount > 0);
     let users = config.users.iter().map(|(name, user)| {
         let secret = user.secret(name)?;
-        Ok(pg::Login { name: name.clone(), secret, collections: user.collections.clone() })
+        let tie = |role: &String| Viewer { role: role.clone(), settings: user.recheck_settings.clone() };
+        let (collections, tie) = (user.collections.clone(), user.recheck_role.as_ref().map(tie));
+        Ok(pg::Login { name: name.clone(), secret, collections, tie })
     });
     Ok(Some(pg::Options {
         listen,

@@ -9,14 +9,9 @@ use crate::storage::StorageError;
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
-    /// No such collection.
-    #[error("there is no collection {name:?}; there are {known}")]
-    UnknownCollection {
-        /// As asked.
-        name: String,
-        /// Those there are.
-        known: String,
-    },
+    /// No such collection. Which there are is not for everybody to know.
+    #[error("there is no collection {0:?}")]
+    UnknownCollection(String),
     /// It is configured, and nothing answers for it.
     #[error("collection {name:?} cannot be copied: {reason}")]
     Refused {

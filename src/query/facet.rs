@@ -6,7 +6,7 @@ use crate::model::pgtype;
 use crate::model::{Facet, FacetRequest, Facets, MAX_LIMIT};
 use crate::query::groups::Same;
 use crate::query::resolve::{collection, group_column};
-use crate::query::{QueryError, QueryService};
+use crate::query::{Pinned, QueryError, QueryService};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -15,16 +15,14 @@ const MAX_VALUES: usize = 100_000;
 
 impl<V: Visibility> QueryService<V> {
     /// The most frequent values of a column among the rows that pass, with or without a vector.
-    pub async fn facet(&self, request: &FacetRequest) -> Result<Facets, QueryError> {
+    pub fn facet(&self, pinned: &Pinned, request: &FacetRequest) -> Result<Facets, QueryError> {
         if !(1..=MAX_LIMIT).contains(&request.limit) {
             return Err(QueryError::Limit(request.limit));
         }
-        // Before and after: what answers may be replaced in between.
-        let stale = self.frontier.progress.stale();
-        let (serving, view) = self.frontier.view(&request.consistency).await?;
-        let found = collection(&view, &request.collection)?;
+        let Pinned { serving, view, .. } = pinned;
+        let found = collection(view, &request.collection)?;
         let column = group_column(&found.def, &request.column)?;
-        let mut as_of = self.as_of(found, &request.consistency, stale)?;
+        let mut as_of = self.as_of(pinned, found, &request.consistency)?;
         let mut counts: BTreeMap<Same, u64> = BTreeMap::new();
         let mut too_many = false;
         let read = blocking(|| {
@@ -42,7 +40,6 @@ impl<V: Visibility> QueryService<V> {
             return Err(QueryError::Facet { column: request.column.clone(), most: MAX_VALUES });
         }
         as_of.applied_lsn = read.ok_or_else(|| QueryError::Replaced(request.collection.clone()))?;
-        as_of.staleness = self.staleness(found, as_of.applied_lsn);
         let (distinct, total) = (counts.len(), counts.values().sum());
         let mut counts: Vec<_> = counts.into_iter().collect();
         // Stable: among equals the order of the values, NULL first.

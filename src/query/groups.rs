@@ -281,6 +281,7 @@ impl<'v, G: Grouping> Groups<'v, G> {
         hits.sort_by(|a, b| nearest_first(&a.hits[0], &b.hits[0]));
         Outcome {
             doubtful: false,
+            cut: false,
             hits: hits.into_iter().map(|Forming { value, hits, .. }| Formed { value, hits }).collect(),
             ended: self.ended.unwrap_or(Ended::Budget),
             report: self.report,

@@ -10,13 +10,13 @@ use crate::model::{
     ScrollRequest, Value,
 };
 use crate::query::resolve::{check_columns, check_state, collection, replicated};
-use crate::query::{QueryError, QueryService, filter};
+use crate::query::{Pinned, QueryError, QueryService, filter};
 use crate::source::rows::Ask;
-use crate::storage::state::{CollectionState, StoredRow};
+use crate::storage::state::StoredRow;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Round trips to the source one page may cost.
 const MAX_ROUNDS: usize = 16;
@@ -33,12 +33,10 @@ struct Read {
 
 impl<V: Visibility> QueryService<V> {
     /// The number of rows that pass, with or without a vector.
-    pub async fn count(&self, request: &CountRequest) -> Result<(u64, AsOf), QueryError> {
-        // Before and after: what answers may be replaced in between.
-        let stale = self.frontier.progress.stale();
-        let (serving, view) = self.frontier.view(&request.consistency).await?;
-        let found = collection(&view, &request.collection)?;
-        let mut as_of = self.as_of(found, &request.consistency, stale)?;
+    pub fn count(&self, pinned: &Pinned, request: &CountRequest) -> Result<(u64, AsOf), QueryError> {
+        let Pinned { serving, view, .. } = pinned;
+        let found = collection(view, &request.collection)?;
+        let mut as_of = self.as_of(pinned, found, &request.consistency)?;
         let mut count = 0;
         let read = blocking(|| {
             serving.engine.rows_after(found, None, |_, row| {
@@ -48,20 +46,17 @@ impl<V: Visibility> QueryService<V> {
             })
         })?;
         as_of.applied_lsn = read.ok_or_else(|| QueryError::Replaced(request.collection.clone()))?;
-        as_of.staleness = self.staleness(found, as_of.applied_lsn);
         Ok((count, as_of))
     }
 
     /// A page of rows that pass, in the order of their keys.
-    pub async fn scroll(&self, request: &ScrollRequest) -> Result<Page, QueryError> {
+    pub async fn scroll(&self, pinned: &Pinned, request: &ScrollRequest) -> Result<Page, QueryError> {
         if !(1..=MAX_LIMIT).contains(&request.limit) {
             return Err(QueryError::Limit(request.limit));
         }
-        // Before and after: what answers may be replaced in between.
-        let stale = self.frontier.progress.stale();
-        let (serving, view) = self.frontier.view(&request.consistency).await?;
-        let found = collection(&view, &request.collection)?;
-        let mut as_of = self.as_of(found, &request.consistency, stale)?;
+        let Pinned { serving, view, .. } = pinned;
+        let found = collection(view, &request.collection)?;
+        let mut as_of = self.as_of(pinned, found, &request.consistency)?;
         check_columns(&found.def, &request.columns, request.recheck)?;
         if let Some(viewer) = &request.viewer {
             self.visibility.allows(viewer).map_err(QueryError::Viewer)?;
@@ -69,14 +64,16 @@ impl<V: Visibility> QueryService<V> {
         let recheck = RecheckReport { mode: request.recheck, ..RecheckReport::default() };
         let mut page = Page { rows: Vec::new(), next: request.after.clone(), as_of: as_of.clone(), recheck };
         let (mut dry, mut at) = (false, None);
+        // Nothing but a row that a viewer sees may tell it of more: one beyond the limit is looked for.
+        let sought = request.limit + usize::from(request.viewer.is_some());
         for _ in 0..MAX_ROUNDS {
-            let missing = request.limit.saturating_sub(page.rows.len());
+            let missing = sought.saturating_sub(page.rows.len());
             if dry || missing == 0 {
                 break;
             }
             // Rows that are not shown come in runs.
             let want = missing.max(page.recheck.checked.min(MAX_LIMIT));
-            let read = blocking(|| read(&serving, found, page.next.as_ref(), want, request.filter.as_ref()))?;
+            let read = blocking(|| read(serving, found, page.next.as_ref(), want, request.filter.as_ref()))?;
             // What a later one finds is at least as new.
             as_of.applied_lsn = *at.get_or_insert(read.at);
             as_of.complete &= !read.doubtful;
@@ -85,34 +82,36 @@ impl<V: Visibility> QueryService<V> {
                 page.next = Some(last.clone());
             }
             self.show(request, found, read.rows, &mut page).await?;
-            if page.rows.len() > request.limit {
-                page.rows.truncate(request.limit);
-                page.next = page.rows.last().map(|last| last.key.clone());
-                dry = false;
-            }
+        }
+        if page.rows.len() > request.limit {
+            page.rows.truncate(request.limit);
+            page.next = page.rows.last().map(|last| last.key.clone());
+            dry = false;
+        }
+        if request.viewer.is_some() {
+            page.next = page.rows.last().map(|last| last.key.clone());
+            page.recheck = RecheckReport { checked: page.rows.len(), dropped: 0, ..page.recheck };
+            // Where it saw nothing there is no place to go on from.
+            as_of.complete &= dry || page.next.is_some();
         }
         // A page that came short without the end being reached says by its `next` that there is more.
         page.next = page.next.filter(|_| !dry);
-        as_of.staleness = self.staleness(found, as_of.applied_lsn);
         page.as_of = as_of;
         Ok(page)
-    }
-
-    /// What stands still is not as fresh as what the others apply.
-    pub(super) fn staleness(&self, found: &CollectionView, applied: Lsn) -> Option<Duration> {
-        self.frontier.staleness(applied).filter(|_| found.state == CollectionState::Live)
     }
 
     /// As of when an answer of this collection is.
     pub(super) fn as_of(
         &self,
+        pinned: &Pinned,
         found: &CollectionView,
         consistency: &Consistency,
-        stale: Option<String>,
     ) -> Result<AsOf, QueryError> {
         let paused = check_state(found, consistency)?;
-        let stale = stale.or_else(|| self.frontier.progress.stale()).or(paused);
-        Ok(AsOf { complete: stale.is_none(), applied_lsn: Lsn::ZERO, staleness: None, stale })
+        // What stands still is not as fresh as what the others apply.
+        let staleness = pinned.age().filter(|_| paused.is_none());
+        let stale = pinned.stale.clone().or_else(|| self.frontier.progress.stale()).or(paused);
+        Ok(AsOf { complete: stale.is_none(), applied_lsn: Lsn::ZERO, staleness, stale })
     }
 
     /// Adds those rows to the page that the source shows.

@@ -15,6 +15,7 @@ mod resolve;
 mod row;
 mod rows;
 mod stream;
+mod ties;
 mod viewer;
 
 use crate::consistency::blocking;
@@ -37,6 +38,7 @@ use std::time::{Duration, Instant};
 
 pub use error::QueryError;
 pub use open::{OpenSearch, Pinned};
+pub use viewer::Look;
 
 /// Settings of searches.
 #[derive(Debug, Clone, Copy)]
@@ -80,42 +82,29 @@ impl<V: Visibility> QueryService<V> {
 
     /// Line two.
     pub async fn search(&self, request: &SearchRequest) -> Result<Answer, QueryError> {
-        let requests = std::slice::from_ref(request);
-        Self::only(self.search_all(&request.collection, &request.consistency, requests).await)
+        let pinned = self.pin(&request.consistency).await?;
+        self.search_on(&pinned, request).await
     }
 
-    /// The answer to a batch of one.
-    fn only(answers: Result<Vec<Answer>, QueryError>) -> Result<Answer, QueryError> {
-        let mut answers = answers.map_err(|error| match error {
-            QueryError::InBatch { error, .. } => *error,
-            error => error,
-        })?;
-        Ok(answers.pop().expect("each search has an answer"))
-    }
-
-    /// Line two for several searches of one collection, all on one view, in as few round trips as one of them takes. What
-    /// the requests say of consistency does not count.
+    /// Line two for several searches of one collection, all on one view, in as few round trips as one of them takes. How new
+    /// that had to be `consistency` says for all of them.
     pub async fn search_all(
         &self,
+        pinned: &Pinned,
         collection: &str,
         consistency: &Consistency,
         requests: &[SearchRequest],
     ) -> Result<Vec<Answer>, QueryError> {
         let started = Instant::now();
-        let pinned = async {
-            check_batch(requests)?;
-            each(requests, check_numbers)?;
-            self.pin(consistency).await
-        };
-        let pinned = pinned.await?;
-        let answers = self.answers(&pinned, collection, consistency, requests, started).await;
-        let answers = answers.inspect_err(|error| pinned.report(error))?;
-        self.measure(collection, &answers, started);
+        let answers = self.answers(pinned, collection, consistency, requests, started).await;
+        let mut answers = answers.inspect_err(|error| pinned.report(error))?;
+        self.measure(collection, requests, &mut answers, started);
         Ok(answers)
     }
 
-    fn measure(&self, collection: &str, answers: &[Answer], started: Instant) {
-        for answer in answers {
+    /// Counts the answers, and leaves of them what may be told.
+    fn measure(&self, collection: &str, requests: &[SearchRequest], answers: &mut [Answer], started: Instant) {
+        for (request, answer) in requests.iter().zip(answers) {
             let labels = [("collection", collection.to_owned()), ("plan", answer.stats.plan.to_owned())];
             metrics::histogram!(names::SEARCH_SECONDS, &labels).record(started.elapsed().as_secs_f64());
             metrics::histogram!(names::SEARCH_VISITED).record(answer.stats.visited as f64);
@@ -123,6 +112,9 @@ impl<V: Visibility> QueryService<V> {
             let as_asked = matches!(answer.stats.ended, Ended::Limit | Ended::Margin) && answer.stale.is_none();
             metrics::counter!(names::SEARCH_INCOMPLETE).increment(u64::from(!answer.complete && !as_asked));
             metrics::counter!(names::RECHECK_DROPPED).increment(answer.recheck.dropped as u64);
+            if request.viewer.is_some() {
+                viewer::untell(answer);
+            }
             self.frontier.tally(collection, answer.recheck.checked, answer.recheck.dropped);
         }
     }
@@ -138,7 +130,6 @@ impl<V: Visibility> QueryService<V> {
         check_batch(requests)?;
         each(requests, check_numbers)?;
         let Pinned { serving, view, stale, .. } = pinned;
-        let waited = started.elapsed();
         let found = resolve::collection(view, collection)?;
         let paused = check_state(found, consistency)?;
         let follows = paused.is_none();
@@ -160,7 +151,7 @@ impl<V: Visibility> QueryService<V> {
             answer.applied_lsn = view.applied;
             answer.next.iter_mut().for_each(|next| next.copy = resolve::copy(serving, found));
             // What stands still is not as fresh as what the others apply.
-            answer.staleness = self.frontier.staleness(view.applied).filter(|_| follows);
+            answer.staleness = pinned.age().filter(|_| follows);
             answer.stale.clone_from(&stale);
             // What the index cannot follow may be missing from any answer.
             answer.complete &= stale.is_none();
@@ -168,12 +159,12 @@ impl<V: Visibility> QueryService<V> {
         }
         let us = |duration: Duration| duration.as_micros() as u64;
         let timings = Timings {
-            wait: us(waited),
-            prepare: us(prepared - waited),
+            wait: us(pinned.waited),
+            prepare: us(prepared),
             search: us(opened + search),
             recheck: us(recheck),
             rerank: us(reranked.elapsed()),
-            total: us(started.elapsed()),
+            total: us(pinned.waited + started.elapsed()),
         };
         for answer in &mut answers {
             answer.stats.took_us = timings.total;
@@ -241,6 +232,7 @@ impl<'v> Filling<'v> {
                     visited: 0,
                     given_up: None,
                     doubtful: false,
+                    cut: false,
                     next: None,
                 };
                 let groups = resolved.group.map(|_| Vec::new());
@@ -354,10 +346,10 @@ fn answer<H>(
         timings_us: Timings::default(),
     });
     let given = resolved.request.after.as_ref().map_or(0, |after| after.given).saturating_add(hits.len());
-    let pages = groups.is_none() && resolved.request.shape.mmr.is_none();
+    let pages = groups.is_none() && resolve::has_pages(resolved.request);
     let next = outcome.next.clone().filter(|_| pages);
     Answer {
-        next: next.map(|(distance, key)| Place { distance, key, given, copy: 0 }),
+        next: next.map(|(distance, key)| Place { distance, key, given, copy: 0, doubtful: outcome.cut }),
         hits,
         groups,
         complete,

@@ -2,7 +2,7 @@
 //! gives as many of them as are asked for, when they are asked for.
 
 use crate::consistency::blocking;
-use crate::consistency::frontier::Serving;
+use crate::consistency::frontier::{Current, Serving};
 use crate::consistency::recheck::{Visibility, check};
 use crate::engine::tiers::TOUCHED;
 use crate::engine::view::{CollectionView, View};
@@ -13,7 +13,7 @@ use crate::query::resolve::{self, Resolved, check_numbers, check_state};
 use crate::query::{QueryError, QueryService};
 use crate::telemetry::names;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// A recheck asks about at least so many rows at once.
@@ -24,8 +24,12 @@ const LEAST_PAGE: usize = 16;
 pub struct Pinned {
     pub(super) serving: Arc<Serving>,
     pub(super) view: Arc<View>,
+    /// Everything that the source had then is in it.
+    fresh_as_of: Option<Instant>,
     /// Why it was of the past already when it was taken.
     pub(super) stale: Option<String>,
+    /// What waiting for it took.
+    pub(super) waited: Duration,
     pub(super) _held: Held,
 }
 
@@ -70,6 +74,17 @@ impl Pinned {
     /// The position it is exact for.
     pub fn applied(&self) -> crate::model::Lsn {
         self.view.applied
+    }
+
+    /// Upper bound of its age; `None` while nothing is proven.
+    pub fn age(&self) -> Option<Duration> {
+        self.fresh_as_of.map(|moment| moment.elapsed())
+    }
+
+    /// Is it as new as asked for?
+    pub fn meets(&self, consistency: &Consistency) -> bool {
+        let young = |asked| self.stale.is_none() && self.age().is_some_and(|age| age <= asked);
+        consistency.at_least.is_none_or(|asked| asked <= self.applied()) && consistency.max_staleness.is_none_or(young)
     }
 
     /// Tells the engine what was found wrong with its files.
@@ -147,24 +162,27 @@ impl Pinned {
 }
 
 impl<V: Visibility> QueryService<V> {
-    /// A view to keep, as new as asked for.
+    /// A view to keep, as new as asked for: what is answered on it waits no more.
     pub async fn pin(&self, consistency: &Consistency) -> Result<Pinned, QueryError> {
         // Before the view, and again after the answer: what answers may be replaced in between.
-        let stale = self.frontier.progress.stale();
-        let (serving, view) = self.frontier.view(consistency).await?;
-        Ok(Pinned { serving, view, stale, _held: Held::new() })
+        let (stale, started) = (self.frontier.progress.stale(), Instant::now());
+        let Current { serving, view, fresh_as_of } = self.frontier.current(consistency).await?;
+        // Who asks for its age was told that it follows, at the end of the wait.
+        let stale = stale.filter(|_| consistency.max_staleness.is_none());
+        Ok(Pinned { serving, view, fresh_as_of, stale, waited: started.elapsed(), _held: Held::new() })
     }
 
-    /// [`QueryService::search`] on a view that is kept. What the request says of consistency does not count.
+    /// Line two, on a view that is kept. What the request says of how new the answer has to be was seen to with that.
     pub async fn search_on(&self, pinned: &Pinned, request: &SearchRequest) -> Result<Answer, QueryError> {
         let (started, requests) = (Instant::now(), std::slice::from_ref(request));
         check_numbers(request)?;
         let answers = self.answers(pinned, &request.collection, &request.consistency, requests, started).await;
-        let answers = answers.inspect_err(|error| pinned.report(error));
-        if let Ok(answers) = &answers {
-            self.measure(&request.collection, answers, started);
-        }
-        Self::only(answers)
+        let mut answers = answers.inspect_err(|error| pinned.report(error)).map_err(|error| match error {
+            QueryError::InBatch { error, .. } => *error,
+            error => error,
+        })?;
+        self.measure(&request.collection, requests, &mut answers, started);
+        Ok(answers.pop().expect("each search has an answer"))
     }
 }
 

@@ -20,13 +20,12 @@ const MAX_COMPARED: usize = 100_000_000;
 
 impl<V: Visibility> QueryService<V> {
     /// Searches by each query twice on one view, and compares.
-    pub async fn recall(&self, request: &RecallRequest) -> Result<RecallReport, QueryError> {
+    pub async fn recall(&self, pinned: &Pinned, request: &RecallRequest) -> Result<RecallReport, QueryError> {
         let bad = |message: String| Err(QueryError::Recall(message));
         let asked = if request.queries.is_empty() { request.sample } else { request.queries.len() };
         if !(1..=MAX_QUERIES).contains(&asked) || !(1..=MAX_NEAREST).contains(&request.limit) {
             return bad(format!("1 to {MAX_QUERIES} queries for the 1 to {MAX_NEAREST} nearest rows are possible"));
         }
-        let pinned = self.pin(&request.consistency).await?;
         let found = collection(&pinned.view, &request.collection)?;
         check_state(found, &request.consistency)?;
         let (column, index) = vector_column(found, request.using.as_deref())?;
@@ -40,7 +39,7 @@ impl<V: Visibility> QueryService<V> {
         let queries = match request.queries.is_empty() {
             false => request.queries.clone(),
             true => {
-                sample(&pinned, request, column, index.rows.len(), passing)?.into_iter().map(SearchBy::Row).collect()
+                sample(pinned, request, column, index.rows.len(), passing)?.into_iter().map(SearchBy::Row).collect()
             }
         };
         let mut sums = Sums::default();
@@ -48,8 +47,8 @@ impl<V: Visibility> QueryService<V> {
             let approximate = search(request, by.clone(), false);
             let exact = search(request, by, true);
             check_numbers(&approximate)?;
-            let (hits, plan, took) = self.nearest(&pinned, &approximate)?;
-            let (truth, _, took_exact) = self.nearest(&pinned, &exact)?;
+            let (hits, plan, took) = self.nearest(pinned, &approximate)?;
+            let (truth, _, took_exact) = self.nearest(pinned, &exact)?;
             sums.add(&hits, &truth);
             *sums.plans.entry(plan).or_default() += 1;
             (sums.took, sums.took_exact) = (sums.took + took, sums.took_exact + took_exact);

@@ -81,12 +81,9 @@ impl<'v> Resolved<'v> {
         Some(Stream::new(candidates, &self.except, bound).behind(self.request.after.as_ref()))
     }
 
-    /// How much is compared with full vectors; a bound is one of true distances.
+    /// How much is compared with full vectors.
     pub fn exactness(&self) -> Exactness {
-        match self.request.shape.exactness {
-            Exactness::Fast if self.request.shape.max_distance.is_some() => Exactness::Balanced,
-            exactness => exactness,
-        }
+        exactness(self.request)
     }
 
     /// Rows that are not in the answer.
@@ -219,10 +216,7 @@ fn choose(index: &IndexView, request: &SearchRequest, default_ef: usize) -> Plan
 /// The collection, by name.
 pub fn collection<'v>(view: &'v View, name: &str) -> Result<&'v CollectionView, QueryError> {
     let found = view.collections.get(name).map(|found| &**found);
-    found.ok_or_else(|| {
-        let known = view.collections.keys().cloned().collect::<Vec<_>>().join(", ");
-        QueryError::UnknownCollection { name: name.to_owned(), known }
-    })
+    found.ok_or_else(|| QueryError::UnknownCollection(name.to_owned()))
 }
 
 /// What can be said of a request without any data.
@@ -262,8 +256,9 @@ fn check_shape(request: &SearchRequest) -> Result<(), QueryError> {
     if shape.max_distance.is_some_and(|max| !max.is_finite()) {
         return Err(QueryError::MaxDistance);
     }
-    if request.after.is_some() && (shape.group.is_some() || shape.mmr.is_some()) {
-        return Err(QueryError::Cursor("groups and diverse rows have no pages".into()));
+    if request.after.is_some() && !has_pages(request) {
+        let reason = "groups, diverse rows and searches by codes alone (`exactness` `fast`) have no pages";
+        return Err(QueryError::Cursor(reason.into()));
     }
     if let Some(group) = &shape.group {
         if shape.mmr.is_some() {
@@ -282,6 +277,20 @@ fn check_shape(request: &SearchRequest) -> Result<(), QueryError> {
     }
 }
 
+/// Does it have pages? Places are distances of vectors: those of codes change when a segment is written anew.
+pub fn has_pages(request: &SearchRequest) -> bool {
+    let shape = &request.shape;
+    shape.group.is_none() && shape.mmr.is_none() && exactness(request) != Exactness::Fast
+}
+
+/// How much is compared with full vectors; a bound is one of true distances.
+fn exactness(request: &SearchRequest) -> Exactness {
+    match request.shape.exactness {
+        Exactness::Fast if request.shape.max_distance.is_some() => Exactness::Balanced,
+        exactness => exactness,
+    }
+}
+
 /// What all searches of a batch cost together is bounded, too.
 pub fn check_batch(requests: &[SearchRequest]) -> Result<(), QueryError> {
     if !(1..=MAX_BATCH).contains(&requests.len()) {
@@ -297,9 +306,22 @@ pub fn check_batch(requests: &[SearchRequest]) -> Result<(), QueryError> {
         let message = format!("the searches want up to {sum} rows together; at most {MAX_BATCH_ROWS} are given");
         return Err(QueryError::Batch(message));
     }
+    // All walks of a batch are open at once. Whoever writes a cursor says what was given before.
+    let width = |request: &SearchRequest| {
+        let before = request.after.as_ref().map_or(0, |after| after.given.min(MAX_SKIPPED));
+        rows(request).saturating_add(before).max(request.ef.unwrap_or(0))
+    };
+    let sum = requests.iter().map(width).fold(0, usize::saturating_add);
+    if requests.len() > 1 && sum > MAX_BATCH_WIDTH {
+        let message =
+            format!("the searches are {sum} wide together, with what cursors leave behind; at most {MAX_BATCH_WIDTH}");
+        return Err(QueryError::Batch(message));
+    }
     Ok(())
 }
 
+/// Rows that the walks of a batch may hold together.
+const MAX_BATCH_WIDTH: usize = 1_000_000;
 /// Rows that the scans of a batch may compare together: each holds what it found until it is filled.
 const MAX_BATCH_SCANNED: usize = 20_000_000;
 /// Products of elements that ordering by diversity may cost a request: seconds.

@@ -5,18 +5,21 @@ use crate::consistency::recheck::Visibility;
 use crate::model::{AsOf, Listed, Recheck, RecheckReport, RowRequest};
 use crate::query::listing::value;
 use crate::query::resolve::{check_columns, collection, replicated};
-use crate::query::{QueryError, QueryService, filter};
+use crate::query::{Pinned, QueryError, QueryService, filter};
 use crate::source::rows::Ask;
 use crate::storage::state::StoredRow;
 use std::time::Instant;
 
 impl<V: Visibility> QueryService<V> {
     /// The row, as of when, and what the recheck did.
-    pub async fn row(&self, request: &RowRequest) -> Result<(Listed, AsOf, RecheckReport), QueryError> {
-        let stale = self.frontier.progress.stale();
-        let (serving, view) = self.frontier.view(&request.consistency).await?;
-        let found = collection(&view, &request.collection)?;
-        let mut as_of = self.as_of(found, &request.consistency, stale)?;
+    pub async fn row(
+        &self,
+        pinned: &Pinned,
+        request: &RowRequest,
+    ) -> Result<(Listed, AsOf, RecheckReport), QueryError> {
+        let Pinned { serving, view, .. } = pinned;
+        let found = collection(view, &request.collection)?;
+        let mut as_of = self.as_of(pinned, found, &request.consistency)?;
         check_columns(&found.def, &request.columns, request.recheck)?;
         if let Some(viewer) = &request.viewer {
             self.visibility.allows(viewer).map_err(QueryError::Viewer)?;
@@ -25,13 +28,16 @@ impl<V: Visibility> QueryService<V> {
         let read = blocking(|| serving.engine.row(found, &request.key))?;
         let (row, at) = read.ok_or_else(|| QueryError::Replaced(request.collection.clone()))?;
         as_of.applied_lsn = at;
-        as_of.staleness = self.staleness(found, at);
         let passes = |row: &StoredRow| request.filter.as_ref().is_none_or(|filter| filter.passes(&row.filters));
-        let row = row.filter(passes).ok_or_else(no_row)?;
-        as_of.complete &= row.missing == 0;
+        let row = row.filter(passes);
+        // A viewer must not hear, by the time it takes either, whether a row that it does not see is here.
+        if row.is_none() && request.viewer.is_none() {
+            return Err(no_row());
+        }
         let mut report = RecheckReport { mode: request.recheck, ..RecheckReport::default() };
         let columns = if request.recheck == Recheck::None {
-            replicated(&found.def, &request.columns, &request.key, |place| value(&row, place))
+            let row = row.as_ref().ok_or_else(no_row)?;
+            replicated(&found.def, &request.columns, &request.key, |place| value(row, place))
         } else {
             // The row may have changed hands since: the source applies the filter, too.
             let mut params = Vec::new();
@@ -50,6 +56,8 @@ impl<V: Visibility> QueryService<V> {
             };
             seen.rows.into_iter().next().ok_or_else(no_row)?.columns
         };
+        let row = row.ok_or_else(no_row)?;
+        as_of.complete &= row.missing == 0;
         Ok((Listed { key: request.key.clone(), version: row.version, columns }, as_of, report))
     }
 }

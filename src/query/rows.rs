@@ -15,6 +15,8 @@ const MAX_PAGE: usize = 10_000;
 pub struct Rows<'v, P> {
     stream: Stream<'v, P>,
     checking: Checking<'v>,
+    wanted: usize,
+    /// Rows looked for: for a viewer one more than wanted, because nothing but a row that it sees may tell of more.
     limit: usize,
     max_distance: Option<f64>,
     hits: Vec<Hit>,
@@ -39,6 +41,8 @@ pub struct Outcome<H> {
     pub report: RecheckReport,
     /// Rows that belong before those of this page may never have been in one.
     pub doubtful: bool,
+    /// And so it may be of the next page.
+    pub cut: bool,
     /// Behind which row there may be more.
     pub next: Option<(f64, RowKey)>,
     /// Rounds it took.
@@ -56,10 +60,12 @@ impl<'v, P: Pages> Rows<'v, P> {
     pub fn new(stream: Stream<'v, P>, checking: Checking<'v>, limit: usize, max_distance: Option<f64>) -> Rows<'v, P> {
         let report = RecheckReport { mode: checking.level, ..RecheckReport::default() };
         let hits = Vec::with_capacity(limit.min(MIN_REFILL));
+        let looked_for = limit + usize::from(checking.viewer.is_some());
         Rows {
             stream,
             checking,
-            limit,
+            wanted: limit,
+            limit: looked_for,
             max_distance,
             hits,
             cut: false,
@@ -79,19 +85,34 @@ impl<'v, P: Pages> Rows<'v, P> {
     /// Its state with as many rows as were wanted: with a bound it matters whether there are more.
     fn full(&mut self) -> Result<Ended> {
         Ok(match self.max_distance {
-            Some(_) if !self.cut => self.stream.ended()?.unwrap_or(Ended::Limit),
+            Some(_) if !self.cut && self.checking.viewer.is_none() => self.stream.ended()?.unwrap_or(Ended::Limit),
             _ => Ended::Limit,
         })
     }
 
+    /// Leaves as many rows as were wanted, and the place of the last one: a viewer must not hear of others. Was there one
+    /// more?
+    fn for_viewer(&mut self) -> bool {
+        self.hits.sort_by(|a, b| nearer((a.indexed, &a.key), (b.indexed, &b.key)));
+        let more = self.hits.len() > self.wanted;
+        self.hits.truncate(self.wanted);
+        self.passed = self.hits.last().map(|hit| (hit.indexed, hit.key.clone()));
+        more
+    }
+
     /// What came of it.
     pub fn finish(mut self) -> Outcome<Hit> {
+        let ended = self.ended.unwrap_or(Ended::Budget);
+        let more = match self.checking.viewer {
+            None => self.cut || !self.stream.is_exhausted(),
+            Some(_) => self.for_viewer() || ended == Ended::Budget,
+        };
         self.hits.sort_by(nearest_first);
-        let more = self.cut || !self.stream.is_exhausted();
         Outcome {
-            doubtful: self.stream.is_doubtful(),
+            doubtful: self.stream.begins_in_doubt(),
+            cut: self.passed.as_ref().is_some_and(|passed| self.stream.is_doubtful(passed.0)),
             hits: self.hits,
-            ended: self.ended.unwrap_or(Ended::Budget),
+            ended,
             report: self.report,
             next: self.passed.filter(|_| more),
             pages: self.pages,
@@ -140,8 +161,8 @@ impl<P: Pages> Leg for Rows<'_, P> {
         let before = self.hits.len();
         self.hits.extend(within.by_ref().take(missing));
         self.cut |= within.next().is_some();
-        // Of a page that did not suffice everything was looked at. Its last row may be one that a viewer must not hear of.
-        let ends = if self.cut || self.checking.viewer.is_some() {
+        // Of a page that did not suffice everything was looked at.
+        let ends = if self.cut {
             self.hits[before..].last().map(|hit| (hit.indexed, hit.key.clone()))
         } else {
             self.page_end.take()

@@ -2,12 +2,46 @@
 
 use crate::consistency::recheck::Visibility;
 use crate::engine::view::CollectionView;
-use crate::model::{Example, RowKey, SearchBy, SearchRequest, Viewer};
-use crate::query::{QueryError, QueryService};
+use crate::model::{Answer, Example, Filter, Hit, Recheck, RecheckReport, RowKey, SearchBy, SearchRequest, Viewer};
+use crate::query::{Pinned, QueryError, QueryService, filter};
 use crate::source::rows::Ask;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+
+/// How rows are looked at that were not searched for.
+pub struct Look<'a> {
+    /// The collection they are of.
+    pub collection: &'a str,
+    /// What they passed as indexed.
+    pub filter: Option<&'a Filter>,
+    /// Columns to bring.
+    pub columns: &'a [String],
+    /// With `exact` the source applies the filter, too.
+    pub recheck: Recheck,
+    /// With whose eyes.
+    pub viewer: &'a Viewer,
+}
 
 impl<V: Visibility> QueryService<V> {
+    /// Those of these rows that a viewer sees, in their order, with columns as the source has them.
+    pub async fn seen(&self, pinned: &Pinned, look: Look<'_>, hits: Vec<Hit>) -> Result<Vec<Hit>, QueryError> {
+        let Look { columns, viewer, .. } = look;
+        self.visibility.allows(viewer).map_err(QueryError::Viewer)?;
+        if hits.is_empty() {
+            return Ok(hits);
+        }
+        let def = pinned.definition(look.collection)?;
+        let mut params = Vec::new();
+        let filter = look.filter.filter(|_| look.recheck == Recheck::Exact);
+        let condition = filter.map(|filter| filter::to_sql(filter, &def.filters, 1, &mut params));
+        let condition = condition.as_deref().map(|sql| (sql, &params[..]));
+        let keys: Vec<_> = hits.iter().map(|hit| hit.key.clone()).collect();
+        let ask = Ask { columns, vector: None, condition, viewer: Some(viewer) };
+        let seen = self.visibility.visible(&def, &keys, ask).await?.rows;
+        let mut seen: HashMap<_, _> = seen.into_iter().map(|row| (row.key, row.columns)).collect();
+        let shown = |hit: Hit| seen.remove(&hit.key).map(|columns| Hit { columns, ..hit });
+        Ok(hits.into_iter().filter_map(shown).collect())
+    }
+
     /// Refuses viewers that nobody may be, and rows to search by that theirs do not show: distances to a row tell of it.
     pub(super) async fn check_viewers(
         &self,
@@ -18,6 +52,9 @@ impl<V: Visibility> QueryService<V> {
         for request in requests {
             let Some(viewer) = &request.viewer else { continue };
             self.visibility.allows(viewer).map_err(QueryError::Viewer)?;
+            if request.shape.explain {
+                return Err(QueryError::Viewer("explain tells of all rows: ask for it without a role".into()));
+            }
             keys.entry(viewer).or_default().extend(searched_by(request).cloned());
         }
         for (viewer, mut keys) in keys {
@@ -34,6 +71,15 @@ impl<V: Visibility> QueryService<V> {
         }
         Ok(())
     }
+}
+
+/// Takes out of an answer what it tells of rows that its viewer does not see.
+pub(super) fn untell(answer: &mut Answer) {
+    let in_groups = answer.groups.iter().flatten().map(|group| group.hits.len()).sum::<usize>();
+    answer.recheck =
+        RecheckReport { checked: answer.hits.len() + in_groups, dropped: 0, refilled: 0, ..answer.recheck };
+    answer.stats.reason.clear();
+    answer.stats.visited = 0;
 }
 
 /// The rows whose vectors a search is made of.

@@ -121,6 +121,9 @@ impl ReplicationError {
 /// Longest wait for the source's position.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
+/// However many wait, the source is not asked more often.
+const LEAST_PAUSE: Duration = Duration::from_millis(5);
+
 /// Asks the source again and again where its WAL ends, until stopped. Keepalives cannot tell: they carry what was sent,
 /// and a sender that is an hour behind would make us believe that we are not.
 ///
@@ -149,14 +152,21 @@ pub async fn watch_source(
                 if facts.followed {
                     progress.hear(facts.flushed, asked);
                 }
-                // Waiting at the same position twice: it was not only about to be woken for what came before the first.
-                if let (Some(now), Some((earlier, at))) = (facts.waiting_at, before)
-                    && now == earlier
-                {
-                    progress.hear_caught_up(now, at);
+                // Waiting at the same position twice, and for so long: it was not only about to be woken for what came before
+                // the first. Looks that somebody's wait brings follow each other too fast to tell.
+                match (facts.waiting_at, before) {
+                    (Some(now), Some((earlier, at))) if now == earlier => {
+                        if asked.duration_since(at) >= interval {
+                            progress.hear_caught_up(now, at);
+                            before = Some((now, asked));
+                        }
+                    }
+                    (waiting_at, _) => before = waiting_at.map(|sent| (sent, asked)),
                 }
-                before = facts.waiting_at.map(|sent| (sent, asked));
-                tokio::time::sleep(interval).await;
+                progress.tell_heard();
+                tokio::time::sleep(LEAST_PAUSE.min(interval)).await;
+                // Somebody who waits does not wait for the next look.
+                let _ = tokio::time::timeout(interval.saturating_sub(LEAST_PAUSE), progress.asked()).await;
             }
         };
         let ended: Result<(), SourceError> = tokio::select! {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
 /// What the replication is doing.
@@ -84,6 +84,9 @@ struct Heard {
 /// Samples kept; older ones are thinned out, which only makes staleness look larger.
 const HEARD: usize = 64;
 
+/// What was asked of the source is asked again after so long without an answer.
+pub const ASK_AGAIN: Duration = Duration::from_millis(100);
+
 #[derive(Debug)]
 struct Freshness {
     heard: VecDeque<Heard>,
@@ -104,6 +107,11 @@ pub struct Progress {
     copies: Mutex<BTreeMap<CollectionId, Arc<CopyStatus>>>,
     freshness: Mutex<Freshness>,
     nudge: Notify,
+    ask: Notify,
+    /// When the source was asked because somebody waits, and nothing was heard since.
+    asked: Mutex<Option<Instant>>,
+    /// Counts what is heard.
+    heard: watch::Sender<u64>,
     /// Collections somebody wants copied again.
     rebuilds: Mutex<BTreeSet<String>>,
     /// Configured collections that nothing answers for, with the reason.
@@ -127,6 +135,9 @@ impl Default for Progress {
             copies: Mutex::default(),
             freshness: Mutex::new(Freshness { heard: VecDeque::new(), proven: None, caught_up: None }),
             nudge: Notify::new(),
+            ask: Notify::new(),
+            asked: Mutex::new(None),
+            heard: watch::Sender::new(0),
             rebuilds: Mutex::default(),
             refused: Mutex::default(),
             registrations: Mutex::default(),
@@ -244,6 +255,17 @@ impl Progress {
         }
     }
 
+    /// All there was to hear at one look at the source was heard: those who wait look again.
+    pub(crate) fn tell_heard(&self) {
+        *self.asked.lock() = None;
+        self.heard.send_modify(|count| *count += 1);
+    }
+
+    /// Changes each time that the source was heard of.
+    pub fn heard(&self) -> watch::Receiver<u64> {
+        self.heard.subscribe()
+    }
+
     /// The latest moment of which it is proven that everything the source had then is at or before `applied`.
     pub fn fresh_as_of(&self, applied: Lsn) -> Option<Instant> {
         let freshness = &mut *self.freshness.lock();
@@ -273,9 +295,15 @@ impl Progress {
         self.received.store(0, Ordering::Relaxed);
     }
 
-    /// Somebody waits for a position: ask the source now instead of at the next tick.
+    /// Somebody waits for a position or for news: the source is asked now instead of at the next tick, once for all who wait
+    /// until it was heard of, or until it should have been.
     pub fn nudge(&self) {
-        self.nudge.notify_one();
+        let mut asked = self.asked.lock();
+        if asked.is_none_or(|at| at.elapsed() >= ASK_AGAIN) {
+            *asked = Some(Instant::now());
+            self.nudge.notify_one();
+            self.ask.notify_one();
+        }
     }
 
     /// Asks for a new copy of a collection; what it has answers until then.
@@ -288,15 +316,39 @@ impl Progress {
         std::mem::take(&mut self.rebuilds.lock())
     }
 
+    /// The stream is to send its status and to ask for one. Cancel-safe.
     pub(crate) async fn nudged(&self) {
         self.nudge.notified().await;
+    }
+
+    /// The source is to be asked for its position. Cancel-safe.
+    pub(crate) async fn asked(&self) {
+        self.ask.notified().await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use futures_util::FutureExt;
+
+    #[test]
+    fn who_waits_together_asks_once_until_something_was_heard() {
+        let progress = Progress::default();
+        let asked = || (progress.nudged().now_or_never().is_some(), progress.asked().now_or_never().is_some());
+        (0..1_000).for_each(|_| progress.nudge());
+        assert_eq!((asked(), asked()), ((true, true), (false, false)));
+        progress.nudge();
+        assert_eq!(asked(), (false, false), "nothing was heard since");
+        let mut heard = progress.heard();
+        progress.tell_heard();
+        assert!(heard.changed().now_or_never().is_some());
+        progress.nudge();
+        assert_eq!(asked(), (true, true));
+        *progress.asked.lock() = Instant::now().checked_sub(ASK_AGAIN);
+        progress.nudge();
+        assert_eq!(asked(), (true, true), "what was asked is lost");
+    }
 
     #[test]
     fn freshness_is_proven_by_what_was_heard_and_applied() {

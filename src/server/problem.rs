@@ -222,7 +222,7 @@ impl From<QueryError> for Problem {
     fn from(error: QueryError) -> Self {
         let detail = error.to_string();
         match error {
-            QueryError::UnknownCollection { .. } => {
+            QueryError::UnknownCollection(_) => {
                 Problem::new(UNKNOWN_COLLECTION, detail).hint("GET /v1/collections lists them")
             }
             QueryError::Refused { .. } => Problem::new(UNFIT, detail)

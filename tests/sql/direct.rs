@@ -1,6 +1,6 @@
 //! Straight to the endpoint: psql, tokio-postgres in binary, pgvector's statements, and everything that is refused.
 
-use crate::support::{Sql, wait_within};
+use crate::support::{Database, Sql, Stopped, wait_within};
 use crate::world::{RUNTIME, World, firsts, refusal, world};
 use std::process::Command;
 use std::time::Duration;
@@ -362,6 +362,86 @@ fn scans_and_counts_wait_for_the_position_asked_for() {
     }
     sql.run("SET ruvector.min_lsn = 'FFFF/0'; SET statement_timeout = 700");
     assert_eq!(refusal(&sql, "SELECT count(*) FROM docs").0, "57014");
+}
+
+#[test]
+fn positions_are_written_as_such_in_every_condition() {
+    let sql = world().direct();
+    for (condition, rows) in [
+        ("applied_lsn > '0/1'", 1),
+        ("applied_lsn IN ('0/1', '0/2')", 0),
+        ("applied_lsn NOT IN ('0/1', '0/2')", 1),
+        ("applied_lsn BETWEEN '0/1' AND 'FFFFF/0'", 1),
+        ("applied_lsn NOT BETWEEN '0/1' AND 'FFFFF/0'", 0),
+        ("applied_lsn = ANY ('{0/1,0/2}')", 0),
+        ("applied_lsn <> ALL ('{0/1,0/2}')", 1),
+        ("applied_lsn = ANY (ARRAY['0/1'])", 0),
+    ] {
+        assert_eq!(sql.rows(&format!("SELECT 1 FROM status WHERE {condition}")).len(), rows, "{condition}");
+    }
+    for condition in ["applied_lsn IN ('x')", "applied_lsn BETWEEN '1' AND '2'", "applied_lsn = ANY ('{x}')"] {
+        assert_eq!(refusal(&sql, &format!("SELECT 1 FROM status WHERE {condition}")).0, "22P03", "{condition}");
+    }
+}
+
+#[test]
+fn bounds_of_freshness_hold_and_none_switches_off_another() {
+    let world = World::new(Database::shared());
+    let sql = world.direct();
+    let searches = |options: &str| {
+        [
+            format!("SELECT id FROM docs WHERE _options = '{options}' ORDER BY embedding <-> '{TEXT}' LIMIT 5"),
+            format!("SELECT id FROM docs WHERE _options = '{options}'"),
+            format!("SELECT count(*) FROM docs WHERE _options = '{options}'"),
+            format!(
+                "SELECT key FROM search WHERE collection = 'docs' AND query = '{{0.3,0.1,0.7,0.5}}' AND k = 5 AND options = '{options}'"
+            ),
+        ]
+    };
+    let young = r#"{"consistency": {"max_staleness_ms": 300, "timeout_ms": 20000}}"#;
+    searches(young).iter().for_each(|search| assert!(!sql.rows(search).is_empty(), "{search}"));
+    for search in searches(r#"{"consistency": {"max_staleness_ms": 0}}"#) {
+        assert_eq!(refusal(&sql, &search).0, "22023", "{search}");
+    }
+    // The session's position holds beside whatever else is said, unless that is a higher one.
+    sql.run("SET ruvector.min_lsn = 'FFFF/0'");
+    for options in [
+        r#"{"consistency": {"timeout_ms": 200}}"#,
+        r#"{"consistency": {"at_least": "0/1", "timeout_ms": 200}}"#,
+        r#"{"consistency": {"at_least": null, "timeout_ms": 200}}"#,
+    ] {
+        for search in searches(options) {
+            let (code, message, _) = refusal(&sql, &search);
+            assert!(code == "57014" && message.contains("FFFF/0"), "{search}: {message}");
+        }
+    }
+    sql.run("SET ruvector.min_lsn = '0/1'");
+    for search in searches(r#"{"consistency": {"at_least": "FFFF/1", "timeout_ms": 200}}"#) {
+        assert!(refusal(&sql, &search).1.contains("FFFF/1"), "{search}");
+    }
+    sql.run("RESET ruvector.min_lsn");
+    // A transaction that keeps its state does not give it to somebody who wants a younger one.
+    let kept = world.direct();
+    kept.run("BEGIN ISOLATION LEVEL REPEATABLE READ");
+    assert!(!kept.rows("SELECT id FROM docs LIMIT 1").is_empty());
+    // And the age of that is told as it is.
+    let age = || -> f64 {
+        let query =
+            "SELECT staleness_ms FROM search WHERE collection = 'docs' AND query = '{0.3,0.1,0.7,0.5}' AND k = 1";
+        kept.one(query).parse().expect("a number")
+    };
+    let before = age();
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert!(age() >= before + 1_400.0, "{before}");
+    let stopped = Stopped::new(&world.database);
+    world.database.sql.run("DELETE FROM docs WHERE id = 1");
+    let old = r#"{"consistency": {"max_staleness_ms": 100, "timeout_ms": 500}}"#;
+    std::thread::sleep(Duration::from_millis(200));
+    for search in searches(old) {
+        assert_eq!(refusal(&sql, &search).0, "57014", "{search}");
+    }
+    assert_eq!(refusal(&kept, &searches(old)[0]).0, "57014");
+    drop(stopped);
 }
 
 #[test]

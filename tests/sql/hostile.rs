@@ -75,13 +75,39 @@ fn a_query_over_the_catalog_that_takes_too_much_is_refused() {
 }
 
 #[test]
-fn a_scan_with_the_eyes_of_a_role_is_refused() {
+fn a_query_over_the_catalog_ends_with_its_time() {
     let world = world();
     let sql = world.direct();
-    for recheck in [r#"{"as_role": "app"}"#, r#""role:app""#, r#""sometimes""#] {
-        let statement = format!("SELECT id FROM docs WHERE _options = '{{\"recheck\": {recheck}}}'");
-        assert_eq!(refusal(&sql, &statement).0, "0A000", "{statement}");
+    let long =
+        "SELECT 1 FROM (SELECT 1 FROM pg_catalog.pg_namespace LIMIT 1) x JOIN generate_series(1, 199999) a ON true
+                  JOIN generate_series(1, 1000) b ON a = -b";
+    assert_eq!(refusal(&sql, long).0, "54001");
+    sql.run("SET statement_timeout = 20");
+    assert_eq!(refusal(&sql, long).0, "57014");
+}
+
+#[test]
+fn what_a_query_over_the_catalog_cannot_mean_is_refused() {
+    let world = world();
+    let sql = world.direct();
+    for query in [
+        "SELECT * FROM pg_catalog.pg_namespace a JOIN pg_catalog.pg_namespace b USING (oid)",
+        "SELECT row_number(1) OVER () FROM pg_catalog.pg_namespace",
+        "SELECT row_number() FILTER (WHERE true) OVER () FROM pg_catalog.pg_namespace",
+        "SELECT row_number() OVER (ORDER BY oid DESC) FROM pg_catalog.pg_namespace",
+    ] {
+        assert_eq!(refusal(&sql, query).0, "0A000", "{query}");
     }
+    let one = "FROM pg_catalog.pg_namespace WHERE nspname = 'pg_catalog'";
+    let rows = format!("(SELECT 'b' AS x {one} UNION ALL SELECT NULL {one} UNION ALL SELECT 'a' {one}) t");
+    let numbered = |order: &str| {
+        let query = format!("SELECT coalesce(x, '-'), row_number() OVER (ORDER BY {order}) FROM {rows}");
+        let mut rows = sql.rows(&query);
+        rows.sort_by_key(|row| row[1].clone());
+        rows.into_iter().map(|mut row| row.remove(0).expect("a text")).collect::<Vec<_>>()
+    };
+    assert_eq!(numbered("x"), ["a", "b", "-"], "NULL is last, as in PostgreSQL");
+    assert_eq!(numbered("x NULLS FIRST"), ["-", "a", "b"]);
 }
 
 #[test]

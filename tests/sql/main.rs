@@ -12,4 +12,5 @@ mod majors;
 mod pack;
 mod parallel;
 mod pgvector;
+mod roles;
 mod world;

@@ -1,4 +1,4 @@
-//! One source with two collections, its owner, two roles with row security, a service, and the SQL pack.
+//! One source with two collections, its owner, roles with row security, a service, and the SQL pack.
 
 use crate::support::{Database, Service, Sql};
 use std::process::{Command, Output};
@@ -66,6 +66,7 @@ impl World {
         let owner = format!("owner_{name}");
         database.sql.run(&format!(
             "CREATE ROLE {owner} LOGIN; CREATE ROLE alice_{name} LOGIN; CREATE ROLE bob_{name} LOGIN;
+             CREATE ROLE carol_{name} LOGIN;
              GRANT ALL ON DATABASE {name} TO {owner}; GRANT ALL ON SCHEMA public TO {owner};
              CREATE EXTENSION postgres_fdw; GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO {owner};
              CREATE FUNCTION far(a real[], b real[]) RETURNS double precision LANGUAGE sql IMMUTABLE AS
@@ -80,13 +81,21 @@ impl World {
              ALTER TABLE docs ENABLE ROW LEVEL SECURITY;
              CREATE POLICY alice ON docs FOR SELECT TO alice_{name} USING (section = 's1');
              CREATE POLICY bob ON docs FOR SELECT TO bob_{name} USING (id % 100 = 3);
+             CREATE POLICY carol ON docs FOR SELECT TO carol_{name} USING (views = current_setting('app.views', true)::int);
              GRANT SELECT ON docs, notes TO alice_{name}, bob_{name};
+             GRANT SELECT (id, views, embedding) ON docs TO carol_{name};
              RESET SESSION AUTHORIZATION"
         ));
         // So many wait longer for a connection of the recheck than a request should that is alone.
-        let patience = if most > 30 { "[search]\nrecheck_timeout_ms = 60000\n" } else { "" };
+        let patience = if most > 30 { "recheck_timeout_ms = 60000\n" } else { "" };
         let config = CONFIG.replace("max_connections = 30", &format!("max_connections = {most}"));
-        let config = format!("{patience}{config}");
+        let config = format!(
+            "[search]\n{patience}recheck_roles = [\"alice_{name}\", \"bob_{name}\", \"carol_{name}\"]
+             recheck_settings = [\"app.views\"]\n{config}
+             [sql.users.alice]\npassword = \"alice\"\nrecheck_role = \"alice_{name}\"
+             [sql.users.carol]\npassword = \"carol\"\nrecheck_role = \"carol_{name}\"
+             recheck_settings = {{ \"app.views\" = \"7\" }}\n"
+        );
         let mut service = Service::ready(&database, &config);
         service.catch_up(&database.sql);
         service.wait_for("all is linked", |service| service.collection("docs")["vectors"][0]["linked"] == ROWS);

@@ -241,6 +241,29 @@ impl Drop for Database {
     }
 }
 
+/// A sender of changes that stands still until this is dropped.
+pub struct Stopped(String);
+
+impl Stopped {
+    /// From now on.
+    pub fn new(database: &Database) -> Stopped {
+        let sender = "SELECT active_pid FROM pg_replication_slots WHERE database = current_database() AND active";
+        let stopped = Stopped(database.sql.one(sender));
+        stopped.signal("STOP");
+        stopped
+    }
+
+    fn signal(&self, name: &str) -> bool {
+        Command::new("sh").args(["-c", &format!("kill -s {name} {}", self.0)]).status().is_ok_and(|sent| sent.success())
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.signal("CONT");
+    }
+}
+
 /// The collection over [`Database::docs`].
 pub const DOCS: &str = "[[collections]]
 table = \"public.docs\"

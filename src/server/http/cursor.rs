@@ -8,14 +8,14 @@ use std::fmt::{self, Write};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Of this form; the next one has another number.
-const FORM: u8 = 1;
-/// Form, request, copy, rows so far, distance.
-const HEAD: usize = 1 + 8 + 8 + 8 + 8;
+const FORM: u8 = 2;
+/// Form, doubt, request, copy, rows so far, distance.
+const HEAD: usize = 1 + 1 + 8 + 8 + 8 + 8;
 
 /// The cursor for the next page of this request.
 pub fn encode(request: &SearchRequest, next: &Place) -> String {
     let mut bytes = Vec::with_capacity(HEAD + next.key.as_bytes().len());
-    bytes.push(FORM);
+    bytes.extend_from_slice(&[FORM, u8::from(next.doubtful)]);
     bytes.extend_from_slice(&fingerprint(request).to_le_bytes());
     bytes.extend_from_slice(&next.copy.to_le_bytes());
     bytes.extend_from_slice(&(next.given as u64).to_le_bytes());
@@ -31,8 +31,8 @@ pub fn decode(request: &SearchRequest, text: &str) -> Result<Place, Problem> {
         Problem::new(problem::CURSOR, detail).hint(hint)
     };
     let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| bad("`after` is no cursor"))?;
-    let Some((&FORM, rest)) = bytes.split_first() else { return Err(bad("`after` is no cursor")) };
-    let mut rest = rest;
+    let [FORM, doubtful @ (0 | 1), rest @ ..] = &bytes[..] else { return Err(bad("`after` is no cursor")) };
+    let (doubtful, mut rest) = (*doubtful == 1, rest);
     let mut number = || {
         let (head, tail) = rest.split_first_chunk::<8>()?;
         rest = tail;
@@ -48,7 +48,7 @@ pub fn decode(request: &SearchRequest, text: &str) -> Result<Place, Problem> {
         return Err(bad("`after` belongs to another request"));
     }
     let given = usize::try_from(given).unwrap_or(usize::MAX);
-    Ok(Place { distance: f64::from_bits(distance), key, given, copy })
+    Ok(Place { distance: f64::from_bits(distance), key, given, copy, doubtful })
 }
 
 /// Everything that decides which rows come and in which order.

@@ -169,9 +169,9 @@ pub async fn scroll(
         columns: body.columns,
         consistency: freshness(Some(body.consistency))?,
     };
-    app.query.frontier.view(&request.consistency).await?;
+    let pinned = app.query.pin(&request.consistency).await?;
     let _turn = app.admission.turn(Class::Cheap).await?;
-    let page = app.query.scroll(&request).await?;
+    let page = app.query.scroll(&pinned, &request).await?;
     app.query.check_same(&def)?;
     let lsn = page.as_of.applied_lsn;
     Ok(rendered(&rows(&def, page), lsn))
@@ -189,9 +189,9 @@ pub async fn count(
     let body: Count = parse(body, "filter, params, consistency {at_least, max_staleness_ms, timeout_ms}")?;
     let filter = confined.filter(parse_filter(&def, body.filter.as_ref(), &body.params)?);
     let request = CountRequest { collection, filter, consistency: freshness(Some(body.consistency))? };
-    app.query.frontier.view(&request.consistency).await?;
+    let pinned = app.query.pin(&request.consistency).await?;
     let _turn = app.admission.turn(Class::Cheap).await?;
-    let (count, as_of) = app.query.count(&request).await?;
+    let (count, as_of) = app.query.count(&pinned, &request)?;
     app.query.check_same(&def)?;
     let lsn = as_of.applied_lsn;
     Ok(rendered(&Counted { count, moment: moment(as_of) }, lsn))
@@ -215,9 +215,9 @@ pub async fn facet(
         limit: body.limit,
         consistency: freshness(Some(body.consistency))?,
     };
-    app.query.frontier.view(&request.consistency).await?;
+    let pinned = app.query.pin(&request.consistency).await?;
     let _turn = app.admission.turn(Class::Cheap).await?;
-    let Facets { facets, distinct, total, as_of } = app.query.facet(&request).await?;
+    let Facets { facets, distinct, total, as_of } = app.query.facet(&pinned, &request)?;
     app.query.check_same(&def)?;
     let lsn = as_of.applied_lsn;
     Ok(rendered(&Counts { facets, distinct, total, moment: moment(as_of) }, lsn))

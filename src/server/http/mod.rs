@@ -18,7 +18,7 @@ mod position;
 mod probes;
 pub mod rate;
 mod recall;
-mod recheck;
+pub(in crate::server) mod recheck;
 mod request_id;
 pub mod routes;
 mod rows;

@@ -32,14 +32,14 @@ pub async fn lsn(State(app): Shared, wanted: Result<Query<Freshness>, QueryRejec
             .hint("after ? there can be at_least, max_staleness_ms and timeout_ms")
     })?;
     let (consistency, started) = (freshness(Some(wanted))?, Instant::now());
-    let (_, view) = app.query.frontier.view(&consistency).await?;
+    let current = app.query.frontier.current(&consistency).await?;
     let positions = app.query.frontier.positions();
     let reached = Reached {
         // Others may have gone on since.
-        applied_lsn: view.applied,
-        staleness_ms: positions.staleness_ms,
+        applied_lsn: current.view.applied,
+        staleness_ms: current.fresh_as_of.map(|moment| milliseconds(moment.elapsed())),
         waited_ms: milliseconds(started.elapsed()),
         positions,
     };
-    Ok(rendered(&reached, view.applied))
+    Ok(rendered(&reached, current.view.applied))
 }

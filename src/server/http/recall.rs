@@ -94,11 +94,11 @@ pub async fn recall(
         using: body.using,
         collection,
     };
-    app.query.frontier.view(&request.consistency).await?;
+    let pinned = app.query.pin(&request.consistency).await?;
     // It is long work: one at a time, beside others' searches.
     let _one = app.measuring.lock().await;
     let _turn = app.admission.turn(Class::Batch).await?;
-    let report = app.query.recall(&request).await?;
+    let report = app.query.recall(&pinned, &request).await?;
     app.query.check_same(&def)?;
     let lsn = report.applied_lsn;
     Ok(rendered(&report, lsn))

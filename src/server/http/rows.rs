@@ -33,6 +33,7 @@ pub struct Wanted {
     at_least: Option<String>,
     /// The answer is not older than this, or is an error.
     #[serde(default)]
+    #[schemars(range(min = 1))]
     max_staleness_ms: Option<u64>,
     /// How long to wait for either.
     #[serde(default)]
@@ -89,9 +90,9 @@ pub async fn row(
     let (key, filter) = (parse_key(&def, &key)?, confined.filter(None));
     let (level, viewer) = (confined.recheck(recheck.level, &columns), recheck.viewer);
     let request = RowRequest { collection, key, filter, columns, consistency, recheck: level, viewer };
-    app.query.frontier.view(&request.consistency).await?;
+    let pinned = app.query.pin(&request.consistency).await?;
     let _turn = app.admission.turn(Class::Cheap).await?;
-    let (row, as_of, recheck) = app.query.row(&request).await?;
+    let (row, as_of, recheck) = app.query.row(&pinned, &request).await?;
     app.query.check_same(&def)?;
     let lsn = as_of.applied_lsn;
     let one = One {

@@ -164,6 +164,7 @@ pub struct Freshness {
     pub(super) at_least: Option<String>,
     /// The answer is not older than this, or is an error: what the source had so long ago is in it.
     #[serde(default)]
+    #[schemars(range(min = 1))]
     pub(super) max_staleness_ms: Option<u64>,
     /// How long to wait for either.
     #[serde(default)]
@@ -205,15 +206,17 @@ async fn answer(
     confined.searches(&mut requests)?;
     // A cursor belongs to the request as it is answered, with the filter of whoever asks.
     requests.iter_mut().zip(&cursors).try_for_each(|(request, cursor)| place(request, cursor.as_deref()))?;
-    // Waiting for a position takes nobody's turn.
-    app.query.frontier.view(&consistency).await?;
+    // Waiting takes nobody's turn, and what it ends with is what answers.
+    let pinned = app.query.pin(&consistency).await?;
     let class = if batch { Class::Batch } else { Class::Search };
     let _turn = app.admission.turn(class).await?;
     confined.examples(&app.query, &requests)?;
     let answer = match (&requests[..], batch) {
-        ([request], false) => answers::one(&def, request, confined.answer(app.query.search(request).await?)),
+        ([request], false) => {
+            answers::one(&def, request, confined.answer(app.query.search_on(&pinned, request).await?))
+        }
         _ => {
-            let answers = app.query.search_all(&name, &consistency, &requests).await?.into_iter();
+            let answers = app.query.search_all(&pinned, &name, &consistency, &requests).await?.into_iter();
             answers::several(&def, &requests, answers.map(|answer| confined.answer(answer)).collect())
         }
     };
@@ -285,6 +288,13 @@ pub fn freshness(body: Option<Freshness>) -> Result<Consistency, Problem> {
     let at_least = at_least.map_err(|error: crate::model::BadLsn| Problem::new(problem::BAD_LSN, error.to_string()))?;
     if timeout_ms.is_some_and(|ms| ms > MAX_WAIT_MS) {
         return Err(Problem::new(problem::MALFORMED, format!("consistency.timeout_ms is more than {MAX_WAIT_MS}")));
+    }
+    if max_staleness_ms == Some(0) {
+        let problem = Problem::new(
+            problem::MALFORMED,
+            "consistency.max_staleness_ms is 0: nothing is proven of this very moment",
+        );
+        return Err(problem.hint("at least 1; what a source that is near can meet is some 10"));
     }
     let ms = |ms: Option<u64>| ms.map(Duration::from_millis);
     Ok(Consistency { at_least, max_staleness: ms(max_staleness_ms), timeout: ms(timeout_ms) })

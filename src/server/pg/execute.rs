@@ -1,6 +1,6 @@
 //! What statements do: transactions, cursors, settings, and the plans of queries.
 
-use crate::model::Consistency;
+use crate::model::{Consistency, Recheck};
 use crate::query::{Pinned, QueryError};
 use crate::server::pg::condition::Params;
 use crate::server::pg::plan::{self, Context, Plan};
@@ -12,7 +12,7 @@ use crate::server::pg::settings::Settings;
 use crate::server::pg::statement::Statement;
 use crate::server::pg::tables::Table;
 use crate::server::pg::types::Param;
-use crate::server::pg::{catalog, explain, functions, infer, scalars};
+use crate::server::pg::{catalog, explain, functions, infer, scalars, viewer};
 use crate::server::problem::{self, Problem};
 use sqlparser::ast::Query;
 use std::pin::Pin;
@@ -67,7 +67,8 @@ impl Session {
             }
             Statement::Lookup(query) => {
                 let view = self.view(None).await?;
-                let found = catalog::lookup(query, Params(Some(params)), view.as_ref(), &self.user)?;
+                let params = Params(Some(params));
+                let found = catalog::lookup(query, params, view.as_ref(), &self.user, self.limits.as_ref())?;
                 rows(Running::ready("SELECT", found.outputs, found.rows))
             }
             Statement::Begin(repeatable) => self.begin(*repeatable),
@@ -189,11 +190,11 @@ impl Session {
         tag(if name.is_none() { "DEALLOCATE ALL" } else { "DEALLOCATE" })
     }
 
-    /// What a statement sees: in a repeatable transaction what its first one saw, unless a newer position is asked for.
-    /// None while no data is loaded and no position is asked for.
+    /// What a statement sees: in a repeatable transaction what its first one saw, unless something newer is asked for.
+    /// None while no data is loaded and nothing newer is asked for.
     async fn view(&mut self, consistency: Option<&Consistency>) -> Result<Option<Pinned>, Problem> {
         if let Some(view) = self.transaction.view.as_ref().filter(|_| self.transaction.repeatable)
-            && consistency.and_then(|consistency| consistency.at_least).is_none_or(|asked| asked <= view.applied())
+            && consistency.is_none_or(|consistency| view.meets(consistency))
         {
             return Ok(Some(view.clone()));
         }
@@ -216,7 +217,8 @@ impl Session {
     async fn plan(&mut self, query: &Query, params: Params<'_>) -> Result<(Plan, Option<Pinned>), Problem> {
         let view = self.view(None).await?;
         let plan = plan::plan(query, self.context(view.as_ref(), params))?;
-        let newer = plan::consistency(&plan.source).filter(|consistency| consistency.at_least.is_some()).cloned();
+        let asks = |consistency: &&Consistency| consistency.at_least.is_some() || consistency.max_staleness.is_some();
+        let newer = plan::consistency(&plan.source).filter(asks).cloned();
         let view = match newer {
             Some(consistency) if params.0.is_some() => self.view(Some(&consistency)).await?,
             _ => view,
@@ -284,7 +286,11 @@ impl Session {
         match &plan.table {
             Some(Table::Search | Table::Stream) => plan.source = plan::Source::Nothing,
             // All columns are asked for, also those that only a search has.
-            Some(Table::Collection(def)) => plan.source = plan::Source::Every(plan::Scan::of(def)),
+            Some(Table::Collection(def)) => {
+                let asked = viewer::asked(None, &self.settings, &self.user, Recheck::None)?;
+                let scan = plan::Scan { recheck: asked.level, viewer: asked.viewer, ..plan::Scan::of(def) };
+                plan.source = plan::Source::Every(scan);
+            }
             _ => {}
         }
         Ok(Some(self.running(plan, view)))
@@ -326,7 +332,10 @@ impl Session {
     /// What cannot be run is explained all the same: as dearer than anything else, so that a planner takes another way.
     async fn explain(&mut self, query: &Query) -> Result<Started, Problem> {
         let lines = match self.plan(query, Params(None)).await {
-            Ok((plan, view)) => explain::lines(&plan, view.as_ref()),
+            Ok((plan, view)) => {
+                let counted = view.as_ref().filter(|_| self.user.may_count() && self.settings.recheck_role().is_none());
+                explain::lines(&plan, counted)
+            }
             Err(problem) if problem.kind == problem::UNSUPPORTED => explain::impossible(&problem.detail),
             Err(problem) => return Err(problem),
         };
@@ -360,7 +369,7 @@ impl Session {
             }
             Statement::Lookup(query) => {
                 let view = self.view(None).await?;
-                Some(catalog::lookup(query, Params(None), view.as_ref(), &self.user)?.outputs)
+                Some(catalog::lookup(query, Params(None), view.as_ref(), &self.user, None)?.outputs)
             }
             _ => None,
         })

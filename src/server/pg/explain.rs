@@ -56,6 +56,8 @@ fn estimate(plan: &Plan, view: Option<&Pinned>) -> Estimate {
         rows,
         what: what.to_owned(),
     };
+    // How many rows pass is not for those to hear who see some only.
+    let view = view.filter(|_| plan.viewer().is_none());
     let passing = |request: &SearchRequest| {
         let def = view?.definition(&request.collection).ok()?;
         let (column, _) = def.vector(request.using.as_deref())?;

@@ -23,7 +23,8 @@ pub fn collections(view: Option<&Pinned>, user: &User) -> Vec<Row> {
     let mut rows = Vec::new();
     for (name, found) in view.into_iter().flat_map(Pinned::collections).filter(|(name, _)| user.may_see(name)) {
         for (vector, index) in found.def.vectors.iter().zip(&found.indexes) {
-            let number = |number: usize| Some(Value::Int(number as i64));
+            let known = |number: usize| Some(Value::Int(number as i64));
+            let number = |number: usize| known(number).filter(|_| user.may_count());
             rows.push(vec![
                 text(name),
                 text(&found.def.schema),
@@ -31,7 +32,7 @@ pub fn collections(view: Option<&Pinned>, user: &User) -> Vec<Row> {
                 text(&vector.name),
                 text(vector.kind.sql_name()),
                 text(vector.metric.name()),
-                index.column.dimensions.and_then(number),
+                index.column.dimensions.and_then(known),
                 text(vector.index.name()),
                 number(index.live),
                 number(found.rows as usize),
@@ -63,7 +64,8 @@ pub fn indexes(view: Option<&Pinned>, user: &User) -> Vec<Row> {
     let mut rows = Vec::new();
     for (name, found) in view.into_iter().flat_map(Pinned::collections).filter(|(name, _)| user.may_see(name)) {
         for index in &found.indexes {
-            let number = |number: usize| Some(Value::Int(number as i64));
+            let known = |number: usize| Some(Value::Int(number as i64));
+            let number = |number: usize| known(number).filter(|_| user.may_count());
             let (nodes, linked) = index.linked();
             let column = &index.column;
             rows.push(vec![
@@ -71,7 +73,7 @@ pub fn indexes(view: Option<&Pinned>, user: &User) -> Vec<Row> {
                 text(&column.name),
                 text(column.kind.sql_name()),
                 text(column.metric.name()),
-                column.dimensions.and_then(number),
+                column.dimensions.and_then(known),
                 text(column.index.name()),
                 number(index.live),
                 number(nodes),
@@ -87,6 +89,7 @@ pub fn indexes(view: Option<&Pinned>, user: &User) -> Vec<Row> {
 
 /// What each tier of each index holds. Looks at every row.
 pub fn tiers(view: Option<&Pinned>, user: &User) -> Vec<Row> {
+    let view = view.filter(|_| user.may_count());
     let mut rows = Vec::new();
     for (name, found) in view.into_iter().flat_map(Pinned::collections).filter(|(name, _)| user.may_see(name)) {
         for index in &found.indexes {
@@ -109,7 +112,7 @@ pub fn tiers(view: Option<&Pinned>, user: &User) -> Vec<Row> {
 
 /// What rechecks found since the service began.
 pub fn visibility(frontier: &Frontier, user: &User) -> Vec<Row> {
-    let tallies = frontier.tallies().into_iter().filter(|(name, _)| user.may_see(name));
+    let tallies = frontier.tallies().into_iter().filter(|(name, _)| user.may_see(name) && user.may_count());
     let number = |number: u64| Some(Value::Int(number as i64));
     let row = |(name, tally): (String, Tally)| {
         vec![text(&name), number(tally.searches), number(tally.rechecked), number(tally.invisible)]

@@ -95,11 +95,6 @@ pub fn check_open(options: &Map<String, Json>) -> Result<(), Problem> {
 /// Refuses what nothing but a search can mean.
 pub fn check_scan(options: &Map<String, Json>) -> Result<(), Problem> {
     let taken = ["filter", "params", "consistency", "recheck", "search"];
-    // Rows in no order are given as indexed: nobody would ask with the eyes of a role.
-    let plain = |recheck: &Json| recheck.as_str().is_some_and(|word| ["none", "exists", "exact"].contains(&word));
-    if options.get("recheck").is_some_and(|recheck| !plain(recheck)) {
-        return Err(unsupported("a recheck as a role in the options of a scan"));
-    }
     match options.keys().find(|name| !taken.contains(&name.as_str())) {
         Some(name) => Err(unsupported(format!("`{name}` in the options of a scan"))),
         None => Ok(()),

@@ -8,7 +8,7 @@
 //!
 //! Reading order: this file (who comes in), `socket.rs`, `wire.rs` (bytes and messages), `auth.rs`, `session.rs` (what a
 //! client says, in order), `extended.rs`, `execute.rs`, `portal.rs`; `statement.rs` (SQL text -> statement), `select.rs`,
-//! `condition.rs`, `scalars.rs`, `written.rs`, `inputs.rs`, `plan.rs`, `sources.rs` (query -> what is searched), `tables.rs`, `rows.rs` (lazy
+//! `condition.rs`, `scalars.rs`, `written.rs`, `inputs.rs`, `viewer.rs`, `plan.rs`, `sources.rs` (query -> what is searched), `tables.rs`, `rows.rs` (lazy
 //! rows), `types.rs`, `explain.rs`; `catalog/` (what clients ask of Postgres' own tables).
 
 mod auth;
@@ -33,10 +33,12 @@ mod sources;
 pub mod statement;
 mod tables;
 mod types;
+mod viewer;
 pub mod wire;
 mod written;
 
 use crate::consistency::recheck::SourceHeap;
+use crate::model::Viewer;
 use crate::query::QueryService;
 use crate::server::pg::auth::{Users, Verifier};
 use crate::server::pg::session::Session;
@@ -95,6 +97,8 @@ pub struct Login {
     pub secret: String,
     /// The collections that exist for this user; none: all of them.
     pub collections: Option<BTreeSet<String>>,
+    /// With whose eyes all rows are checked that this user is shown.
+    pub tie: Option<Viewer>,
 }
 
 /// Without the secret.
@@ -103,6 +107,7 @@ impl std::fmt::Debug for Login {
         f.debug_struct("Login")
             .field("name", &self.name)
             .field("collections", &self.collections)
+            .field("tie", &self.tie)
             .finish_non_exhaustive()
     }
 }
@@ -113,12 +118,19 @@ pub struct User {
     /// The name.
     pub name: String,
     collections: Option<BTreeSet<String>>,
+    /// The role that it cannot leave, with settings that hold whatever it says.
+    tie: Option<Viewer>,
 }
 
 impl User {
     /// Does this collection exist for the user?
     pub fn may_see(&self, collection: &str) -> bool {
         self.collections.as_ref().is_none_or(|names| names.contains(collection))
+    }
+
+    /// May the user hear of figures of all rows?
+    pub fn may_count(&self) -> bool {
+        self.tie.is_none()
     }
 }
 
@@ -151,9 +163,9 @@ impl Endpoint {
     /// An endpoint over this service.
     pub fn new(service: Arc<Service>, options: Options) -> Result<Endpoint, OpenError> {
         let mut users = BTreeMap::new();
-        for Login { name, secret, collections } in &options.users {
+        for Login { name, secret, collections, tie } in &options.users {
             let verifier = Verifier::new(secret).ok_or_else(|| OpenError::Secret(name.clone()))?;
-            let user = User { name: name.clone(), collections: collections.clone() };
+            let user = User { name: name.clone(), collections: collections.clone(), tie: tie.clone() };
             users.insert(name.clone(), (verifier, Arc::new(user)));
         }
         let tls = options.tls.clone().map(|paths| Files::new(paths, b"postgresql")).transpose()?;

@@ -1,6 +1,6 @@
 //! A query -> where its rows come from and what is done with them. Values in, values out: nothing is searched here.
 
-use crate::model::{CollectionDef, Consistency, Filter, Recheck, SearchRequest, Value};
+use crate::model::{CollectionDef, Consistency, Filter, Recheck, SearchRequest, Value, Viewer};
 use crate::query::Pinned;
 use crate::server::pg::condition::{self, Distance, Known, Params, column_name, conjuncts, short, unsupported};
 use crate::server::pg::inputs::{echo, first_distance, missing};
@@ -46,12 +46,23 @@ pub struct Scan {
     pub filter: Option<Filter>,
     /// How new the answer has to be.
     pub consistency: Consistency,
+    /// How sure, where somebody's eyes decide; else they are given as indexed.
+    pub recheck: Recheck,
+    /// With whose eyes they are checked.
+    pub viewer: Option<Viewer>,
 }
 
 impl Scan {
     /// All rows of a collection, as they are now.
     pub fn of(def: &CollectionDef) -> Scan {
-        Scan { collection: def.name.clone(), column: 0, filter: None, consistency: Consistency::default() }
+        Scan {
+            collection: def.name.clone(),
+            column: 0,
+            filter: None,
+            consistency: Consistency::default(),
+            recheck: Recheck::None,
+            viewer: None,
+        }
     }
 }
 
@@ -80,6 +91,17 @@ pub struct Plan {
     pub inputs: BTreeMap<Input, Option<Value>>,
 }
 
+impl Plan {
+    /// With whose eyes its rows are checked, where not with our own.
+    pub fn viewer(&self) -> Option<&Viewer> {
+        match &self.source {
+            Source::Nearest(request) | Source::Open(request) => request.viewer.as_ref(),
+            Source::Every(scan) => scan.viewer.as_ref(),
+            _ => None,
+        }
+    }
+}
+
 /// What a plan depends on beside the query.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
@@ -96,8 +118,9 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    pub(super) fn recheck(&self) -> Recheck {
-        self.settings.recheck().unwrap_or(if self.repeatable { Recheck::None } else { Recheck::Exists })
+    /// How sure answers are where nobody says it.
+    pub(super) fn usual_recheck(&self) -> Recheck {
+        if self.repeatable { Recheck::None } else { Recheck::Exists }
     }
 }
 

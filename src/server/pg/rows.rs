@@ -1,14 +1,16 @@
 //! The rows of a plan, made when they are asked for: where they come from, what they have to pass, order, limit.
 
 use crate::consistency::blocking;
-use crate::model::{Answer, Cell, CollectionDef, Filter, Hit, Lsn, RowKey, Value, pgtype};
-use crate::query::{OpenSearch, Pinned, QueryError};
+use crate::model::{Answer, Cell, CollectionDef, Filter, Hit, Lsn, RowKey, SearchRequest, Value, pgtype};
+use crate::query::{Look, OpenSearch, Pinned, QueryError};
 use crate::server::pg::plan::{Plan, Source};
 use crate::server::pg::select::{Output, What};
-use crate::server::pg::tables::{AboutAnswer, Role, Table};
+use crate::server::pg::tables::{AboutAnswer, Column, Role, Table};
 use crate::server::pg::{Service, User, fixed};
 use crate::server::problem::{self, Problem};
+use crate::source::SourceError;
 use crate::storage::state::CollectionState;
+use serde_json::{Map, Value as Json};
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
@@ -60,14 +62,16 @@ pub struct Rows {
     left: Option<u64>,
     /// Where a share of the rows is drawn.
     random: RandomState,
+    /// Rows of a scan that a viewer was asked about last.
+    asked: usize,
 }
 
 impl Rows {
     /// The rows of a plan on a view. Nothing is searched before they are asked for.
     pub fn new(service: Arc<Service>, view: Option<Pinned>, user: Arc<User>, plan: Plan) -> Rows {
         let (skip, left, needed) = (plan.offset, plan.limit, needed(&plan));
-        let (ahead, random) = (VecDeque::new(), RandomState::new());
-        Rows { service, view, user, plan, def: None, feed: None, needed, ahead, skip, left, random }
+        let (ahead, random, asked) = (VecDeque::new(), RandomState::new(), CHUNK / 2);
+        Rows { service, view, user, plan, def: None, feed: None, needed, ahead, skip, left, random, asked }
     }
 
     /// At most `want` further rows; fewer only when there are no more.
@@ -129,23 +133,63 @@ impl Rows {
             }
             Source::Nearest(request) => {
                 let view = view()?;
+                let request = &self.with_columns(request)?;
                 let answer = self.service.search_on(&view, request).await?;
                 self.def = Some(searched(&view, &request.collection, request.using.as_deref())?);
                 let about = About::of(&answer);
                 Feed::Hits(answer.hits.into(), about)
             }
             Source::Open(request) => {
-                let view = view()?;
+                let (view, request) = (view()?, self.with_columns(request)?);
                 self.def = Some(searched(&view, &request.collection, request.using.as_deref())?);
-                Feed::Open(self.service.open(view, (**request).clone()))
+                Feed::Open(self.service.open(view, request))
             }
             Source::Every(scan) => {
                 let view = view()?;
                 view.check(&scan.collection, &scan.consistency)?;
+                self.check_vectors()?;
                 self.def = Some((view.definition(&scan.collection)?, scan.column));
                 Feed::Every(Some(0))
             }
         })
+    }
+
+    /// As it is asked: to a viewer columns are shown as the source shows them to it, and not as indexed.
+    fn with_columns(&self, request: &SearchRequest) -> Result<SearchRequest, Problem> {
+        self.check_vectors()?;
+        let of_table = matches!(self.plan.table, Some(Table::Collection(_))) && request.viewer.is_some();
+        let columns = if of_table { self.needed_columns() } else { request.columns.clone() };
+        Ok(SearchRequest { columns, ..request.clone() })
+    }
+
+    /// Filter columns that are looked at.
+    fn needed_columns(&self) -> Vec<String> {
+        let columns = self.plan.columns.iter().zip(&self.needed);
+        let needed = columns.filter(|(column, needed)| **needed && matches!(column.role, Role::Filter(_)));
+        needed.map(|(column, _)| column.name.clone()).collect()
+    }
+
+    /// Vectors are those of the index, of which no role can be asked.
+    fn check_vectors(&self) -> Result<(), Problem> {
+        let is_vector = |column: &&Column| matches!(column.role, Role::Vector(_));
+        let columns = self.plan.columns.iter().zip(&self.needed).filter(|(_, needed)| **needed);
+        match columns.map(|(column, _)| column).find(is_vector) {
+            Some(column) if self.plan.viewer().is_some() => {
+                let detail = format!("column {:?} is not shown with the eyes of a role", column.name);
+                Err(Problem::new(problem::NOT_ALLOWED, detail)
+                    .hint("name other columns, and join the table for its vectors"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Those of the rows of a scan that are shown.
+    async fn seen(&self, hits: Vec<Hit>) -> Result<Vec<Hit>, Problem> {
+        let (Source::Every(scan), Some(view)) = (&self.plan.source, &self.view) else { return Ok(hits) };
+        let Some(viewer) = &scan.viewer else { return Ok(hits) };
+        let columns = &self.needed_columns();
+        let (collection, filter, recheck) = (&scan.collection, scan.filter.as_ref(), scan.recheck);
+        Ok(self.service.seen(view, Look { collection, filter, columns, recheck, viewer }, hits).await?)
     }
 
     /// Takes more rows from the source; false when there are none.
@@ -177,8 +221,15 @@ impl Rows {
                 (Some(place), Source::Every(scan), Some(view)) => {
                     // Nothing else here waits: this is where a cancellation or the end of its time stops a scan.
                     tokio::task::yield_now().await;
-                    // Of a share little is left of what is read.
-                    let want = if self.plan.sample.is_some() { MOST_PULLED } else { want };
+                    // Of a share little is left of what is read, and so it may be of what a viewer sees.
+                    let want = match &scan.viewer {
+                        _ if self.plan.sample.is_some() => MOST_PULLED,
+                        Some(_) => {
+                            self.asked = (self.asked * 2).min(MOST_PULLED);
+                            self.asked
+                        }
+                        None => want,
+                    };
                     let (mut page, next) =
                         view.every(&scan.collection, scan.column, scan.filter.as_ref(), place, want)?;
                     *from = next;
@@ -191,6 +242,7 @@ impl Rows {
                 _ => return Ok(false),
             },
         };
+        let hits = self.seen(hits).await?;
         let rows = self.rows(hits, about.as_ref())?;
         self.ahead.extend(rows);
         match (&mut self.feed, about) {
@@ -214,7 +266,7 @@ impl Rows {
     fn rows(&self, hits: Vec<Hit>, about: Option<&About>) -> Result<Vec<Row>, QueryError> {
         let (Some(view), Some((def, searched))) = (&self.view, &self.def) else { return Ok(Vec::new()) };
         let wants_vector = |at: usize| {
-            let is = |column: &crate::server::pg::tables::Column| column.role == Role::Vector(at);
+            let is = |column: &Column| column.role == Role::Vector(at);
             self.plan.columns.iter().zip(&self.needed).any(|(column, needed)| *needed && is(column))
         };
         let mut vectors = match wants_vector(*searched) {
@@ -224,9 +276,11 @@ impl Rows {
                 view.vectors(&def.name, *searched, &nodes)?.into_iter().map(Some).collect()
             }
         };
+        let by_source = self.plan.viewer().is_some();
         let mut rows = Vec::with_capacity(hits.len());
         for (number, hit) in hits.iter().enumerate() {
             let key = hit.key.decode().unwrap_or_default();
+            let shown = if by_source { shown_columns(hit) } else { Map::new() };
             let mut row = Vec::with_capacity(self.plan.columns.len());
             for (column, needed) in self.plan.columns.iter().zip(&self.needed) {
                 row.push(match column.role {
@@ -234,6 +288,7 @@ impl Rows {
                     Role::Input(input) => self.plan.inputs.get(&input).cloned().flatten(),
                     Role::KeyText => Some(Value::Text(key_text(def, &hit.key, &key).into())),
                     Role::Key(at) => key.get(at).cloned(),
+                    Role::Filter(_) if by_source => as_shown(&shown, column)?,
                     Role::Filter(at) => view.cell(&def.name, *searched, hit.node, at),
                     Role::Vector(at) if at == *searched => {
                         vectors.get_mut(number).and_then(Option::take).map(Value::from)
@@ -269,6 +324,7 @@ impl Rows {
     async fn aggregate(&mut self) -> Result<Row, Problem> {
         if let (Source::Every(scan), None, None, Some(view)) =
             (&self.plan.source, &self.plan.residual, self.plan.sample, &self.view)
+            && scan.viewer.is_none()
             && self.plan.outputs.iter().all(|output| output.what == What::Count)
         {
             let (_, passing) = view.count(&scan.collection, scan.column, scan.filter.as_ref())?;
@@ -334,6 +390,21 @@ fn searched(view: &Pinned, collection: &str, using: Option<&str>) -> Result<(Arc
     let def = view.definition(collection)?;
     let column = def.vector(using).map_or(0, |(column, _)| column);
     Ok((def, column))
+}
+
+/// The columns of a row as the source shows them.
+fn shown_columns(hit: &Hit) -> Map<String, Json> {
+    hit.columns.as_ref().and_then(|json| serde_json::from_str(json.get()).ok()).unwrap_or_default()
+}
+
+/// The value of one of them.
+fn as_shown(shown: &Map<String, Json>, column: &Column) -> Result<Option<Value>, QueryError> {
+    let unread = |reason| {
+        let problem = format!("the source shows a value of {:?} that is not understood: {reason}", column.name);
+        SourceError::refused(problem, "rebuild the collection if the column's type was changed")
+    };
+    let json = shown.get(&column.name).unwrap_or(&Json::Null);
+    Ok(pgtype::from_json(column.kind, json).map_err(unread)?)
 }
 
 fn passes(filter: &Filter, row: &Row) -> bool {

@@ -50,6 +50,8 @@ pub struct Session {
     pub(super) transaction: Transaction,
     /// Isolation of transactions that do not say theirs.
     pub(super) usually_repeatable: bool,
+    /// What ends the work on the message that came last.
+    pub(super) limits: Option<Limits>,
     /// The table that the next scan is a sample of.
     pub(super) analysed: Option<String>,
     /// After an error everything up to Sync is skipped.
@@ -80,14 +82,35 @@ impl From<io::Error> for Failure {
 }
 
 /// What ends the work on one message.
-pub(super) struct Limits {
+#[derive(Clone)]
+pub struct Limits {
     cancelled: CancellationToken,
     deadline: Option<Instant>,
 }
 
+impl Limits {
+    /// Why the work has to end, if so: for work that does not wait for anything.
+    pub fn ended(&self) -> Option<Problem> {
+        match self.deadline {
+            _ if self.cancelled.is_cancelled() => Some(cancelled()),
+            Some(deadline) if Instant::now() >= deadline => Some(late()),
+            _ => None,
+        }
+    }
+}
+
+fn cancelled() -> Problem {
+    Problem::new(problem::CANCELLED, "canceling statement due to user request")
+}
+
+fn late() -> Problem {
+    Problem::new(problem::CANCELLED, "canceling statement due to statement timeout")
+        .hint("raise statement_timeout, or sql.statement_timeout_ms")
+}
+
 /// Does the work unless it is cancelled or takes too long.
 pub(super) async fn guarded<T>(limits: &Limits, work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
-    let late = async {
+    let out_of_time = async {
         match &limits.deadline {
             Some(deadline) => tokio::time::sleep_until(*deadline).await,
             None => std::future::pending().await,
@@ -95,10 +118,9 @@ pub(super) async fn guarded<T>(limits: &Limits, work: impl Future<Output = Resul
     };
     tokio::select! {
         biased;
-        () = limits.cancelled.cancelled() => Err(Problem::new(problem::CANCELLED, "canceling statement due to user request")),
+        () = limits.cancelled.cancelled() => Err(cancelled()),
         done = work => done,
-        () = late => Err(Problem::new(problem::CANCELLED, "canceling statement due to statement timeout")
-            .hint("raise statement_timeout, or sql.statement_timeout_ms")),
+        () = out_of_time => Err(late()),
     }
 }
 
@@ -141,6 +163,7 @@ impl Session {
             transaction: Transaction::default(),
             usually_repeatable: false,
             analysed: None,
+            limits: None,
             skipping: false,
             registered,
             stop,
@@ -272,10 +295,12 @@ impl Session {
         }
     }
 
-    fn limits(&self) -> Limits {
+    fn limits(&mut self) -> Limits {
         let limit = self.settings.statement_timeout().or(self.endpoint.options.statement_timeout);
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
-        Limits { cancelled: self.registered.message(), deadline }
+        let limits = Limits { cancelled: self.registered.message(), deadline };
+        self.limits = Some(limits.clone());
+        limits
     }
 
     pub(super) fn refuse_failed(&self, statement: Option<&Statement>) -> Result<(), Problem> {

@@ -87,6 +87,10 @@ impl Settings {
             "ruvector.recheck" if recheck(value).is_none() && !value.is_empty() => {
                 return bad("none, exists or exact");
             }
+            "ruvector.recheck_role" if value.contains('\0') => return bad("the name of a role"),
+            "ruvector.recheck_settings" if texts(value).is_none() && !value.is_empty() => {
+                return bad("a JSON object of texts: {\"app.tenant\": \"7\"}");
+            }
             "ruvector.ef_search" | "hnsw.ef_search" if value.parse::<usize>().is_err() => return bad("a number"),
             "ruvector.search_exactness" if exactness(value).is_none() && !value.is_empty() => {
                 return bad("fast, balanced or exact");
@@ -188,6 +192,16 @@ impl Settings {
         self.get("ruvector.recheck").and_then(recheck)
     }
 
+    /// With whose eyes the source is asked.
+    pub fn recheck_role(&self) -> Option<&str> {
+        self.get("ruvector.recheck_role")
+    }
+
+    /// Settings that hold for the question.
+    pub fn recheck_settings(&self) -> BTreeMap<String, String> {
+        self.get("ruvector.recheck_settings").and_then(texts).unwrap_or_default()
+    }
+
     /// How new answers have to be.
     pub fn min_lsn(&self) -> Option<Lsn> {
         self.get("ruvector.min_lsn").and_then(|value| value.parse().ok())
@@ -206,6 +220,12 @@ fn exactness(value: &str) -> Option<Exactness> {
         "exact" => Some(Exactness::Exact),
         _ => None,
     }
+}
+
+/// A JSON object of texts.
+fn texts(value: &str) -> Option<BTreeMap<String, String>> {
+    let texts: BTreeMap<String, String> = serde_json::from_str(value).ok()?;
+    texts.values().all(|text| !text.contains('\0')).then_some(texts)
 }
 
 fn recheck(value: &str) -> Option<Recheck> {
@@ -307,6 +327,8 @@ mod tests {
         for (name, value) in [
             ("ruvector.recheck", "sometimes"),
             ("ruvector.min_lsn", "x"),
+            ("ruvector.recheck_settings", "app.tenant=7"),
+            ("ruvector.recheck_settings", r#"{"app.tenant": 7}"#),
             ("hnsw.ef_search", "many"),
             ("ruvector.search_exactness", "slow"),
             ("client_encoding", "LATIN1"),

@@ -1,16 +1,20 @@
 //! What a plan's rows come from: inputs, options, settings and conditions -> a request to search, or a scan.
 
 use crate::consistency::frontier::NoView;
-use crate::model::{CollectionDef, ColumnType, Comparison, Filter, FilterColumn, MAX_LIMIT, SearchBy, Shape, Value};
+use crate::model::{
+    CollectionDef, ColumnType, Comparison, Filter, FilterColumn, Lsn, MAX_LIMIT, Recheck, SearchBy, Shape, Value,
+};
 use crate::query::filter;
+use crate::server::http::recheck::Asked;
 use crate::server::http::{search as body, vector};
 use crate::server::pg::condition::{self, Distance, Known, unsupported};
 use crate::server::pg::inputs::{
     all_of, check_metric, check_open, check_scan, check_shown, equalities, filter_and_consistency, missing,
 };
-use crate::server::pg::plan::{Planner, Scan, Source};
+use crate::server::pg::plan::{Context, Planner, Scan, Source};
 use crate::server::pg::select::Output;
 use crate::server::pg::tables::{Column, Input, Role, Table};
+use crate::server::pg::viewer;
 use crate::server::pg::written::Written;
 use crate::server::problem::{self, Problem};
 use serde_json::{Map, Value as Json, json};
@@ -30,7 +34,7 @@ impl<'q> Planner<'_, 'q> {
         // One answer, whether it is hidden or is not there.
         let def = def.ok_or_else(|| self.hidden(&collection))?;
         let mut options = self.options()?;
-        self.apply_settings(&mut options);
+        self.apply_settings(&mut options)?;
         let query = options.entry("query").or_insert_with(|| json!({}));
         let using = query.get("using").and_then(Json::as_str).map(str::to_owned);
         let by_other = query.get("id").is_some() || query.get("recommend").is_some();
@@ -91,9 +95,10 @@ impl<'q> Planner<'_, 'q> {
     }
 
     /// What the session says, where the statement does not.
-    fn apply_settings(&self, options: &mut Map<String, Json>) {
-        let recheck = self.context.recheck();
-        options.entry("recheck").or_insert_with(|| serde_json::to_value(recheck).unwrap_or_default());
+    fn apply_settings(&self, options: &mut Map<String, Json>) -> Result<(), Problem> {
+        let Context { settings, user, .. } = self.context;
+        let recheck = viewer::asked(options.remove("recheck"), settings, user, self.context.usual_recheck())?;
+        options.insert("recheck".into(), viewer::written(recheck));
         let settings = self.context.settings;
         let search =
             [("ef", settings.ef().map(|ef| json!(ef))), ("exactness", settings.exactness().map(|how| json!(how)))];
@@ -103,8 +108,9 @@ impl<'q> Planner<'_, 'q> {
             }
         }
         if let Some(lsn) = self.context.settings.min_lsn() {
-            options.entry("consistency").or_insert_with(|| json!({ "at_least": lsn.to_string() }));
+            reach(options, lsn);
         }
+        Ok(())
     }
 
     /// The filter: SQL, or an object of equalities.
@@ -177,11 +183,13 @@ impl<'q> Planner<'_, 'q> {
         let Some(Table::Collection(def)) = &self.table else { return Err(unsupported("this table")) };
         let (filter, residual, unknown) = self.filters(def, conditions)?;
         let mut options = self.options()?;
-        self.apply_settings(&mut options);
+        self.apply_settings(&mut options)?;
         check_scan(&options)?;
         let (of_options, consistency) = filter_and_consistency(def, &mut options)?;
         let filter = all_of(filter.into_iter().chain(of_options).collect());
-        let source = Source::Every(Scan { filter, consistency, ..Scan::of(def) });
+        let Context { settings, user, .. } = self.context;
+        let Asked { level, viewer } = viewer::asked(options.remove("recheck"), settings, user, Recheck::None)?;
+        let source = Source::Every(Scan { filter, consistency, recheck: level, viewer, ..Scan::of(def) });
         Ok((if unknown { Source::Unknown } else { source }, residual, false))
     }
 
@@ -215,7 +223,7 @@ impl<'q> Planner<'_, 'q> {
             return Ok((Source::Nothing, residual, true));
         };
         let vector = vector::checked(def, Some(&name), vector)?;
-        self.apply_settings(&mut options);
+        self.apply_settings(&mut options)?;
         options.insert("query".into(), json!({ "using": name }));
         let wanted = self.wanted(order).filter(|_| residual.is_none());
         options.insert("limit".into(), json!(wanted.unwrap_or(USUAL)));
@@ -240,6 +248,20 @@ impl<'q> Planner<'_, 'q> {
             }
             _ => None,
         }
+    }
+}
+
+/// Of the position of the session and one in the options the higher one is waited for.
+fn reach(options: &mut Map<String, Json>, lsn: Lsn) {
+    let consistency = options.entry("consistency").or_insert(Json::Null);
+    if consistency.is_null() {
+        *consistency = json!({});
+    }
+    // What is none is refused when it is read.
+    let Some(consistency) = consistency.as_object_mut() else { return };
+    let said = consistency.entry("at_least").or_insert(Json::Null);
+    if said.is_null() || said.as_str().and_then(|text| text.parse::<Lsn>().ok()).is_some_and(|said| said < lsn) {
+        *said = json!(lsn.to_string());
     }
 }
 

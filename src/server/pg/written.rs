@@ -88,7 +88,7 @@ impl Writer<'_> {
                     if at > 0 {
                         out.text.push_str(", ");
                     }
-                    self.constant(item, out)?;
+                    self.compared(expr, item, out)?;
                 }
                 out.text.push(')');
                 Ok(())
@@ -96,9 +96,9 @@ impl Writer<'_> {
             Expr::Between { expr, negated, low, high } => {
                 self.expr(expr, out, depth + 1)?;
                 out.text.push_str(if *negated { " NOT BETWEEN " } else { " BETWEEN " });
-                self.constant(low, out)?;
+                self.compared(expr, low, out)?;
                 out.text.push_str(" AND ");
-                self.constant(high, out)
+                self.compared(expr, high, out)
             }
             other => self.constant(other, out),
         }
@@ -128,7 +128,7 @@ impl Writer<'_> {
             },
             _ => return Err(unsupported(format!("the operator {op} in a condition"))),
         };
-        let lsn = [left, right].iter().any(|side| column_name(side).is_some_and(|name| (self.is_lsn)(&name)));
+        let lsn = self.is_lsn(left) || self.is_lsn(right);
         let side = |side: &Expr, out: &mut Written| match lsn && column_name(side).is_none() {
             true => self.lsn(side, out),
             false => self.expr(side, out, depth + 1),
@@ -141,6 +141,15 @@ impl Writer<'_> {
         Ok(())
     }
 
+    fn is_lsn(&self, expr: &Expr) -> bool {
+        column_name(expr).is_some_and(|name| (self.is_lsn)(&name))
+    }
+
+    /// A constant that a column is compared with.
+    fn compared(&self, with: &Expr, constant: &Expr, out: &mut Written) -> Result<(), Problem> {
+        if self.is_lsn(with) { self.lsn(constant, out) } else { self.constant(constant, out) }
+    }
+
     /// A position as the number that it is.
     fn lsn(&self, expr: &Expr, out: &mut Written) -> Result<(), Problem> {
         let known = self.params.constant(expr)?;
@@ -149,11 +158,7 @@ impl Writer<'_> {
             out.text.push_str("NULL");
             return Ok(());
         };
-        let lsn: Lsn = text.parse().map_err(|_| {
-            Problem::new(problem::BAD_PARAMETER, format!("invalid input for type pg_lsn: {:?}", clipped(&text)))
-                .hint("write it as pg_current_wal_lsn() gives it: '16/B374D848'")
-        })?;
-        out.text.push_str(&(lsn.0 as i64).to_string());
+        out.text.push_str(&position(&text)?.to_string());
         Ok(())
     }
 
@@ -205,6 +210,14 @@ impl Writer<'_> {
             },
             _ => self.literal_items(inner)?,
         };
+        let position = |item: &Json| match item.as_str() {
+            Some(text) => position(text).map(Json::from),
+            None => Ok(item.clone()),
+        };
+        let items = match items {
+            Some(items) if self.is_lsn(left) => Some(items.iter().map(position).collect::<Result<_, _>>()?),
+            items => items,
+        };
         // `= ANY (NULL)` is unknown, and so is a comparison with a list of one NULL.
         out.params.push(Json::Array(items.unwrap_or_else(|| vec![Json::Null])));
         out.text.push_str(&format!("${})", out.params.len()));
@@ -255,6 +268,15 @@ impl Writer<'_> {
         }
         Ok(())
     }
+}
+
+/// A written position as the number that it is.
+fn position(text: &str) -> Result<i64, Problem> {
+    let lsn: Lsn = text.parse().map_err(|_| {
+        Problem::new(problem::BAD_PARAMETER, format!("invalid input for type pg_lsn: {:?}", clipped(text)))
+            .hint("write it as pg_current_wal_lsn() gives it: '16/B374D848'")
+    })?;
+    Ok(lsn.0 as i64)
 }
 
 /// Without casts and parentheses.

@@ -3,10 +3,11 @@
 use crate::server::pg::catalog::relations::World;
 use crate::server::pg::catalog::value::{Datum, Kind, Rows};
 use crate::server::pg::condition::{Params, folded, pieces, unsupported};
+use crate::server::pg::session::Limits;
 use crate::server::problem::{self, Problem};
 use sqlparser::ast::{
-    Distinct, Expr, GroupByExpr, LimitClause, OrderByKind, OrderBySort, Query, Select, SelectItem, SetExpr,
-    SetOperator, SetQuantifier,
+    Distinct, Expr, GroupByExpr, JoinConstraint, JoinOperator, LimitClause, OrderByKind, OrderBySort, Query, Select,
+    SelectItem, SetExpr, SetOperator, SetQuantifier,
 };
 use std::cell::Cell;
 use std::cmp::Ordering;
@@ -17,6 +18,8 @@ pub(super) type At = Vec<Option<usize>>;
 
 /// Most values that one statement may look at: about a second.
 const MAX_STEPS: u64 = 5_000_000;
+/// A cancellation, and the end of its time, are looked for once in so many.
+const LOOK_UP: u64 = 10_000;
 /// Bytes that are made in the time of a step.
 const BYTES_A_STEP: usize = 8;
 /// Most bytes of one value.
@@ -49,13 +52,20 @@ pub struct Lookup<'a> {
     pub(super) world: World<'a>,
     pub(super) params: Params<'a>,
     steps: Cell<u64>,
+    /// What ends it before it is done.
+    limits: Option<&'a Limits>,
     pub(super) named: std::cell::RefCell<Named>,
 }
 
 impl<'a> Lookup<'a> {
     /// Over what exists for somebody.
     pub fn new(world: World<'a>, params: Params<'a>) -> Lookup<'a> {
-        Lookup { world, params, steps: Cell::new(0), named: Default::default() }
+        Lookup { world, params, steps: Cell::new(0), limits: None, named: Default::default() }
+    }
+
+    /// Until it is cancelled, or its time is over.
+    pub fn within(self, limits: Option<&'a Limits>) -> Lookup<'a> {
+        Lookup { limits, ..self }
     }
 
     pub(super) fn step(&self) -> Result<(), Problem> {
@@ -64,7 +74,12 @@ impl<'a> Lookup<'a> {
 
     /// What has been done, in the time that looking at a value takes.
     pub(super) fn spend(&self, steps: usize) -> Result<(), Problem> {
-        self.steps.set(self.steps.get().saturating_add(steps as u64));
+        let before = self.steps.replace(self.steps.get().saturating_add(steps as u64));
+        if before / LOOK_UP != self.steps.get() / LOOK_UP
+            && let Some(problem) = self.limits.and_then(Limits::ended)
+        {
+            return Err(problem);
+        }
         if self.steps.get() < MAX_STEPS { Ok(()) } else { Err(Lookup::too_much()) }
     }
 
@@ -218,6 +233,9 @@ impl<'a> Lookup<'a> {
         order: &[(&Expr, bool, bool)],
         around: Option<&Scope<'_>>,
     ) -> Result<Rows, Problem> {
+        if has_using(select) && select.projection.iter().any(is_wildcard) {
+            return Err(unsupported("* beside JOIN ... USING, whose columns are one,"));
+        }
         let (sources, combined) = self.from(&select.from, around)?;
         let mut passed = Vec::new();
         for at in combined {
@@ -412,8 +430,28 @@ fn place(expr: &Expr, columns: &[(String, Kind)]) -> Option<usize> {
     }
 }
 
-fn sort(keyed: &mut [(Vec<Datum>, Vec<Datum>)], order: &[(&Expr, bool, bool)]) {
-    let compare = |a: &Datum, b: &Datum, descending: bool, nulls_first: bool| match (a, b) {
+/// Does a join name the columns that are the same?
+fn has_using(select: &Select) -> bool {
+    let mut joins = select.from.iter().flat_map(|from| &from.joins);
+    joins.any(|join| {
+        let (JoinOperator::Join(constraint)
+        | JoinOperator::Inner(constraint)
+        | JoinOperator::Left(constraint)
+        | JoinOperator::LeftOuter(constraint)) = &join.join_operator
+        else {
+            return false;
+        };
+        matches!(constraint, JoinConstraint::Using(_))
+    })
+}
+
+fn is_wildcard(item: &SelectItem) -> bool {
+    matches!(item, SelectItem::Wildcard(_))
+}
+
+/// How two values are sorted.
+pub(super) fn in_order(a: &Datum, b: &Datum, descending: bool, nulls_first: bool) -> Ordering {
+    match (a, b) {
         (Datum::Null, Datum::Null) => Ordering::Equal,
         (Datum::Null, _) => {
             if nulls_first {
@@ -436,9 +474,12 @@ fn sort(keyed: &mut [(Vec<Datum>, Vec<Datum>)], order: &[(&Expr, bool, bool)]) {
                 a.sorted(b)
             }
         }
-    };
+    }
+}
+
+fn sort(keyed: &mut [(Vec<Datum>, Vec<Datum>)], order: &[(&Expr, bool, bool)]) {
     keyed.sort_by(|(a, _), (b, _)| {
-        let mut each = a.iter().zip(b).zip(order).map(|((a, b), (_, down, first))| compare(a, b, *down, *first));
+        let mut each = a.iter().zip(b).zip(order).map(|((a, b), (_, down, first))| in_order(a, b, *down, *first));
         each.find(|found| found.is_ne()).unwrap_or(Ordering::Equal)
     });
 }

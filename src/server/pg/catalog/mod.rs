@@ -21,6 +21,7 @@ use crate::server::pg::catalog::value::{Datum, Rows};
 use crate::server::pg::condition::{self, Params};
 use crate::server::pg::rows::Row;
 use crate::server::pg::select::Output;
+use crate::server::pg::session::Limits;
 use crate::server::pg::tables::{COLLECTIONS, Column, SCHEMA, Table};
 use crate::server::pg::types::{Form, Param};
 use crate::server::problem::Problem;
@@ -89,9 +90,15 @@ pub fn is_asked(query: &Query) -> bool {
 }
 
 /// The answer to a query over the catalog.
-pub fn lookup(query: &Query, params: Params<'_>, view: Option<&Pinned>, user: &User) -> Result<Found, Problem> {
+pub fn lookup(
+    query: &Query,
+    params: Params<'_>,
+    view: Option<&Pinned>,
+    user: &User,
+    limits: Option<&Limits>,
+) -> Result<Found, Problem> {
     blocking(|| {
-        let found = Lookup::new(World { view, user }, params).query(query, None)?;
+        let found = Lookup::new(World { view, user }, params).within(limits).query(query, None)?;
         let outputs = found.columns.iter().map(|(name, kind)| kind.output(name)).collect();
         let row = |row: &Vec<value::Datum>| {
             found.columns.iter().zip(row).map(|((_, kind), value)| kind.value(value)).collect::<Row>()
@@ -159,7 +166,7 @@ pub fn answer(sql: &str, params: &[Param], view: Option<&Pinned>, user: &User) -
     }
     let table = Table::find(&name_pieces(&first), view, user)?;
     let rows = match (&table, view) {
-        (Table::Collection(def), Some(view)) => view.count(&def.name, 0, None)?.0,
+        (Table::Collection(def), Some(view)) if user.may_count() => view.count(&def.name, 0, None)?.0,
         _ => 0,
     };
     let mut found = match sql.starts_with(SIZE) {

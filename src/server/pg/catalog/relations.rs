@@ -220,7 +220,7 @@ impl World<'_> {
             let columns = self.columns(&relation).len();
             let namespace = if relation.schema == SCHEMA { OF_SCHEMA } else { OF_COLLECTIONS };
             let live = self.view.and_then(|view| view.count(&relation.name, 0, None).ok());
-            let live = live.filter(|_| relation.schema == COLLECTIONS);
+            let live = live.filter(|_| relation.schema == COLLECTIONS && self.user.may_count());
             vec![
                 ("oid", Datum::Int(relation.oid)),
                 ("relname", relation.name.into()),
