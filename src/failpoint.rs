@@ -3,7 +3,7 @@
 //! `RUVECTOR_FAILPOINT=name@n` kills the process with SIGKILL when it comes to the place for the n-th time.
 
 /// Every place. `tests/soak_crash.rs` says how each is reached.
-pub const POINTS: [&str; 97] = [
+pub const POINTS: [&str; 102] = [
     // The stream.
     "transport.slot_made",
     "transport.stream_started",
@@ -108,6 +108,12 @@ pub const POINTS: [&str; 97] = [
     "node.slot_dropped",
     "node.before_close",
     "node.closed",
+    // A snapshot.
+    "snapshot.begun",
+    "snapshot.frozen",
+    "snapshot.copied",
+    "snapshot.manifest_written",
+    "snapshot.named",
 ];
 
 /// The number of a place; asked while compiling, so that an unknown name does not compile.

@@ -139,6 +139,27 @@ fn row_security_that_hides_rows_is_refused_before_anything_is_copied() {
 }
 
 #[test]
+fn a_service_without_collections_that_may_make_no_publication_says_which_is_missing() {
+    let database = Database::shared();
+    let (sql, name) = (&database.sql, &database.name);
+    database.docs(20);
+    let mut service = Service::configured(&database, "create_publication = false\nreconcile_s = 1\n", LISTEN);
+    let refusal = service.refusal();
+    let remedy = format!("CREATE PUBLICATION \"{name}\" WITH (publish_via_partition_root = true);");
+    assert!(refusal.contains(&remedy), "{refusal}");
+    let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE database = '{name}'");
+    assert_eq!(sql.one(&slots), "0", "no slot without a publication");
+    sql.run(&remedy);
+    service.start();
+    service.wait_for("it follows the source", |service| service.status()["replication"]["phase"] == "streaming");
+    sql.run("INSERT INTO docs (id, embedding) VALUES (900, vec(900, 4))");
+    service.catch_up(sql);
+    assert_eq!(service.logged("copying everything again"), 0, "{}", service.log());
+    assert_eq!(sql.one(&slots), "1");
+    service.terminate();
+}
+
+#[test]
 fn a_service_without_collections_takes_those_that_are_registered() {
     let database = Database::shared();
     let sql = &database.sql;

@@ -162,7 +162,7 @@ fn ask(service: &Service, method: &str, path: &str, headers: &str, body: &str) -
     stream.set_read_timeout(Some(support::DEADLINE)).expect("a time-out");
     let length = body.len();
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
     );
     stream.write_all(request.as_bytes()).expect("sent");
     let mut answer = String::new();
@@ -203,6 +203,7 @@ fn requests() -> Vec<(&'static str, &'static str, Json)> {
         ("/v1/admin/collections/{name}/verify", "POST", json!({})),
         ("/v1/admin/collections/{name}/promote", "POST", json!({ "id": 1 })),
         ("/v1/admin/collections/{name}/compact", "POST", json!({})),
+        ("/v1/admin/snapshots", "POST", json!({ "to": "{dir}" })),
         ("/v1/admin/collections/{name}/rebuild", "POST", json!({})),
     ]
 }
@@ -282,6 +283,7 @@ fn every_route_answers_those_it_is_for_and_nobody_else() {
     let tested = paths(requests.iter().map(|(path, ..)| *path).collect());
     assert_eq!(tested, paths(ROUTES.iter().map(|route| route.path).collect()), "every route is in this test");
     let rows = everybody(&with);
+    let snapshots = tempfile::tempdir().expect("a directory");
     let mut asked = 0;
     for (path, method, body) in &requests {
         let route = ROUTES.iter().find(|route| route.path == *path).expect("compared above");
@@ -292,11 +294,14 @@ fn every_route_answers_those_it_is_for_and_nobody_else() {
                     None => 0,
                     Some(scope) => {
                         let of_scope = of_scope[Scope::ALL.iter().position(|one| *one == scope).expect("one of them")];
+                        let is_held_back = who.contains("collection");
                         let one_of_all = of_scope == 404 && !path.contains("{name}");
                         let confined = who.ends_with("tenant") && !route.confined && of_scope == 0;
                         match (collection, path.contains("{name}")) {
                             _ if one_of_all => 0,
                             _ if confined => 403,
+                            // Of all collections.
+                            _ if *path == "/v1/admin/snapshots" && of_scope == 0 && is_held_back => 403,
                             ("other", true) if of_scope == 0 => *elsewhere,
                             _ => of_scope,
                         }
@@ -308,6 +313,8 @@ fn every_route_answers_those_it_is_for_and_nobody_else() {
                     continue;
                 }
                 let path = path.replace("{name}", collection).replace("{code}", "RV1001").replace("{key}", "1");
+                let dir = snapshots.path().join(asked.to_string());
+                let body = body.replace("{dir}", dir.to_str().expect("text"));
                 let answer = ask(&service, method, &path, headers, &body);
                 let what = format!("{who}: {method} {path}");
                 let good = matches!(answer.status, 200 | 202);
@@ -747,4 +754,65 @@ fn it_starts_securely_or_not_at_all_and_the_command_line_comes_in() {
     get(&shown, "/v1/collections").expect("it has both");
     assert!(get(&bare, "/readyz").is_err(), "without a certificate");
     assert!(format!("{:#}", get(&keyless, "/v1/collections").expect_err("without a key")).contains("RV1501"));
+}
+
+#[test]
+fn what_another_sites_page_has_a_browser_send_is_refused() {
+    let database = database();
+    let service = Service::ready(&database, COLLECTIONS);
+    let rebuild = "/v1/admin/collections/docs/rebuild";
+    let before = service.collection("docs")["copied_at"].clone();
+    for headers in ["origin: http://evil.example\r\n", "origin: null\r\n", "sec-fetch-site: cross-site\r\n"] {
+        let answer = ask(&service, "POST", rebuild, headers, "");
+        assert_eq!((answer.status, answer.json()["code"].as_str()), (403, Some("RV1507")), "{headers}");
+    }
+    assert_eq!(service.collection("docs")["copied_at"], before);
+    // A name of somebody's that leads here: even what answers anybody else does not answer.
+    for (path, host) in
+        [("/v1/collections", "evil.example"), ("/", "evil.example:8480"), ("/livez", "ruvector.internal")]
+    {
+        use std::io::{Read, Write};
+        let address = service.url().strip_prefix("http://").expect("plain HTTP");
+        let mut stream = std::net::TcpStream::connect(address).expect("it listens");
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("RV1507"), "{host}: {answer}");
+    }
+    // Programs, and its own page.
+    for headers in ["", "sec-fetch-site: same-origin\r\norigin: http://127.0.0.1\r\n", "origin: http://127.0.0.1\r\n"] {
+        assert_eq!(ask(&service, "POST", rebuild, headers, "").status, 202, "{headers}");
+    }
+}
+
+#[test]
+fn a_reload_says_what_it_took_and_what_waits_for_a_start() {
+    let database = database();
+    let mut service = Service::ready(&database, COLLECTIONS);
+    let results = |service: &Service| {
+        ["taken", "partly", "refused"]
+            .map(|result| service.metric(&format!("ruvector_config_reloads_total{{result=\"{result}\"}}")))
+    };
+    assert_eq!(results(&service), [0.0; 3], "they are there from the start");
+    let again = |service: &mut Service, sections: &str, wanted: [f64; 3]| {
+        service.configure(&database.dsn, "", &format!("{COLLECTIONS}{sections}"));
+        service.hang_up();
+        service.wait_for("it is read", |service| results(service) == wanted);
+    };
+    again(&mut service, "[log]\nlevel = \"debug\"\n", [1.0, 0.0, 0.0]);
+    assert_eq!(service.logged("hold from the next start on"), 0);
+    service.wait_for("logs are of the new level", |service| {
+        let _ = service.try_search("docs", &json!({}));
+        service.logged(" DEBUG ") > 0
+    });
+    again(&mut service, "[search]\ndefault_ef = 77\n[doctor]\ninterval_s = 5\n", [1.0, 1.0, 0.0]);
+    let line = |service: &Service| {
+        service.log().lines().find(|line| line.contains("hold from the next start on")).map(str::to_owned)
+    };
+    let told = line(&service).expect("a warning");
+    assert!(told.contains("doctor.interval_s, search.default_ef") && !told.contains("log.level"), "{told}");
+    again(&mut service, "[log]\nlevel = \"loud\"\n", [1.0, 1.0, 1.0]);
+    assert!(service.log().contains("is no level"), "{}", service.log_tail());
+    again(&mut service, "", [2.0, 1.0, 1.0]);
+    service.terminate();
 }

@@ -53,7 +53,7 @@ fn limit(process: u32, what: &str) {
 
 fn request(path: &str, body: &str) -> String {
     let length = body.len();
-    format!("POST {path} HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\n{body}")
+    format!("POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {length}\r\n\r\n{body}")
 }
 
 fn of_docs(what: &str) -> String {
@@ -188,7 +188,7 @@ fn ten_times_as_many_as_it_can_do(at: SocketAddr) {
         while began.elapsed() < Duration::from_secs(5) {
             let mut stream = connect(at).expect("a connection");
             for path in ["/livez", "/readyz", "/v1/status", "/metrics", "/v1/collections"] {
-                write!(stream, "GET {path} HTTP/1.1\r\nhost: h\r\n\r\n").expect("it reads");
+                write!(stream, "GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n").expect("it reads");
                 assert_eq!(answer(&mut stream).expect("an answer").0, 200, "{path}");
             }
             let promoted = ask(&mut stream, "/v1/admin/collections/docs/promote", "{\"id\": 1}").expect("an answer");
@@ -255,7 +255,7 @@ fn thousands_who_say_nothing(at: SocketAddr) {
 
 fn bodies_that_are_too_large_or_do_not_come(at: SocketAddr) {
     const HUGE: usize = 64 << 20;
-    let head = |length: String| format!("POST {} HTTP/1.1\r\nhost: h\r\n{length}\r\n\r\n", of_docs("search"));
+    let head = |length: String| format!("POST {} HTTP/1.1\r\nhost: 127.0.0.1\r\n{length}\r\n\r\n", of_docs("search"));
     for _ in 0..50 {
         // Not one byte of it is sent.
         let mut stream = connect(at).expect("a connection");

@@ -720,3 +720,20 @@ fn an_answer_is_no_older_than_asked_for_or_an_error() {
     drop(stopped);
     service.search("docs", &with(300, 20_000));
 }
+
+#[test]
+fn a_setting_that_is_not_given_is_the_same_on_every_connection() {
+    let database = Database::shared();
+    tenants(&database);
+    database.sql.run("CREATE POLICY t ON docs TO by_setting USING (current_setting('app.tenant', true) IS NULL)");
+    let mut service = Service::ready(&database, &format!("{TENANTS}recheck_connections = 1\n{DOCS}"));
+    service.catch_up(&database.sql);
+    let seen = |settings: Json| {
+        let mut body = near(7, 4, 300);
+        body["recheck"] = json!({"as_role": "by_setting", "settings": settings});
+        numbers(&service.search("docs", &body)).len()
+    };
+    let (fresh, given, after) = (seen(json!({})), seen(json!({"app.tenant": "s1"})), seen(json!({})));
+    assert_eq!((fresh, given), (0, 100), "without a value it is empty, not absent");
+    assert_eq!(after, fresh, "an earlier question left nothing behind");
+}

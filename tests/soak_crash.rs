@@ -37,8 +37,10 @@ enum Way {
     Reconnect,
     /// A stop that was asked for.
     Stop,
+    /// A snapshot is made while the stream goes on.
+    Snapshot,
 }
-use Way::{Again, Ahead, Fewer, Follow, Fresh, Rebuild, Reconnect, Start, Stop, Unpublished};
+use Way::{Again, Ahead, Fewer, Follow, Fresh, Rebuild, Reconnect, Snapshot, Start, Stop, Unpublished};
 
 /// The ways to each place, and how often it is come to at most until the process dies.
 const WAYS: &[(&str, &[(Way, u64)])] = &[
@@ -139,6 +141,11 @@ const WAYS: &[(&str, &[(Way, u64)])] = &[
     ("node.slot_dropped", &[(Ahead, 1)]),
     ("node.before_close", &[(Stop, 1)]),
     ("node.closed", &[(Stop, 1)]),
+    ("snapshot.begun", &[(Snapshot, 2)]),
+    ("snapshot.frozen", &[(Snapshot, 2)]),
+    ("snapshot.copied", &[(Snapshot, 2)]),
+    ("snapshot.manifest_written", &[(Snapshot, 2)]),
+    ("snapshot.named", &[(Snapshot, 2)]),
 ];
 
 /// Longest wait for the process to come to the place.
@@ -166,7 +173,7 @@ impl Plan {
         let (point, ways) = WAYS.iter().find(|(point, _)| *point == name).unwrap_or_else(|| panic!("no place {name}"));
         let hits = parts.next().map_or(1, |hits| hits.parse().expect("a number"));
         let way = parts.next().map_or(ways[0].0, |way| {
-            let all = [Fresh, Again, Ahead, Unpublished, Rebuild, Fewer, Start, Follow, Reconnect, Stop];
+            let all = [Fresh, Again, Ahead, Unpublished, Rebuild, Fewer, Start, Follow, Reconnect, Stop, Snapshot];
             all.into_iter().find(|one| format!("{one:?}") == way).unwrap_or_else(|| panic!("no way {way}"))
         });
         Some(Plan { point, hits, way })
@@ -336,6 +343,12 @@ impl Rig {
                     let path = format!("/v1/admin/collections/{}/rebuild", random.pick(&TABLES).0);
                     // It may die meanwhile.
                     let _ = self.service.client().post(&path, &serde_json::json!({}));
+                }
+                Snapshot if self.service.try_ready() => {
+                    self.database.sql.run_beside_others(&large_transaction(point, random));
+                    let to = self.service.data_dir().with_file_name(format!("snapshot-{}", random.below(1 << 40)));
+                    // It may die meanwhile.
+                    let _ = self.service.client().post("/v1/admin/snapshots", &json!({ "to": to }));
                 }
                 Reconnect => {
                     std::thread::sleep(Duration::from_millis(random.below(150)));

@@ -75,6 +75,13 @@ impl Client {
         self.read(response)
     }
 
+    /// The same of what may take as long as it takes.
+    pub fn post_for_long(&self, path: &str, body: &Json) -> anyhow::Result<Json> {
+        let request = self.authorized(self.agent.post(format!("{}{path}", self.base)));
+        let request = request.config().timeout_global(None).build();
+        self.read(request.header("content-type", "application/json").send(body.to_string()))
+    }
+
     /// GET, as text.
     pub fn text(&self, path: &str) -> anyhow::Result<String> {
         let request = self.authorized(self.agent.get(format!("{}{path}", self.base)));

@@ -44,8 +44,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut tables: Vec<_> = named.map(|name| split(name)).collect();
     tables.sort();
     tables.dedup();
-    if tables.is_empty() {
-        bail!("no tables: name them with --table, or give a configuration with [[collections]]");
+    // Those of a service with an SQL endpoint may be registered later.
+    if tables.is_empty() && config.sql.address()?.is_none() {
+        bail!("no tables: name them with --table, or give a configuration with [[collections]] or with sql.listen");
     }
     let password = args.password_env.as_ref().map(|name| std::env::var(name).with_context(|| format!("${name}")));
     let password = password.transpose()?;

@@ -26,6 +26,7 @@ mod operate;
 pub mod private_postgres;
 mod serve;
 mod shadow;
+mod snapshot;
 mod sqlpack;
 
 use clap::{Parser, Subcommand};
@@ -67,6 +68,10 @@ enum Command {
     /// Ask pgvector in the source and a running service the same, and compare answers and times. Exit code 1 when the service
     /// finds too little.
     Shadow(shadow::Args),
+    /// Have a running service write what answers into a directory, from which `restore` brings it back.
+    Snapshot(snapshot::Snapshot),
+    /// Put a snapshot into the empty data directory of a service that is stopped.
+    Restore(snapshot::Restore),
     /// Check the source before anything is done to it. Exit code 1 with warnings, 2 with errors.
     Doctor(doctor::Args),
     /// Print the SQL that prepares a source (role, grants, publication); run it with --run.
@@ -139,6 +144,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Shadow(args) => shadow::run(&args),
         Command::Rebuild(args) => done(operate::rebuild(&args)),
         Command::Compact(args) => done(operate::compact(&args)),
+        Command::Snapshot(args) => done(snapshot::snapshot(&args)),
+        Command::Restore(args) => done(snapshot::restore(&args)),
         Command::Doctor(args) => doctor::run(&args),
         Command::Detach(args) => detach::run(&args),
         Command::Init(args) => done(init::run(&args)),

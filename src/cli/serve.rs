@@ -2,6 +2,8 @@
 
 use crate::config::Config;
 use crate::model::CollectionSpec;
+use crate::server::http::Options as Http;
+use crate::telemetry::names;
 use crate::{node, telemetry};
 use anyhow::Context;
 use std::io::Write;
@@ -14,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 pub fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     let options = node::Options::try_from(&config)?;
-    telemetry::init_logs(&config.log.level, config.log.format).map_err(anyhow::Error::msg)?;
+    // Until all has ended: the last spans are sent then.
+    let _sending = telemetry::init(&config.log.level, config.log.format, config.traces().as_ref());
+    let _sending = _sending.map_err(anyhow::Error::msg)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.enable_all().thread_stack_size(crate::server::pg::statement::STACK);
     if let Some(why) = config.http.exposed()? {
@@ -61,8 +65,7 @@ fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// SIGHUP reads the configuration's collections again, the certificate, and who may come in over HTTP; everything else
-/// needs a new start.
+/// SIGHUP reads the configuration again, and the certificate. What of it holds at once is `config::LIVE`.
 fn reload_on_hangup(
     file: Option<PathBuf>,
     started: Config,
@@ -73,33 +76,49 @@ fn reload_on_hangup(
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            let loaded = Config::load(file.as_deref());
-            match loaded.and_then(|config| Ok((node::Options::try_from(&config)?, config))) {
-                Ok((options, config)) => {
-                    let settings = config.changed_since(&started);
-                    if !settings.is_empty() {
-                        let settings = settings.join(", ");
-                        tracing::warn!(
-                            settings,
-                            "these settings changed since the start; they hold from the next start on"
-                        );
-                    }
-                    tracing::info!(
-                        collections = options.collections.len(),
-                        "the configuration's collections were read again"
+            let result = match reload(file.as_deref(), &started, &http, &changed) {
+                Ok(left) if left.is_empty() => "taken",
+                Ok(left) => {
+                    let settings = left.join(", ");
+                    tracing::warn!(
+                        settings,
+                        "these settings changed since the start; they hold from the next start on"
                     );
-                    match http.access.replace(&options.http.access) {
-                        Ok(()) => tracing::info!(access = ?http.access, "who may come in over HTTP was read again"),
-                        Err(error) => tracing::error!("{error}"),
-                    }
-                    http.tls.iter().for_each(|tls| tls.reload());
-                    changed.send_replace(options.collections);
+                    "partly"
                 }
-                Err(error) => tracing::error!(%error, "the configuration is not taken over"),
-            }
+                Err(error) => {
+                    tracing::error!(%error, "the configuration is not taken over");
+                    "refused"
+                }
+            };
+            metrics::counter!(names::CONFIG_RELOADS, "result" => result).increment(1);
         }
     });
     Ok(now)
+}
+
+/// Takes over what can be; the settings that changed and cannot. An error takes nothing over.
+fn reload(
+    file: Option<&Path>,
+    started: &Config,
+    http: &Http,
+    collections: &watch::Sender<Vec<CollectionSpec>>,
+) -> anyhow::Result<Vec<String>> {
+    let config = Config::load(file)?;
+    let options = node::Options::try_from(&config)?;
+    let mut left = config.changed_since(started);
+    telemetry::set_level(&config.log.level).map_err(anyhow::Error::msg)?;
+    match http.access.replace(&options.http.access) {
+        Ok(()) => tracing::info!(access = ?http.access, "who may come in over HTTP was read again"),
+        Err(error) => {
+            tracing::error!("{error}");
+            left.push("http.keys".into());
+        }
+    }
+    http.tls.iter().for_each(|tls| tls.reload());
+    tracing::info!(collections = options.collections.len(), "the configuration's collections were read again");
+    collections.send_replace(options.collections);
+    Ok(left)
 }
 
 /// Says what would be served, or what is wrong.

@@ -23,8 +23,10 @@ pub struct Http {
     pub tls_key: PathBuf,
     pub client_ca: PathBuf,
     pub max_connections: usize,
+    pub first_head_timeout_s: u64,
     pub head_timeout_s: u64,
     pub write_timeout_s: u64,
+    pub min_rate_kib_s: u64,
     pub request_timeout_s: u64,
     pub max_body_bytes: usize,
     pub max_concurrent: usize,
@@ -143,11 +145,13 @@ impl Http {
             Http { max_concurrent: 0, .. } => refuse("http.max_concurrent is 0; at least 1"),
             Http { max_connections: 0, .. } => refuse("http.max_connections is 0; at least 1"),
             Http { head_timeout_s: 0, .. } => refuse("http.head_timeout_s is 0; at least 1"),
+            Http { first_head_timeout_s: 0, .. } => refuse("http.first_head_timeout_s is 0; at least 1"),
             Http { body_timeout_s: 0, .. } => refuse("http.body_timeout_s is 0; at least 1"),
             Http { max_buffered_mb: 0, .. } => refuse("http.max_buffered_mb is 0; at least 1"),
             Http { write_timeout_s: 0, .. } => refuse("http.write_timeout_s is 0; at least 1"),
             _ => {
                 self.keys.iter().try_for_each(|(name, key)| key.check(name))?;
+                self.check_hashes()?;
                 match self.exposed()? {
                     Some(why) if !self.insecure => Err(ConfigError(format!(
                         "{why}, or http.insecure = true where something else guards the network; see docs/security.md"
@@ -156,6 +160,26 @@ impl Http {
                 }
             }
         }
+    }
+
+    /// Two keys of one hash would be one key with two rights.
+    fn check_hashes(&self) -> Result<(), ConfigError> {
+        let mut known = BTreeMap::new();
+        for (name, key) in &self.keys {
+            for hash in &key.hash {
+                if let Some(other) = known.insert(hash.to_ascii_lowercase(), name) {
+                    let how = "each key is another one; `ruvector key new` makes one";
+                    return Err(ConfigError(format!("http.keys.{name}.hash is that of http.keys.{other} too: {how}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Does only this machine reach it?
+    pub fn is_loopback(&self) -> Result<bool, ConfigError> {
+        let loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
+        Ok(loopback(self.listen) && self.admin_address()?.is_none_or(loopback))
     }
 
     /// What is open to others than this machine and should not be, if anything, and what would help.

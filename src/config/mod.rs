@@ -6,7 +6,7 @@ use crate::model::{CollectionSpec, by_name};
 use crate::replication::transport::Streaming;
 use crate::source::catalog::check_spec;
 use crate::source::connect::Dsn;
-use crate::telemetry::LogFormat;
+use crate::telemetry::{LogFormat, traces};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -16,6 +16,9 @@ pub use http::{Http, HttpJwt, HttpJwtKey, HttpKey};
 
 /// The default file.
 pub const DEFAULTS: &str = include_str!("../../config/ruvector.toml");
+
+/// What SIGHUP takes over; everything else holds from the next start on. `docs/operations.md` has the table of all.
+pub const LIVE: [&str; 4] = ["collections", "http.keys", "http.jwt", "log.level"];
 
 /// What is wrong with the configuration, with where.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +45,8 @@ pub struct Config {
     pub sql: Sql,
     /// `[log]`
     pub log: Log,
+    /// `[telemetry]`
+    pub telemetry: Telemetry,
     /// `[[collections]]`
     #[serde(default)]
     pub collections: Vec<CollectionSpec>,
@@ -133,6 +138,7 @@ pub struct Doctor {
 #[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
 pub struct Storage {
     pub dir: PathBuf,
+    pub snapshot_dir: PathBuf,
 }
 
 /// `[engine]`
@@ -228,6 +234,27 @@ pub struct Log {
     pub format: LogFormat,
 }
 
+/// `[telemetry]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
+pub struct Telemetry {
+    pub otlp_endpoint: String,
+    pub sampling_ratio: f64,
+}
+
+impl Telemetry {
+    fn check(&self) -> Result<(), ConfigError> {
+        if !(0.0..=1.0).contains(&self.sampling_ratio) {
+            return Err(ConfigError(format!("telemetry.sampling_ratio is {}; from 0 to 1", self.sampling_ratio)));
+        }
+        match self.otlp_endpoint.is_empty() {
+            true => Ok(()),
+            false => traces::check(&self.otlp_endpoint).map_err(ConfigError),
+        }
+    }
+}
+
 impl Sql {
     /// Where to listen, if anywhere.
     pub fn address(&self) -> Result<Option<SocketAddr>, ConfigError> {
@@ -309,12 +336,11 @@ impl Config {
         Ok(loaded)
     }
 
-    /// The settings that are others than in `before`, by name, without those that are taken over while the service runs: the
-    /// collections, and who may come in over HTTP.
+    /// The settings that are others than in `before`, by name, without those that are taken over while the service runs
+    /// ([`LIVE`]).
     pub fn changed_since(&self, before: &Config) -> Vec<String> {
         let (now, before) = (&self.written.0, &before.written.0);
-        let others =
-            |name: &String| before.get(name) != now.get(name) && !["http.keys", "http.jwt"].contains(&&name[..]);
+        let others = |name: &String| before.get(name) != now.get(name) && !LIVE.contains(&&name[..]);
         let all: BTreeSet<_> = now.keys().chain(before.keys()).collect();
         all.into_iter().filter(|name| others(name)).cloned().collect()
     }
@@ -338,12 +364,17 @@ impl Config {
         self.sql.users.iter().try_for_each(|(name, user)| user.check(name, &self.search))?;
         self.http.check()?;
         self.sql.check()?;
+        self.telemetry.check()?;
         // Bytes in 64 bits.
         if self.source.max_retained_wal_mib > 1 << 40 {
             return Err(ConfigError("source.max_retained_wal_mib is more than there are".into()));
         }
         if self.storage.dir.as_os_str().is_empty() {
             return Err(ConfigError("storage.dir is empty; name the data directory".into()));
+        }
+        let snapshots = &self.storage.snapshot_dir;
+        if !snapshots.as_os_str().is_empty() && !snapshots.is_absolute() {
+            return Err(ConfigError("storage.snapshot_dir must be an absolute path, or empty".into()));
         }
         check_slot(&self.source.slot)?;
         if self.source.publication.is_empty() || self.source.publication.len() > 63 {
@@ -360,6 +391,14 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// Where traces go, if anywhere.
+    pub fn traces(&self) -> Option<traces::Options> {
+        let Telemetry { otlp_endpoint, sampling_ratio } = &self.telemetry;
+        let (endpoint, instance) = (otlp_endpoint.clone(), self.source.slot.clone());
+        let options = traces::Options { endpoint, ratio: *sampling_ratio, instance };
+        (!otlp_endpoint.is_empty()).then_some(options)
     }
 
     /// The source's address, from `dsn` or `dsn_file`.
@@ -412,11 +451,50 @@ mod tests {
         assert_eq!(config.http.listen.port(), 8480);
     }
 
+    /// The rows of the table in docs/operations.md: setting, and whether it is taken over.
+    fn table() -> BTreeMap<String, bool> {
+        let text = include_str!("../../docs/operations.md");
+        let table = text.split("<!-- reload -->").nth(1).expect("a table");
+        let row = |line: &str| {
+            let mut cells = line.strip_prefix("| `")?.split(" | ");
+            let name = cells.next()?.strip_suffix('`')?.to_owned();
+            Some((name, cells.next()?))
+        };
+        let rows: Vec<_> = table.lines().filter_map(row).collect();
+        for (name, how) in &rows {
+            assert!(["at once", "next start"].contains(how), "{name}: {how}");
+        }
+        let all: BTreeMap<_, _> = rows.iter().map(|(name, how)| (name.clone(), *how == "at once")).collect();
+        assert_eq!(all.len(), rows.len(), "one row for each");
+        all
+    }
+
+    #[test]
+    fn the_table_of_what_a_reload_takes_over_has_every_setting_and_is_right() {
+        let defaults = load("").expect("valid");
+        // What has no default stands in the default file as an example.
+        let sections = ["http.keys", "http.jwt", "sql.users", "collections"];
+        sections.iter().for_each(|name| assert!(DEFAULTS.contains(&format!("[{name}")), "{name}"));
+        let known: BTreeSet<_> = defaults.written.0.keys().cloned().chain(sections.map(str::to_owned)).collect();
+        let table = table();
+        assert_eq!(table.keys().cloned().collect::<BTreeSet<_>>(), known);
+        for (name, live) in &table {
+            let mut changed = defaults.clone();
+            changed.written.0.insert(name.clone(), "another value".into());
+            let left = changed.changed_since(&defaults);
+            assert_eq!(left.is_empty(), *live, "{name}: {left:?}");
+            assert!(*live || left == [name.clone()], "{name}: {left:?}");
+        }
+    }
+
     #[test]
     fn every_mistake_is_named() {
         let cases = [
             ("[source]\nslott = 'x'\n", "slott"),
             ("[sauce]\n", "sauce"),
+            ("[telemetry]\notlp_endpoint = 'collector:4318'\n", "telemetry.otlp_endpoint"),
+            ("[telemetry]\nsampling_ratio = 1.5\n", "telemetry.sampling_ratio"),
+            ("[storage]\nsnapshot_dir = 'here'\n", "storage.snapshot_dir"),
             ("[source]\nslot = 'Bad-Name'\n", "source.slot"),
             ("[source]\nstreaming = 'parallel'\n", "unknown variant `parallel`, expected `off` or `on`"),
             ("[storage]\ndir = ''\n", "storage.dir"),

@@ -9,6 +9,7 @@ use crate::source::rows::{Ask, HeapRow};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::Instrument;
 
 /// Who can say which rows are visible. The second implementation is the tests'.
 pub trait Visibility: Send + Sync {
@@ -45,6 +46,13 @@ pub struct Viewers {
 }
 
 impl Viewers {
+    /// With the settings that were not given as empty texts: that is what PostgreSQL leaves of one that had a value in an
+    /// earlier transaction of the connection, and a policy must not see a difference.
+    fn with_all_settings(&self, viewer: &Viewer) -> Viewer {
+        let none = self.settings.iter().map(|name| (name.clone(), String::new()));
+        Viewer { role: viewer.role.clone(), settings: none.chain(viewer.settings.clone()).collect() }
+    }
+
     fn allows(&self, viewer: &Viewer) -> Result<(), String> {
         if !self.roles.contains(&viewer.role) {
             return Err(format!("role {:?} is not one that may be asked for", viewer.role));
@@ -78,7 +86,9 @@ impl SourceHeap {
 
 impl Visibility for SourceHeap {
     async fn visible(&self, def: &CollectionDef, keys: &[RowKey], ask: Ask<'_>) -> Result<Seen, SourceError> {
-        self.ask(def, keys, ask).await
+        let viewer = ask.viewer.map(|viewer| self.viewers.with_all_settings(viewer));
+        let span = tracing::debug_span!("recheck", collection = def.name, rows = keys.len());
+        self.ask(def, keys, Ask { viewer: viewer.as_ref(), ..ask }).instrument(span).await
     }
 
     fn allows(&self, viewer: &Viewer) -> Result<(), String> {

@@ -1,6 +1,8 @@
 //! The applier: drains the logs into the collections. Rows, tombstones, statistics and the applied position move in one
 //! storage transaction; then one view is published.
 
+mod freeze;
+
 use crate::engine::background::Done;
 use crate::engine::collection::{CollectionWriter, Found};
 use crate::engine::incoming::{Incoming, Step};
@@ -8,14 +10,18 @@ use crate::engine::view::{Arriving, View};
 use crate::engine::{NewCollection, Shared};
 use crate::model::{Change, CollectionId, CommitLsn, LogRecord, Lsn, RowKey, TransactionHead};
 use crate::storage::changelog::{self, LogPosition, LogReader};
+use crate::storage::snapshot::Making;
 use crate::storage::state::{Applied, Batch, CollectionRecord, CollectionState, IndexRecord, State};
 use crate::storage::{Result, damaged};
 use crate::telemetry::names;
+use crate::telemetry::traces::{self, Stage};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+
+pub use freeze::Gathered;
 
 /// Changes after which a batch is published even when more are waiting.
 const BATCH_CHANGES: usize = 4_000;
@@ -42,6 +48,8 @@ pub enum Command {
     Fill(CollectionId, Vec<(RowKey, Found)>, Lsn),
     /// Nothing: carried out when views show all that was committed before.
     Settle,
+    /// Gather what a snapshot is made of.
+    Freeze(Making, oneshot::Sender<Gathered>),
 }
 
 /// A command, and who waits for it to be durable.
@@ -158,7 +166,7 @@ impl Applier {
     }
 
     fn apply_transaction(&mut self, batch: &mut Batch<'_>, head: TransactionHead) -> Result<usize> {
-        let mut count = 0;
+        let (mut count, began) = (0, traces::moment());
         loop {
             // The durable end lies behind a whole transaction, so its records are all there.
             match self.reader.next_record()? {
@@ -172,6 +180,7 @@ impl Applier {
                 Some(LogRecord::Commit { end }) => {
                     self.applied.lsn = self.applied.lsn.max(end);
                     self.applied.commit_time = head.commit_time;
+                    traces::transaction(Stage::Apply, head.commit.0, began, count);
                     return Ok(count);
                 }
                 other => return Err(damaged(&self.log_dir, format!("a transaction is cut short by {other:?}"))),
@@ -360,6 +369,10 @@ impl Applier {
             }
             // What was committed before is published by now.
             Command::Settle => return Ok(()),
+            Command::Freeze(making, gathered) => {
+                let _ = gathered.send(self.freeze(&making)?);
+                return Ok(());
+            }
             Command::Fill(collection, rows, at) => {
                 self.fills.push(Fill { collection, rows, at });
                 return Ok(());

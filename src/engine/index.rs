@@ -318,6 +318,17 @@ impl IndexWriter {
         true
     }
 
+    /// Names of the files of sealed segments, which never change.
+    pub fn sealed_files(&self) -> impl Iterator<Item = &str> {
+        self.record.sealed.iter().map(|sealed| sealed.file.as_str())
+    }
+
+    /// Files that are only written on, or replaced whole; those of them that are there.
+    pub fn growing_files(&self) -> [PathBuf; 3] {
+        let epoch = self.dir.parent().unwrap_or(&self.dir);
+        [self.originals_file(), self.sparse_file(), touches_path(epoch, self.collection, self.number)]
+    }
+
     /// What is to be stored of the index.
     pub fn record(&self) -> IndexRecord {
         IndexRecord { next_segment: self.ids.load(Ordering::Relaxed), ..self.record.clone() }

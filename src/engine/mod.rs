@@ -16,7 +16,7 @@ pub mod sparse;
 pub mod tiers;
 pub mod view;
 
-use crate::engine::apply::{Applier, Command, Inbox, Ordered};
+use crate::engine::apply::{Applier, Command, Gathered, Inbox, Ordered};
 use crate::engine::collection::CollectionWriter;
 use crate::engine::incoming::Incoming;
 use crate::engine::index::IndexWriter;
@@ -26,6 +26,7 @@ use crate::engine::view::{CollectionView, IndexView, View};
 use crate::model::{Cell, CollectionDef, CollectionId, ColumnType, Embedding, Lsn, RowKey, TierPolicy};
 use crate::storage::changelog::{LogPosition, LogReader};
 use crate::storage::originals::{Element, Originals};
+use crate::storage::snapshot::Making;
 use crate::storage::state::{CollectionRecord, CollectionState, DeadLetter, State, StoredRow};
 use crate::storage::{Result, StorageError, damaged, files};
 use arc_swap::ArcSwap;
@@ -327,6 +328,19 @@ impl Engine {
         // An applier that has ended drops it, and who waits is told.
         let _ = self.commands.send((command, done));
         carried_out.map(move |done| done.map_err(|_| damaged(&epoch, "the applier has ended")))
+    }
+
+    /// Gathers what a snapshot is made of, between two batches. `None` while a collection is being copied.
+    pub fn freeze(&self, making: Making) -> impl Future<Output = Result<Gathered>> + Send + use<> {
+        let (sender, gathered) = oneshot::channel();
+        drop(self.order(Command::Freeze(making, sender)));
+        let epoch = self.shared.epoch.clone();
+        gathered.map(move |gathered| gathered.map_err(|_| damaged(&epoch, "the applier has ended")))
+    }
+
+    /// The directory of its files.
+    pub fn dir(&self) -> &Path {
+        &self.shared.epoch
     }
 
     /// From now on no file of the change log is removed that may be needed later. One at a time.

@@ -10,10 +10,11 @@ const BY_NAME: [&str; 4] = [names::SEARCHES, names::GRAPH_WRITES, names::HTTP_RE
 
 /// Makes every counter that is known before it counts.
 pub fn begin() {
-    let labelled: [(&str, &str, Vec<&str>); 4] = [
+    let labelled: [(&str, &str, Vec<&str>); 5] = [
         (names::RESYNCS, "reason", Cause::ALL.map(Cause::label).into()),
         (names::RECONNECTS, "reason", ReplicationError::LABELS.into()),
         (names::SLOTS_GIVEN_UP, "budget", BUDGETS.into()),
+        (names::CONFIG_RELOADS, "result", names::RELOAD_RESULTS.into()),
         (names::CHANGES_RECEIVED, "op", vec!["insert", "update", "delete", "truncate"]),
     ];
     for (name, label, values) in &labelled {

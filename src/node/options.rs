@@ -137,8 +137,10 @@ impl TryFrom<&Config> for Options {
             http: http::Options {
                 limits: listener::Limits {
                     max_connections: config.http.max_connections,
+                    first: s(config.http.first_head_timeout_s),
                     head: s(config.http.head_timeout_s),
                     write: s(config.http.write_timeout_s),
+                    rate: config.http.min_rate_kib_s.saturating_mul(1024),
                 },
                 tls: http_tls(&config.http)?,
                 access: config.http.access()?,
@@ -152,6 +154,8 @@ impl TryFrom<&Config> for Options {
                     max_buffered_bytes: config.http.max_buffered_mb.saturating_mul(1 << 20),
                 },
                 ready_staleness: s(config.http.ready_staleness_s),
+                loopback: config.http.is_loopback()?,
+                snapshot_dir: Some(config.storage.snapshot_dir.clone()).filter(|dir| !dir.as_os_str().is_empty()),
             },
             sql: sql(&config.sql)?,
             collections: config.collections.clone(),

@@ -35,6 +35,7 @@ use crate::storage;
 use crate::telemetry::names;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tracing::Instrument;
 
 pub use error::QueryError;
 pub use open::{OpenSearch, Pinned};
@@ -96,7 +97,8 @@ impl<V: Visibility> QueryService<V> {
         requests: &[SearchRequest],
     ) -> Result<Vec<Answer>, QueryError> {
         let started = Instant::now();
-        let answers = self.answers(pinned, collection, consistency, requests, started).await;
+        let span = tracing::debug_span!("search", collection, searches = requests.len());
+        let answers = self.answers(pinned, collection, consistency, requests, started).instrument(span).await;
         let mut answers = answers.inspect_err(|error| pinned.report(error))?;
         self.measure(collection, requests, &mut answers, started);
         Ok(answers)

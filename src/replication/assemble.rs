@@ -5,7 +5,9 @@ use crate::model::{
     TransactionHead, pgtype, registration,
 };
 use crate::replication::pgoutput::{Message, OldTuple, Tuple, TupleCell};
+use crate::telemetry::traces::{self, Stage};
 use std::collections::HashMap;
+use std::time::SystemTime;
 
 /// Changes written to the log in one record. The log is where a large transaction waits, not our memory.
 const CHUNK_CHANGES: usize = 512;
@@ -84,6 +86,8 @@ struct Open {
     pending_bytes: usize,
     /// Collections that were stopped in it.
     drifted: Vec<CollectionId>,
+    /// When its first message came, where traces are sent.
+    began: Option<SystemTime>,
 }
 
 impl Open {
@@ -211,6 +215,7 @@ impl Assembler {
             pending: Vec::new(),
             pending_bytes: 0,
             drifted: Vec::new(),
+            began: traces::moment(),
         });
         Ok(())
     }
@@ -233,6 +238,9 @@ impl Assembler {
         crate::failpoint!("assemble.before_commit");
         emit(if open.started { LogRecord::Commit { end } } else { LogRecord::Progress { upto: end } })?;
         crate::failpoint!("assemble.commit_emitted");
+        if open.started {
+            traces::transaction(Stage::Decode, open.commit.0, open.began, open.ordinal as usize);
+        }
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Notify, watch};
 
 /// What the replication is doing.
@@ -122,6 +122,17 @@ pub struct Progress {
     copy_trouble: Mutex<Option<String>>,
     /// How often streaming began.
     streams: watch::Sender<u64>,
+    /// A snapshot needs the slot to stay where it is.
+    retained: Mutex<Option<Retention>>,
+}
+
+/// The source must be able to send everything behind `lsn` again until then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// The position that may be confirmed; zero: none is for now.
+    pub lsn: Lsn,
+    /// Until when.
+    pub until: SystemTime,
 }
 
 impl Default for Progress {
@@ -143,6 +154,7 @@ impl Default for Progress {
             registrations: Mutex::default(),
             copy_trouble: Mutex::default(),
             streams: watch::Sender::new(0),
+            retained: Mutex::default(),
         }
     }
 }
@@ -164,6 +176,28 @@ impl Progress {
 
     pub(crate) fn set_confirmed(&self, lsn: Lsn) {
         self.confirmed.store(lsn.0, Ordering::Relaxed);
+    }
+
+    /// What the source is asked to keep for a snapshot, if anything is.
+    pub fn retained(&self) -> Option<Retention> {
+        let mut retained = self.retained.lock();
+        retained.take_if(|retained| retained.until <= SystemTime::now());
+        *retained
+    }
+
+    /// From now on this. What it was.
+    pub fn retain(&self, retention: Option<Retention>) -> Option<Retention> {
+        std::mem::replace(&mut *self.retained.lock(), retention)
+    }
+
+    /// What may be confirmed of `durable`. Zero is no position, and confirms nothing: a sender that is told of one that it
+    /// sent long ago would wait for the rest when its server stops.
+    pub(crate) fn may_confirm(&self, durable: Lsn) -> Lsn {
+        match self.retained() {
+            None => durable,
+            Some(Retention { lsn, .. }) if lsn <= durable && lsn > self.confirmed() => lsn,
+            Some(_) => Lsn::ZERO,
+        }
     }
 
     /// The end of the source's WAL as last heard.
@@ -348,6 +382,23 @@ mod tests {
         *progress.asked.lock() = Instant::now().checked_sub(ASK_AGAIN);
         progress.nudge();
         assert_eq!(asked(), (true, true), "what was asked is lost");
+    }
+
+    #[test]
+    fn what_is_retained_is_confirmed_up_to_there_and_no_further() {
+        let progress = Progress::default();
+        let until = SystemTime::now() + Duration::from_secs(100);
+        assert_eq!(progress.may_confirm(Lsn(10)), Lsn(10));
+        progress.set_confirmed(Lsn(10));
+        progress.retain(Some(Retention { lsn: Lsn::ZERO, until }));
+        assert_eq!(progress.may_confirm(Lsn(20)), Lsn::ZERO);
+        progress.retain(Some(Retention { lsn: Lsn(20), until }));
+        assert_eq!(progress.may_confirm(Lsn(15)), Lsn::ZERO, "not durable yet");
+        assert_eq!(progress.may_confirm(Lsn(30)), Lsn(20));
+        progress.set_confirmed(Lsn(20));
+        assert_eq!(progress.may_confirm(Lsn(30)), Lsn::ZERO);
+        progress.retain(Some(Retention { lsn: Lsn(20), until: SystemTime::now() }));
+        assert_eq!(progress.may_confirm(Lsn(30)), Lsn(30), "the time is over");
     }
 
     #[test]

@@ -108,9 +108,12 @@ async fn take_in<S: WalSource>(
         if Instant::now() >= next_status {
             let durable = log.durable().lsn;
             crate::failpoint!("stream.before_status");
-            source.send_status(received.max(durable), durable, true).await?;
+            let flushed = progress.may_confirm(durable);
+            source.send_status(received.max(durable), flushed, true).await?;
             crate::failpoint!("stream.status_sent");
-            progress.set_confirmed(durable);
+            if flushed > Lsn::ZERO {
+                progress.set_confirmed(flushed);
+            }
             log.set_behind(progress.source_end().0.saturating_sub(durable.0) > FAR_BEHIND);
             next_status = Instant::now() + intake.status_interval;
         }

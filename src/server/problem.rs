@@ -92,6 +92,7 @@ kinds! {
     TOO_COMPLEX = "RV1422", 400, "54001", false, "The statement is too complex";
     UNFIT = "RV1207", 503, "55000", true, "The collection is configured and cannot be copied";
     TOO_OLD = "RV1208", 503, "57014", true, "What there is is older than asked for";
+    SNAPSHOT = "RV1211", 409, "55000", false, "The snapshot cannot be made there";
     OVERLOADED = "RV1301", 503, "53300", true, "Too many requests at once";
     UNAUTHENTICATED = "RV1501", 401, "28000", false, "A key or a token is needed";
     BAD_CREDENTIALS = "RV1502", 401, "28P01", false, "The key or token is not valid";
@@ -99,6 +100,7 @@ kinds! {
     RATE = "RV1504", 429, "53400", true, "Too many requests of one key or token";
     TIME_LIMIT = "RV1505", 503, "57014", true, "The request took longer than one may";
     UNFIT_FILTER = "RV1506", 403, "42501", false, "The filter of the key or token does not fit the collection";
+    CROSS_SITE = "RV1507", 403, "42501", false, "A page of another site had it sent";
     INTERNAL = "RV1901", 500, "XX000", false, "Internal error";
 }
 

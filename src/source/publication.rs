@@ -24,13 +24,13 @@ pub async fn is_ours(client: &Client, name: &str) -> Result<Option<bool>> {
 }
 
 /// A publication without tables, where there is none: a stream needs one before the first collection is registered.
-pub async fn begin(client: &Client, name: &str) -> Result<()> {
+/// With `create` it is made, else it is an error that carries the SQL.
+pub async fn begin(client: &Client, name: &str, create: bool) -> Result<()> {
     let there = client.query_opt("SELECT FROM pg_publication WHERE pubname = $1", &[&name]).await?;
     if there.is_none() {
         let publication = quote_ident(name);
         let sql = format!("CREATE PUBLICATION {publication} WITH (publish_via_partition_root = true)");
-        run(client, true, format!("publication {publication} does not exist"), &sql).await?;
-        client.batch_execute(&format!("COMMENT ON PUBLICATION {publication} IS '{MADE_BY_US}'")).await?;
+        make(client, create, &publication, &sql).await?;
     }
     Ok(())
 }
@@ -60,9 +60,7 @@ pub async fn ensure(
             "CREATE PUBLICATION {publication} FOR TABLE {} WITH (publish_via_partition_root = true)",
             tables.join(", ")
         );
-        run(client, create, format!("publication {publication} does not exist"), &sql).await?;
-        // What says later that it may be dropped.
-        client.batch_execute(&format!("COMMENT ON PUBLICATION {publication} IS '{MADE_BY_US}'")).await?;
+        make(client, create, &publication, &sql).await?;
         return Ok(collections.iter().map(|_| Ok(true)).collect());
     };
     for (at, op) in ["insert", "update", "delete", "truncate"].iter().enumerate() {
@@ -136,6 +134,15 @@ pub async fn fingerprint(client: &Client, name: &str, def: &CollectionDef) -> Re
     let names: Vec<_> = names.chain(def.filters.iter().map(|column| &column.name)).collect();
     let row = client.query_opt(&sql, &[&name, &def.oid, &names]).await?;
     Ok(row.map(|row| Fingerprint { publication: row.get(0), table: row.get(1) }).unwrap_or_default())
+}
+
+/// Makes it, and says at the same time that it may be dropped later: in one transaction, as all that is sent at once.
+async fn make(client: &Client, create: bool, publication: &str, sql: &str) -> Result<()> {
+    let sql = match create {
+        true => format!("{sql}; COMMENT ON PUBLICATION {publication} IS '{MADE_BY_US}'"),
+        false => sql.to_owned(),
+    };
+    run(client, create, format!("publication {publication} does not exist"), &sql).await
 }
 
 async fn run(client: &Client, create: bool, problem: String, sql: &str) -> Result<()> {

@@ -61,12 +61,15 @@ pub fn statements(setup: &Setup<'_>) -> Vec<String> {
     if setup.row_security {
         sql.push(format!("ALTER ROLE {role} BYPASSRLS"));
     }
-    sql.push(format!("GRANT USAGE ON SCHEMA {} TO {role}", schemas.join(", ")));
-    sql.push(format!("GRANT SELECT ON {list} TO {role}"));
+    if !tables.is_empty() {
+        sql.push(format!("GRANT USAGE ON SCHEMA {} TO {role}", schemas.join(", ")));
+        sql.push(format!("GRANT SELECT ON {list} TO {role}"));
+    }
+    let of_tables = if tables.is_empty() { String::new() } else { format!("FOR TABLE {list} ") };
     sql.push(exists(
         &format!("SELECT FROM pg_publication WHERE pubname = {}", quote_literal(setup.publication)),
         &format!(
-            "CREATE PUBLICATION {publication} FOR TABLE {list} WITH (publish_via_partition_root = true); \
+            "CREATE PUBLICATION {publication} {of_tables}WITH (publish_via_partition_root = true); \
              COMMENT ON PUBLICATION {publication} IS '{MADE_BY_US}'"
         ),
     ));
@@ -110,6 +113,8 @@ mod tests {
         for never in ["SUPERUSER", "BYPASSRLS", "FOR ALL TABLES", "TO PUBLIC", "rds_replication"] {
             assert!(!sql.contains(never), "{never} in {sql}");
         }
+        let later = statements(&Setup { tables: &[], ..setup.clone() }).join(";\n");
+        assert!(later.contains("CREATE PUBLICATION \"p\" WITH (") && !later.contains("GRANT "), "{later}");
         let rds = statements(&Setup { rds: true, row_security: true, ..setup }).join(";\n");
         assert!(rds.contains("GRANT rds_replication") && rds.contains("BYPASSRLS"));
     }

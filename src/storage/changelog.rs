@@ -262,6 +262,12 @@ pub fn remove_before(dir: &Path, position: LogPosition) -> Result<usize> {
     Ok(old.len())
 }
 
+/// The files from a position on, in order, with their numbers.
+pub fn files_from(dir: &Path, position: LogPosition) -> Result<Vec<(u64, PathBuf)>> {
+    let numbers = file_numbers(dir)?.into_iter().filter(|&number| number >= position.file);
+    Ok(numbers.map(|number| (number, file_path(dir, number))).collect())
+}
+
 /// Where a log starts.
 pub fn start_of(dir: &Path) -> Result<LogPosition> {
     let number = *file_numbers(dir)?.first().ok_or_else(|| damaged(dir, "has no log files"))?;

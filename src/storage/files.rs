@@ -49,6 +49,10 @@ pub trait Files: Send + Sync {
     fn open(&self, path: &Path, mode: Mode) -> io::Result<Handle>;
     /// Gives a file another name, in place of what had it.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file that is never written again a second name. Not every file system can, nor across two of them.
+    fn link(&self, _path: &Path, _second: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes a directory and those above it, unless they are there.
@@ -109,6 +113,10 @@ impl Files for System {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         std::fs::rename(from, to)
+    }
+
+    fn link(&self, path: &Path, second: &Path) -> io::Result<()> {
+        std::fs::hard_link(path, second)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -225,6 +233,30 @@ impl Unnamed {
         crate::failpoint!("atomic.renamed");
         sync_dir(path.parent().unwrap_or(Path::new(".")))?;
         Ok(file)
+    }
+}
+
+/// Gives a file that is never written again a second name, where that can be had.
+pub fn link(path: &Path, second: &Path) -> io::Result<()> {
+    on(path, |files| files.link(path, second))
+}
+
+/// Gives a directory another name, in place of an empty one that had it.
+pub fn rename_dir(dir: &Path, to: &Path) -> Result<()> {
+    on(to, |files| files.rename(dir, to)).context("rename", dir)?;
+    sync_dir(to.parent().unwrap_or(Path::new("/")))
+}
+
+/// A directory's path without links; it must be there, on the system's own disk.
+pub fn real(dir: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(dir).context("find", dir)
+}
+
+/// The names in a directory, in no order; `None` when there is no such directory.
+pub fn list_if_there(dir: &Path) -> Result<Option<Vec<String>>> {
+    match on(dir, |files| files.list(dir)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        names => names.map(Some).context("list", dir),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod header;
 pub mod originals;
 pub mod ownership;
 pub mod record;
+pub mod snapshot;
 pub mod sparse_originals;
 pub mod state;
 pub mod steady;

@@ -62,7 +62,7 @@ pub fn remove_data(root: &Path) -> Result<()> {
         let file = name.strip_suffix(".new").unwrap_or(&name);
         if name.strip_prefix("epoch-").is_some_and(|number| number.parse::<u32>().is_ok()) {
             files::remove_dir(&path)?;
-        } else if ["CURRENT", "PENDING", "SLOTS", "INSTANCE", "LOCK"].contains(&file) {
+        } else if ["CURRENT", "PENDING", "REGISTERED", "RETAINED", "SLOTS", "INSTANCE", "LOCK"].contains(&file) {
             files::remove(&path)?;
         }
     }

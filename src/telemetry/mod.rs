@@ -1,10 +1,16 @@
-//! Logs and metrics: set-up and names.
+//! Logs, metrics and traces: set-up and names.
 
 pub mod names;
+pub mod traces;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::sync::OnceLock;
-use tracing_subscriber::EnvFilter;
+use traces::Sending;
+use tracing::Metadata;
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, reload};
 
 /// How logs look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
@@ -16,20 +22,50 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends logs to standard error. `level` is a tracing filter such as `info` or `ruvector=debug`.
-pub fn init_logs(level: &str, format: LogFormat) -> Result<(), String> {
+/// Sends logs to standard error, and traces where that is wanted: for as long as what this gives is kept. `level` is a tracing
+/// filter such as `info` or `ruvector=debug`.
+pub fn init(level: &str, format: LogFormat, traced: Option<&traces::Options>) -> Result<Option<Sending>, String> {
+    let (filter, handle) = reload::Layer::new(filter(level)?);
+    let (spans, sending) = match traced.map(traces::start).transpose()? {
+        None => (None, None),
+        Some((tracer, sending)) => {
+            let ours = |metadata: &Metadata<'_>| metadata.is_span() && metadata.target().starts_with("ruvector");
+            let ours = filter_fn(ours).with_max_level_hint(LevelFilter::DEBUG);
+            let spans = tracing_opentelemetry::layer().with_tracer(tracer).with_location(false).with_threads(false);
+            (Some(spans.with_filter(ours)), Some(sending))
+        }
+    };
+    let registry = tracing_subscriber::registry().with(spans);
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let set = match format {
+        LogFormat::Text => {
+            let coloured = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            registry.with(logs.with_ansi(coloured).with_filter(filter)).try_init()
+        }
+        LogFormat::Json => registry.with(logs.json().with_filter(filter)).try_init(),
+    };
+    set.map_err(|error| error.to_string())?;
+    let _ = SET_FILTER.set(Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string())));
+    Ok(sending)
+}
+
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
+
+/// From now on logs are of this level, once [`init`] was called.
+pub fn set_level(level: &str) -> Result<(), String> {
+    let filter = filter(level)?;
+    SET_FILTER.get().map_or(Ok(()), |set| set(filter))
+}
+
+fn filter(level: &str) -> Result<EnvFilter, String> {
     // A bare word that is no level would be taken for the name of a module, and nothing would be logged at all.
     let bare = level.chars().all(|c| c.is_ascii_alphanumeric());
     if bare && level.parse::<tracing::Level>().is_err() && !level.eq_ignore_ascii_case("off") {
         return Err(format!("log.level {level:?} is no level: error, warn, info, debug, trace or a filter"));
     }
-    let filter = EnvFilter::try_new(level).map_err(|error| format!("log level `{level}`: {error}"))?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let set = match format {
-        LogFormat::Text => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
-        LogFormat::Json => logs.json().try_init(),
-    };
-    set.map_err(|error| error.to_string())
+    EnvFilter::try_new(level).map_err(|error| format!("log level `{level}`: {error}"))
 }
 
 /// Installs the metrics registry once for the process; later calls return the same.

@@ -9,6 +9,9 @@ macro_rules! metric_names {
     };
 }
 
+/// What can come of reading the configuration again.
+pub const RELOAD_RESULTS: [&str; 3] = ["taken", "partly", "refused"];
+
 /// What kind of metric it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -136,6 +139,9 @@ metric_names! {
     DEAD_LETTERS = Gauge "ruvector_dead_letters";
     /// Rows that differed between index and source in a verification.
     VERIFY_MISMATCHES = Counter "ruvector_verify_mismatches_total";
+    /// Times that SIGHUP had the configuration read again (label result: taken; partly, where settings changed that hold from the
+    /// next start on only; refused, where nothing of it was taken).
+    CONFIG_RELOADS = Counter "ruvector_config_reloads_total";
     /// HTTP requests by route and status.
     HTTP_REQUESTS = Counter "ruvector_http_requests_total";
     /// HTTP requests refused because of too much work, by what was refused: `batch`, `search`, `cheap` (rows, counts), `body` or

@@ -70,6 +70,8 @@ fn mistakes_of_keys_and_tokens_are_named() {
             "shows all collections",
         ),
         (&format!("[http.keys.a]\nhash = '{hash}'\nscopes = ['admin']\nfilter = 'a = 1'\n"), "concerns all rows"),
+        (&format!("{}[http.keys.b]\nhash = ['{hash}']\nscopes = ['read']\n", key("")), "that of http.keys.app too"),
+        (&format!("[http.keys.a]\nhash = ['{hash}', '{hash}']\nscopes = ['read']\n"), "that of http.keys.a too"),
         (&key("requests_per_second = 0\n"), "requests_per_second is 0"),
         (&key("expires = 'soon'\n"), "http.keys.app.expires"),
         (&key("filters = 'a = 1'\n"), "filters"),

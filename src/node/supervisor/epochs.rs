@@ -8,14 +8,16 @@ use crate::node::NodeError;
 use crate::node::epoch::{Epoch, NewTable};
 use crate::replication::ReplicationError;
 use crate::replication::copy::{self, Exported};
+use crate::replication::progress::Retention;
 use crate::replication::transport::{PgWalSource, SlotKind, SystemFacts};
 use crate::source::{SourceError, catalog, slots};
 use crate::storage::data_dir::{EpochId, Pending};
 use crate::storage::ownership;
+use crate::storage::snapshot::{self, Retained};
 use crate::storage::state::Identity;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use tokio_postgres::Client;
 
 impl Supervisor {
@@ -30,6 +32,7 @@ impl Supervisor {
                 Ok(epoch) => {
                     epoch.serving.kept.store(true, Ordering::Relaxed);
                     self.frontier.serve(Some(epoch.serving.clone()));
+                    self.recall_retained(&epoch.identity.slot)?;
                     self.current = Some(epoch);
                 }
                 Err(NodeError::Storage(error)) if error.is_damage() => {
@@ -55,6 +58,28 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+
+    /// What an earlier run promised to whoever restores a snapshot.
+    fn recall_retained(&self, slot: &str) -> Result<(), NodeError> {
+        let retained = snapshot::retained(self.data.root()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "it is not known until when the slot is kept for a snapshot; it goes on");
+            None
+        });
+        match retained.filter(|retained| retained.slot == slot) {
+            Some(Retained { lsn, until, .. }) => {
+                let until = UNIX_EPOCH + Duration::from_secs(until);
+                self.progress.retain(Some(Retention { lsn, until }));
+                Ok(())
+            }
+            None => self.retain_nothing(),
+        }
+    }
+
+    /// The slot of the last snapshot is given up: nothing is kept for it any more.
+    fn retain_nothing(&self) -> Result<(), NodeError> {
+        self.progress.retain(None);
+        Ok(snapshot::set_retained(self.data.root(), None)?)
     }
 
     fn open_epoch(&self, id: EpochId) -> Result<Epoch, NodeError> {
@@ -106,6 +131,7 @@ impl Supervisor {
             true => self.free_slot(client, id).await?,
         };
         let old_slot = before.map(|current| current.slot);
+        self.retain_nothing()?;
         crate::failpoint!("node.copy_decided");
         let dir = self.data.prepare_epoch(id)?;
         self.data.set_pending(Some(&Pending {

@@ -49,8 +49,8 @@ impl Supervisor {
         }
         let fit: Vec<_> = looked.iter().filter_map(|looked| looked.wanted.def.clone().ok()).collect();
         let name = &self.options.publication;
-        if looked.is_empty() && self.options.create_publication {
-            publication::begin(client, name).await?;
+        if looked.is_empty() {
+            publication::begin(client, name, self.options.create_publication).await?;
         }
         let ensured = publication::ensure(client, name, &fit, self.options.create_publication).await?;
         let fitting = looked.iter_mut().filter(|looked| looked.wanted.def.is_ok());

@@ -1,22 +1,27 @@
 //! The listener of HTTP: who is let in and how long each may take for what. `axum::serve` has no limit of connections, no
 //! time-out for heads, handshakes and slow readers, and no TLS.
 
+mod places;
+mod prompt;
+
 use crate::server::problem::{self, Problem};
 use crate::server::tls::Files;
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use std::io::{Error, ErrorKind, IoSlice, Result};
+use places::{Place, Places};
+use prompt::{Pace, Prompt};
+use std::io::{Error, ErrorKind, Result};
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,12 +29,17 @@ use tokio_util::task::TaskTracker;
 /// What a listener allows.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections at once; further ones are refused.
+    /// Connections at once; for a further one the connection is closed that has not asked for the longest time, and where
+    /// requests are worked on everywhere it is refused.
     pub max_connections: usize,
-    /// How long a handshake may take, then a request's head, and so how long a connection may idle between two.
+    /// How long a handshake may take, and then the head of the first request.
+    pub first: Duration,
+    /// How long the head of a later request may take, and so how long a connection may idle between two.
     pub head: Duration,
     /// How long the client may take for each [`PIECE`] that is sent to it.
     pub write: Duration,
+    /// Bytes a second at which a client takes an answer that it let us wait with for longer than that.
+    pub rate: u64,
 }
 
 /// Bytes of an answer that a client takes within [`Limits::write`].
@@ -46,7 +56,7 @@ struct Server {
     router: Router,
     tls: Option<Arc<Files>>,
     limits: Limits,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     refusals: Arc<Semaphore>,
 }
 
@@ -59,7 +69,7 @@ pub async fn serve(
     limits: Limits,
     stop: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(limits.max_connections));
+    let places = Places::new(limits.max_connections);
     let refusals = Arc::new(Semaphore::new(MOST_REFUSALS));
     let server = Arc::new(Server { router, tls, limits, places, refusals });
     let connections = TaskTracker::new();
@@ -93,16 +103,19 @@ fn is_of_one(error: &Error) -> bool {
 impl Server {
     /// Never waits: whoever is accepted next is not held up.
     fn admit(self: Arc<Self>, tcp: TcpStream, from: SocketAddr, connections: &TaskTracker, stop: CancellationToken) {
-        match self.places.clone().try_acquire_owned() {
-            Ok(place) => {
+        match self.places.take() {
+            Some(place) => {
                 connections.spawn(async move {
-                    if let Err(error) = self.receive(tcp, stop).await {
+                    let received = tokio::select! {
+                        received = self.receive(tcp, &place, stop) => received,
+                        () = place.evicted() => Err(Error::new(ErrorKind::TimedOut, "its place was needed, and it idled longest")),
+                    };
+                    if let Err(error) = received {
                         tracing::debug!(%error, %from, "an HTTP connection broke off");
                     }
-                    drop(place);
                 });
             }
-            Err(_) => {
+            None => {
                 let told = self.refusals.clone().try_acquire_owned();
                 // Who expects TLS does not understand it.
                 if let (None, Ok(told)) = (&self.tls, told) {
@@ -115,27 +128,48 @@ impl Server {
         }
     }
 
-    async fn receive(&self, tcp: TcpStream, stop: CancellationToken) -> Result<()> {
+    async fn receive(&self, tcp: TcpStream, place: &Arc<Place>, stop: CancellationToken) -> Result<()> {
         tcp.set_nodelay(true)?;
         // A client that vanished without a word is noticed.
         socket2::SockRef::from(&tcp).set_keepalive(true)?;
-        let stream = Prompt::new(tcp, self.limits.write);
-        let Some(tls) = &self.tls else { return self.talk(stream, stop).await };
-        let shaken = timeout(self.limits.head, TlsAcceptor::from(tls.current()).accept(stream));
+        let stream = Prompt::new(tcp, Pace { piece: self.limits.write, rate: self.limits.rate });
+        let Some(tls) = &self.tls else { return self.talk(stream, place, stop).await };
+        let shaken = timeout(self.limits.first, TlsAcceptor::from(tls.current()).accept(stream));
         let shaken = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             shaken = shaken => shaken,
         };
-        self.talk(shaken.map_err(|_| Error::new(ErrorKind::TimedOut, "the handshake took too long"))??, stop).await
+        let shaken = shaken.map_err(|_| Error::new(ErrorKind::TimedOut, "the handshake took too long"))??;
+        self.talk(shaken, place, stop).await
     }
 
-    async fn talk(&self, stream: impl AsyncRead + AsyncWrite + Unpin, stop: CancellationToken) -> Result<()> {
+    async fn talk(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        place: &Arc<Place>,
+        stop: CancellationToken,
+    ) -> Result<()> {
         let mut protocol = http1::Builder::new();
         protocol.timer(TokioTimer::new()).header_read_timeout(self.limits.head).max_buf_size(MOST_HEAD);
-        let service = TowerToHyperService::new(self.router.clone());
+        let router = TowerToHyperService::new(self.router.clone());
+        let service = service_fn(|request| {
+            let (work, answer) = (place.work(), router.call(request));
+            async move {
+                let answer = answer.await;
+                drop(work);
+                answer
+            }
+        });
         let mut connection = pin!(protocol.serve_connection(TokioIo::new(stream), service));
+        let first = async {
+            sleep(self.limits.first).await;
+            if place.has_asked() {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             ended = connection.as_mut() => return ended.map_err(Error::other),
+            () = first => return Err(Error::new(ErrorKind::TimedOut, "the first request took too long")),
             () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
         }
         connection.await.map_err(Error::other)
@@ -145,7 +179,7 @@ impl Server {
 /// Tells a client that there is no place. What it sends is read, or its system would drop the answer.
 async fn refuse(mut tcp: TcpStream) -> Result<()> {
     let problem = Problem::new(problem::OVERLOADED, "there are as many connections as may be");
-    let problem = problem.hint("close connections that idle, or raise http.max_connections");
+    let problem = problem.hint("ask for less at once, or raise http.max_connections");
     let body = serde_json::to_string(&problem).unwrap_or_default();
     let answer = format!(
         "HTTP/1.1 {} Service Unavailable\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
@@ -158,78 +192,6 @@ async fn refuse(mut tcp: TcpStream) -> Result<()> {
     let mut rest = [0; 4096];
     while tcp.read(&mut rest).await? > 0 {}
     Ok(())
-}
-
-/// A connection whose client must take what it is sent: [`PIECE`] by piece, each within a limit.
-struct Prompt<S> {
-    stream: S,
-    limit: Duration,
-    /// Armed when the client lets us wait: until when it has to have taken a piece, and how much it took since.
-    waiting: Option<(Pin<Box<Sleep>>, usize)>,
-}
-
-impl<S> Prompt<S> {
-    fn new(stream: S, limit: Duration) -> Prompt<S> {
-        Prompt { stream, limit, waiting: None }
-    }
-
-    fn watch(&mut self, context: &mut Context<'_>, written: Poll<Result<usize>>) -> Poll<Result<usize>> {
-        match (&written, &mut self.waiting) {
-            (Poll::Ready(Ok(bytes)), Some((_, taken))) => {
-                *taken += bytes;
-                if *taken >= PIECE {
-                    self.waiting = None;
-                }
-                return written;
-            }
-            (Poll::Ready(_), _) => return written,
-            (Poll::Pending, Some(_)) => {}
-            (Poll::Pending, none) => {
-                *none = Some((Box::pin(tokio::time::sleep_until(Instant::now() + self.limit)), 0));
-            }
-        }
-        if let Some((sleep, _)) = &mut self.waiting {
-            ready!(sleep.as_mut().poll(context));
-        }
-        Poll::Ready(Err(Error::new(ErrorKind::TimedOut, "the client does not take its answer")))
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Prompt<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Prompt<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.watch(context, written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.watch(context, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
-        // Everything was taken: nothing is waited for any more.
-        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
-        self.waiting = None;
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
 }
 
 #[cfg(test)]

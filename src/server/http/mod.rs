@@ -12,6 +12,7 @@ pub mod keys;
 pub mod listener;
 mod listing;
 mod openapi;
+mod origin;
 mod page;
 mod pages;
 mod position;
@@ -23,6 +24,7 @@ mod request_id;
 pub mod routes;
 mod rows;
 pub(in crate::server) mod search;
+mod snapshot;
 mod status;
 pub(in crate::server) mod vector;
 
@@ -47,6 +49,7 @@ use axum::response::{IntoResponse, Response};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -67,6 +70,10 @@ pub struct Options {
     pub admission: admission::Limits,
     /// Age of the index above which `/readyz` says no.
     pub ready_staleness: Duration,
+    /// Only this machine reaches it.
+    pub loopback: bool,
+    /// Where snapshots may be made; anywhere when absent.
+    pub snapshot_dir: Option<PathBuf>,
 }
 
 /// What is known of the source besides the stream.
@@ -97,6 +104,8 @@ pub struct App {
     verifying: tokio::sync::Mutex<()>,
     /// Recall is measured by one at a time.
     measuring: tokio::sync::Mutex<()>,
+    /// One snapshot at a time.
+    snapshotting: Arc<tokio::sync::Mutex<()>>,
     /// Collections of which the metrics have told.
     told: parking_lot::Mutex<BTreeSet<String>>,
     started: Instant,
@@ -114,9 +123,10 @@ impl App {
     ) -> App {
         let admission = Admission::new(options.admission);
         let (verifying, measuring) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
+        let snapshotting = Arc::default();
         let told = parking_lot::Mutex::default();
         let started = Instant::now();
-        App { query, dsn, pool, metrics, health, options, admission, verifying, measuring, told, started }
+        App { query, dsn, pool, metrics, health, options, admission, verifying, measuring, snapshotting, told, started }
     }
 }
 
@@ -145,6 +155,8 @@ struct Shown<'p> {
     problem: &'p Problem,
     #[serde(skip_serializing_if = "Option::is_none")]
     instance: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
 }
 
 /// How one says who one is (RFC 6750).
@@ -160,7 +172,8 @@ fn challenge(problem: &Problem) -> Option<&'static str> {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.kind.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let body = serde_json::to_vec(&Shown { problem: &self, instance: request_id::current() }).unwrap_or_default();
+        let shown = Shown { problem: &self, instance: request_id::current(), trace_id: request_id::trace() };
+        let body = serde_json::to_vec(&shown).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
         if self.kind.retryable {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
@@ -192,6 +205,7 @@ pub fn router(app: Arc<App>, admin: bool) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), admission::layer))
         .layer(middleware::from_fn_with_state(app.clone(), access::layer))
         .layer(middleware::from_fn_with_state(app.clone(), in_time))
+        .layer(middleware::from_fn_with_state(app.clone(), origin::layer))
         .layer(middleware::from_fn(count))
         .layer(middleware::from_fn(request_id::layer))
         .with_state(app)

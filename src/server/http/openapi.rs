@@ -181,6 +181,7 @@ fn problem() -> Json {
             "detail": { "type": "string", "description": "What is wrong with this request." },
             "hint": { "type": "string", "description": "What to do." },
             "instance": { "type": "string", "description": "The name of the request, as in the header `x-request-id` and in the log." },
+            "trace_id": { "type": "string", "description": "The trace of the request, where the client named one in `traceparent` or traces are sent." },
             "retryable": { "type": "boolean", "description": "May the same request work later?" },
             "position": { "type": "integer", "description": "Where in a filter in SQL, from 1." },
             "path": { "type": "string", "description": "Where in a filter in JSON." },

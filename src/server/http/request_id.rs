@@ -1,34 +1,63 @@
 //! What a request is called: in its answer, in its problem, in the log.
 
-use axum::extract::Request;
+use crate::telemetry::traces;
+use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 use tracing::Instrument;
+use tracing::field::Empty;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest name that is taken over.
 const LONGEST: usize = 128;
 
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// What a request is called here, and by those who trace it.
+#[derive(Clone)]
+struct Names {
+    id: String,
+    trace: Option<String>,
+}
+
 tokio::task_local! {
-    static NAME: String;
+    static NAMES: Names;
 }
 
 /// The name of the request that is worked on.
 pub fn current() -> Option<String> {
-    NAME.try_with(String::clone).ok()
+    NAMES.try_with(|names| names.id.clone()).ok()
+}
+
+/// The name of the trace it belongs to: the client's, or one of ours where traces are sent.
+pub fn trace() -> Option<String> {
+    NAMES.try_with(|names| names.trace.clone()).ok().flatten()
 }
 
 /// Takes over the client's name for its request, or makes one, and says it in the answer.
 pub async fn layer(request: Request, next: Next) -> Response {
-    let name = given(request.headers()).unwrap_or_else(fresh);
-    let span = tracing::error_span!("request", id = %name);
-    let value = HeaderValue::from_str(&name);
-    let mut response = NAME.scope(name, next.run(request)).instrument(span).await;
+    let id = given(request.headers()).unwrap_or_else(fresh);
+    let span = tracing::error_span!("request", %id, trace_id = Empty);
+    let parent = request.headers().get(TRACEPARENT).and_then(|value| traces::parent(value.to_str().ok()?));
+    let trace = traces::join(&span, parent.as_ref());
+    if let Some(trace) = &trace {
+        span.record("trace_id", trace.as_str());
+    }
+    let what = operation(&request);
+    let value = HeaderValue::from_str(&id);
+    let mut response = NAMES.scope(Names { id, trace }, next.run(request)).instrument(span.clone()).await;
+    traces::tell(&span, what, response.status().as_u16());
     if let Ok(value) = value {
         response.headers_mut().insert(HEADER, value);
     }
     response
+}
+
+/// Method and route: not the path, of which there are as many as rows.
+fn operation(request: &Request) -> (String, String) {
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str);
+    (request.method().to_string(), route.to_owned())
 }
 
 /// Printable and not long: it goes into logs.

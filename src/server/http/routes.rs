@@ -5,7 +5,7 @@
 use crate::server::http::access::Scope;
 use crate::server::http::openapi::{self, Document};
 use crate::server::http::{
-    App, answers, collections, listing, page, pages, position, probes, recall, rows, search, status,
+    App, answers, collections, listing, page, pages, position, probes, recall, rows, search, snapshot, status,
 };
 use crate::server::problem::{self as p, Kind};
 use axum::Router;
@@ -138,7 +138,7 @@ impl Route {
     fn behind_the_layers(self) -> Route {
         let keys: &[_] = &[p::UNAUTHENTICATED, p::BAD_CREDENTIALS, p::FORBIDDEN, p::RATE];
         let filters = self.confined && self.path.contains("{name}");
-        let mut route = self;
+        let mut route = self.fails(&[p::CROSS_SITE]);
         if route.need.is_some() {
             route = route.fails(keys).fails(if filters { &[p::UNFIT_FILTER] } else { &[] });
         }
@@ -276,7 +276,12 @@ fn of_admins() -> Vec<Route> {
             .gives_with::<collections::Promotion>(202, "it is counted")
             .fails(&[p::BAD_ID]),
     ];
-    all.into_iter().map(|route| route.of_collection().needs(Scope::Admin)).collect()
+    let of_all = post("/v1/admin/snapshots", snapshot::make, "What answers, as files in a directory of its machine")
+        .takes::<snapshot::Body>(r#"{"to": "/var/backups/ruvector/monday", "retain_s": 0}"#)
+        .gives::<snapshot::Made>()
+        .fails(&[p::SNAPSHOT, p::COPYING, p::INTERNAL]);
+    let all = all.into_iter().map(Route::of_collection).chain([of_all]);
+    all.map(|route| route.needs(Scope::Admin)).collect()
 }
 
 fn of_the_service() -> Vec<Route> {

@@ -6,11 +6,17 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use std::path::Path;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-const LIMITS: Limits =
-    Limits { max_connections: 2, head: Duration::from_millis(400), write: Duration::from_millis(400) };
+const LIMITS: Limits = Limits {
+    max_connections: 2,
+    first: Duration::from_millis(400),
+    head: Duration::from_millis(400),
+    write: Duration::from_millis(400),
+    rate: 1,
+};
 const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: h\r\n\r\n";
 
 struct Running {
@@ -25,6 +31,7 @@ async fn running(limits: Limits, tls: Option<Arc<Files>>) -> Running {
     let router = Router::new()
         .route("/", get(async || "ok"))
         .route("/slow", get(slow))
+        .route("/slower", get(async || tokio::time::sleep(Duration::from_secs(3)).await))
         .route("/large", get(async move || large))
         .route("/echo", post(async |body: String| body));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -68,19 +75,72 @@ async fn who_sends_no_whole_head_or_idles_is_closed() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_are_refused_at_once_and_places_come_back() {
+async fn a_connection_that_never_asks_is_closed_soon_and_one_that_did_may_idle() {
+    let server = running(Limits { head: Duration::from_secs(20), ..LIMITS }, None).await;
+    let mut idle = connect(server.at).await;
+    assert!(one(&mut idle).await.contains("200 OK"));
+    for beginning in [&b""[..], b"GET / HTTP/1.1\r\nhost: "] {
+        let mut stream = connect(server.at).await;
+        stream.write_all(beginning).await.expect("sent");
+        let began = Instant::now();
+        all(&mut stream).await;
+        assert!(began.elapsed() < Duration::from_secs(10), "{beginning:?} after {:?}", began.elapsed());
+    }
+    assert!(one(&mut idle).await.contains("200 OK"), "after {:?}", LIMITS.first);
+}
+
+#[tokio::test]
+async fn idle_connections_keep_nobody_out() {
+    let patient = Limits { first: Duration::from_secs(60), head: Duration::from_secs(60), ..LIMITS };
+    let server = running(patient, None).await;
+    // Somebody who asked and will again, and a flood of those who do not.
+    let mut first = connect(server.at).await;
+    assert!(one(&mut first).await.contains("200 OK"));
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(connect(server.at).await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(one(&mut first).await.contains("200 OK"), "it was not disturbed");
+    }
+    let began = Instant::now();
+    assert!(one(&mut connect(server.at).await).await.contains("200 OK"), "a probe gets in");
+    assert!(began.elapsed() < Duration::from_secs(5), "at once");
+    assert!(all(&mut silent.remove(0)).await.is_empty(), "closed for it");
+}
+
+#[tokio::test]
+async fn where_all_are_at_work_a_further_connection_is_refused_at_once_and_places_come_back() {
     let server = running(Limits { head: Duration::from_secs(20), ..LIMITS }, None).await;
     let (mut first, mut second) = (connect(server.at).await, connect(server.at).await);
-    assert!(one(&mut first).await.contains("200 OK") && one(&mut second).await.contains("200 OK"));
-    let began = Instant::now();
+    for busy in [&mut first, &mut second] {
+        busy.write_all(b"GET /slower HTTP/1.1\r\nhost: h\r\n\r\n").await.expect("sent");
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
     let mut third = connect(server.at).await;
     third.write_all(GET).await.expect("sent");
     let refused = all(&mut third).await;
     assert!(refused.starts_with("HTTP/1.1 503 ") && refused.contains("RV1301"), "{refused}");
-    assert!(began.elapsed() < Duration::from_secs(5), "at once");
-    drop(first);
+    let mut answer = [0; 4096];
+    let bytes = first.read(&mut answer).await.expect("an answer");
+    assert!(String::from_utf8_lossy(&answer[..bytes]).contains("200 OK"), "it was not disturbed");
     while !one(&mut connect(server.at).await).await.contains("200 OK") {}
-    assert!(one(&mut second).await.contains("200 OK"), "it was not disturbed");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_taken_in_drops_is_given_up() {
+    let server = running(Limits { rate: 64 << 20, ..LIMITS }, None).await;
+    let mut slow = connect(server.at).await;
+    slow.write_all(b"GET /large HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await.expect("sent");
+    // More than a piece in its time, and less than the rate.
+    let (mut taken, mut part) = (0, vec![0; PIECE]);
+    while let Ok(bytes) = slow.read(&mut part).await {
+        if bytes == 0 {
+            break;
+        }
+        taken += bytes;
+        tokio::time::sleep(Duration::from_millis(if taken > 8 << 20 { 0 } else { 10 })).await;
+    }
+    assert!(taken < 64 << 20, "all of it came: {taken}");
 }
 
 #[tokio::test]
