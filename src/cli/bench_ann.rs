@@ -226,12 +226,12 @@ fn search(graph: &Graph, query: &Query, k: usize, ef: usize) -> (Vec<(f32, u32)>
 /// Prints one measurement.
 fn report(args: &Args, line: Value) {
     if args.json {
-        println!("{line}");
+        say!("{line}");
         return;
     }
     let number = |key: &str| line[key].as_f64().unwrap_or(0.0);
     match line["what"].as_str() {
-        Some("build") => println!(
+        Some("build") => say!(
             "build   {:.0} vectors x {:.0} with {:.0} threads: {:.1} s wall, {:.1} s CPU, {:.0} vectors/s, {:.0} per CPU second",
             number("vectors"),
             number("dim"),
@@ -241,7 +241,7 @@ fn report(args: &Args, line: Value) {
             number("vectors_per_second"),
             number("vectors_per_cpu_second"),
         ),
-        Some("memory") => println!(
+        Some("memory") => say!(
             "memory  {:.1} MB resident, {:.1} MB in use by the graph, vectors {:.1} MB\n\n{:>6} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9}",
             number("rss_bytes") / 1e6,
             number("index_bytes") / 1e6,
@@ -254,7 +254,7 @@ fn report(args: &Args, line: Value) {
             "p99 us",
             "distances",
         ),
-        _ => println!(
+        _ => say!(
             "{:>6} {:>8.4} {:>9} {:>9} {:>9.1} {:>9.1} {:>9.0}",
             number("ef"),
             number("recall"),

@@ -154,7 +154,7 @@ impl<'a> Bench<'a> {
 
     fn print(&self, line: &Json) {
         if self.args.json {
-            println!("{line}");
+            say!("{line}");
             return;
         }
         let phase = line["phase"].as_str().unwrap_or("?");
@@ -162,7 +162,7 @@ impl<'a> Bench<'a> {
         for (name, value) in line.as_object().into_iter().flatten().filter(|(name, _)| *name != "phase") {
             text.push_str(&format!(" {}={}", name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
         }
-        println!("{text}");
+        say!("{text}");
     }
 
     fn serve(&self) -> anyhow::Result<Service> {

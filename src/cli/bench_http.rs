@@ -271,10 +271,10 @@ async fn answer(stream: &mut BufReader<TcpStream>) -> Result<Vec<u8>> {
 
 fn print(json: bool, line: &Json) {
     if json {
-        println!("{line}");
+        say!("{line}");
     } else if let Some(fields) = line.as_object() {
         let field = |(name, value): (&String, &Json)| format!("{name} {value}");
-        println!("{}", fields.iter().map(field).collect::<Vec<_>>().join(", "));
+        say!("{}", fields.iter().map(field).collect::<Vec<_>>().join(", "));
     }
 }
 

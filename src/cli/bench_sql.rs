@@ -298,13 +298,13 @@ impl<'a> Bench<'a> {
 
     fn print(&self, line: &Json) {
         if self.args.json {
-            println!("{line}");
+            say!("{line}");
         } else if let Some(fields) = line.as_object() {
             let field = |(name, value): (&String, &Json)| match value {
                 Json::Object(of) => format!("{name} {} queries/s", of.get("qps").unwrap_or(&Json::Null)),
                 value => format!("{name} {value}"),
             };
-            println!("{}", fields.iter().map(field).collect::<Vec<_>>().join(", "));
+            say!("{}", fields.iter().map(field).collect::<Vec<_>>().join(", "));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The command line's HTTP client: plain requests to a running service, its problems as errors.
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value as Json;
@@ -44,6 +44,10 @@ impl Client {
 
     /// A client of this service.
     pub fn of(target: &Target) -> anyhow::Result<Client> {
+        let host = target.url.strip_prefix("http://").or_else(|| target.url.strip_prefix("https://"));
+        if host.is_none_or(|host| host.is_empty() || host.starts_with(['/', ':'])) {
+            bail!("--url {:?} is no address; write http://host:port (or RUVECTOR_URL)", target.url);
+        }
         let tls = target.url.starts_with("https:").then(|| target.tls()).transpose()?;
         Ok(Client::with(&target.url, target.key.as_deref(), tls))
     }
@@ -104,8 +108,9 @@ impl Client {
         let mut response = response.with_context(|| self.unreachable())?;
         let status = response.status();
         let text = response.body_mut().with_config().limit(256 << 20).read_to_string()?;
-        let json: Json =
-            serde_json::from_str(&text).with_context(|| format!("{} answered no JSON ({status})", self.base))?;
+        let json: Json = serde_json::from_str(&text).with_context(|| {
+            format!("what answers at {} ({status}) is no ruvector, or a proxy; say where it is with --url", self.base)
+        })?;
         if status.is_success() || json.get("code").is_none() {
             return Ok(json);
         }
@@ -117,10 +122,20 @@ impl Client {
 
 impl Target {
     fn tls(&self) -> anyhow::Result<TlsConfig> {
-        let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        let read = |path: &Path| {
+            std::fs::read(path).with_context(|| {
+                format!("cannot read {}: name a file in PEM that is there and readable", path.display())
+            })
+        };
         let chain = |path: &Path| -> anyhow::Result<Vec<Certificate<'static>>> {
             let all = CertificateDer::pem_slice_iter(&read(path)?).collect::<Result<Vec<_>, _>>();
-            let all = all.map_err(|error| anyhow!("{}: {error}", path.display()))?;
+            let all = all.map_err(|error| anyhow!("{} is no PEM: {error}", path.display()))?;
+            if all.is_empty() {
+                bail!(
+                    "{} has no certificate in it; in PEM one begins with -----BEGIN CERTIFICATE-----",
+                    path.display()
+                );
+            }
             Ok(all.iter().map(|one| Certificate::from_der(one).to_owned()).collect())
         };
         let roots = match &self.ca {

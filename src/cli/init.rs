@@ -48,7 +48,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if tables.is_empty() && config.sql.address()?.is_none() {
         bail!("no tables: name them with --table, or give a configuration with [[collections]] or with sql.listen");
     }
-    let password = args.password_env.as_ref().map(|name| std::env::var(name).with_context(|| format!("${name}")));
+    let password = args
+        .password_env
+        .as_ref()
+        .map(|name| std::env::var(name).with_context(|| format!("${name} has no password; export it first")));
     let password = password.transpose()?;
     let dsn = Dsn::parse(&args.dsn)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -61,11 +64,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let setup = Setup { role: &args.role, password: literal, publication, tables: &tables, row_security, rds };
         let shown = Setup { password: literal.map(|_| Password::Variable(VARIABLE)), ..setup.clone() };
         if let Some(name) = &args.password_env {
-            println!("-- in psql, set the password first: \\set {VARIABLE} `printenv {name}`");
+            say!("-- in psql, set the password first: \\set {VARIABLE} `printenv {name}`");
         }
-        statements(&shown).iter().for_each(|statement| println!("{statement};"));
+        statements(&shown).iter().for_each(|statement| say!("{statement};"));
         if !args.run {
-            println!("-- nothing was run; add --run to run it in one transaction");
+            say!("-- nothing was run; add --run to run it in one transaction");
             return Ok(());
         }
         let sql = format!("BEGIN; SET LOCAL lock_timeout = '10s'; {}; COMMIT", statements(&setup).join("; "));
@@ -76,7 +79,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             ),
             other => other.into(),
         })?;
-        println!("-- done; now set source.create_publication = false and connect as {}", args.role);
+        say!("-- done; now set source.create_publication = false and connect as {}", args.role);
         Ok(())
     })
 }
@@ -86,7 +89,7 @@ async fn row_security(client: &tokio_postgres::Client, tables: &[(String, String
     let mut any = false;
     for (schema, name) in tables {
         let Some(table) = catalog::table(client, schema, name).await? else {
-            bail!("there is no table {schema}.{name}")
+            bail!("there is no table {schema}.{name} in this database; names are taken literally, as schema.table")
         };
         if table.replica_identity == 'n' || table.columns.iter().all(|column| column.key_place.is_none()) {
             bail!(

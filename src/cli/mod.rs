@@ -1,10 +1,13 @@
 //! The command line: what a person or a script types.
 
-/// Prints a line. That nobody reads any more, as behind `| head`, is no error.
+/// Prints a line. That nobody reads any more, as behind `| head`, is no error; that it cannot be written is the end.
 macro_rules! say {
-    ($($text:tt)*) => {{
-        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*)));
-    }};
+    ($($text:tt)*) => {
+        $crate::cli::written(std::io::Write::write_fmt(
+            &mut std::io::stdout(),
+            format_args!("{}\n", format_args!($($text)*)),
+        ))
+    };
 }
 
 pub mod bench_ann;
@@ -29,7 +32,9 @@ mod shadow;
 mod snapshot;
 mod sqlpack;
 
+use crate::source::SourceError;
 use clap::{Parser, Subcommand};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -128,8 +133,21 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("ruvector: {error:#}");
+            if let Some(SourceError::Unavailable(_)) = error.downcast_ref() {
+                eprintln!("hint: `ruvector doctor DSN` tries name, network, TLS and password one by one");
+            }
             ExitCode::from(2)
         }
+    }
+}
+
+/// What came of a line of output.
+fn written(result: std::io::Result<()>) {
+    if let Err(error) = result
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        eprintln!("ruvector: standard output takes no more: {error}; make room, or send it elsewhere");
+        std::process::exit(2);
     }
 }
 
@@ -155,7 +173,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Config(ConfigCommand::Default) => {
-            print!("{}", crate::config::DEFAULTS);
+            say!("{}", crate::config::DEFAULTS.trim_end());
             Ok(ExitCode::SUCCESS)
         }
         Command::Config(ConfigCommand::Check(file)) => done(serve::check(file.config.as_deref())),

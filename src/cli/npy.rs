@@ -77,8 +77,13 @@ fn mask_from(bytes: &[u8]) -> Result<Vec<bool>> {
 }
 
 fn read<T>(path: &Path, decode: impl Fn(&[u8]) -> Result<T>) -> Result<T> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    decode(&bytes).with_context(|| format!("{} is not usable", path.display()))
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}: name a .npy file", path.display()))?;
+    decode(&bytes).with_context(|| {
+        format!(
+            "{} is not usable, write it by numpy.save: floats of 2 or 4 bytes, ids of 4 or 8, masks of bool",
+            path.display()
+        )
+    })
 }
 
 fn values<T, const N: usize>(raw: &Raw<'_>, decode: impl Fn([u8; N]) -> T) -> Result<Matrix<T>> {

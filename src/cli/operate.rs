@@ -21,13 +21,14 @@ pub struct Status {
 
 /// Arguments of `search`.
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("by").required(true).args(["vector", "id"]))]
 pub struct Search {
     #[command(flatten)]
     target: Target,
     /// The collection.
     collection: String,
     /// The query vector as a JSON array, or `-` to read it from standard input.
-    #[arg(long, conflicts_with = "id", required_unless_present = "id", allow_hyphen_values = true)]
+    #[arg(long, allow_hyphen_values = true)]
     vector: Option<String>,
     /// Search by the vector of the row with this key: a JSON value, or an object for a key of several columns.
     #[arg(long)]
@@ -54,7 +55,7 @@ pub struct Search {
     #[arg(long)]
     filter: Option<String>,
     /// A value for `$1`, `$2`, ... as JSON; text that is no JSON is taken as a string.
-    #[arg(long = "param")]
+    #[arg(long = "param", requires = "filter")]
     params: Vec<String>,
     /// Columns to show, comma separated.
     #[arg(long, value_delimiter = ',')]
@@ -117,6 +118,9 @@ pub struct Compact {
 pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
     let client = Client::of(&args.target)?;
     let status = client.get("/v1/status")?;
+    if !status["positions"].is_object() {
+        bail!("what answers at {} is no ruvector; say where it is with --url", args.target.url);
+    }
     let code = if status["not_ready"].is_null() { ExitCode::SUCCESS } else { ExitCode::from(1) };
     if args.json {
         say!("{status}");
@@ -238,10 +242,17 @@ fn copy_progress(collection: &Json) -> Option<String> {
 }
 
 fn body(args: &Search) -> anyhow::Result<Json> {
+    for (name, value) in [("--max-distance", args.max_distance), ("--mmr", args.mmr)] {
+        // JSON has no other numbers.
+        if let Some(value) = value.filter(|value| !value.is_finite()) {
+            bail!("{name} is {value}; it must be a finite number");
+        }
+    }
     let mut query = match (&args.vector, &args.id) {
         (Some(vector), _) => {
             let text = if vector == "-" { std::io::read_to_string(std::io::stdin())? } else { vector.clone() };
-            let vector: Json = serde_json::from_str(&text).context("--vector is not a JSON array")?;
+            let vector: Json =
+                serde_json::from_str(&text).context("--vector is no JSON; write numbers in brackets: [0.1,0.2]")?;
             json!({ "vector": vector })
         }
         (None, Some(id)) => json!({ "id": json_or_text(id) }),
@@ -340,7 +351,7 @@ pub fn rebuild(args: &Rebuild) -> anyhow::Result<()> {
         let before = client.get(&path)?["copied_at"].clone();
         client.post(&format!("/v1/admin/collections/{}/rebuild", segment(&name)), &json!({}))?;
         let rows = copied(&client, (&name, &path), &before, Duration::from_secs(args.patience))?;
-        println!("{name}: copied again, {rows} rows");
+        say!("{name}: copied again, {rows} rows");
     }
     Ok(())
 }
@@ -384,7 +395,7 @@ fn copied(client: &Client, (name, path): (&str, &str), before: &Json, patience: 
         let now = (progress, trouble);
         if now != said {
             let trouble = now.1.as_deref().map(|why| format!("; does not go on: {why}")).unwrap_or_default();
-            println!("{name}{}{trouble}", now.0);
+            say!("{name}{}{trouble}", now.0);
             said = now;
         }
         if moved.elapsed() > patience {

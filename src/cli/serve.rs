@@ -31,14 +31,14 @@ pub fn run(file: Option<&Path>) -> anyhow::Result<()> {
         let specs = reload_on_hangup(file.map(Path::to_owned), config, &options)?;
         let listening = |at: node::Listening| {
             if let Some(address) = at.sql {
-                println!("SQL on postgresql://{address}");
+                say!("SQL on postgresql://{address}");
             }
             // On standard output: scripts wait for this line.
             let scheme = if at.encrypted { "https" } else { "http" };
             if let Some(address) = at.admin {
-                println!("admin on {scheme}://{address}");
+                say!("admin on {scheme}://{address}");
             }
-            println!("listening on {scheme}://{}", at.http);
+            say!("listening on {scheme}://{}", at.http);
             let _ = std::io::stdout().flush();
         };
         Ok(node::run(options, specs, stop, listening).await?)
@@ -124,22 +124,22 @@ fn reload(
 /// Says what would be served, or what is wrong.
 pub fn check(file: Option<&Path>) -> anyhow::Result<()> {
     let options = node::Options::try_from(&Config::load(file)?)?;
-    println!("ok: follows {} by slot {:?} and publication {:?}", options.dsn, options.slot, options.publication);
+    say!("ok: follows {} by slot {:?} and publication {:?}", options.dsn, options.slot, options.publication);
     for spec in &options.collections {
         let vectors: Vec<_> =
             spec.vectors.iter().map(|vector| format!("{} ({})", vector.column, vector.metric)).collect();
-        println!("ok: collection {} = table {}, vectors {}", spec.name(), spec.table, vectors.join(", "));
+        say!("ok: collection {} = table {}, vectors {}", spec.name(), spec.table, vectors.join(", "));
     }
     let encrypted = if options.http.tls.is_some() { "encrypted" } else { "not encrypted" };
     let access =
         if options.http.access.are_needed() { format!("{:?}", options.http.access) } else { "open to all".into() };
-    println!("ok: data in {}, HTTP on {}, {encrypted}, {access}", options.data_dir.display(), options.listen);
+    say!("ok: data in {}, HTTP on {}, {encrypted}, {access}", options.data_dir.display(), options.listen);
     if let Some(admin) = options.admin_listen {
-        println!("ok: /v1/admin on {admin} only");
+        say!("ok: /v1/admin on {admin} only");
     }
     if let Some(sql) = &options.sql {
         let users: Vec<_> = sql.users.iter().map(|user| user.name.as_str()).collect();
-        println!("ok: SQL on {}, users {}", sql.listen, users.join(", "));
+        say!("ok: SQL on {}, users {}", sql.listen, users.join(", "));
     }
     Ok(())
 }

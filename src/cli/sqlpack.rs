@@ -75,9 +75,9 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
         Command::Install(args) => runtime.block_on(install(args, Run::Yes)),
         Command::Upgrade(args) => runtime.block_on(install(args, Run::WhereInstalled)),
         Command::Uninstall(args) => {
-            print!("{}", uninstall());
+            say!("{}", uninstall().trim_end());
             if !args.yes {
-                println!("-- nothing was run; add --yes to run it");
+                say!("-- nothing was run; add --yes to run it");
                 return Ok(());
             }
             runtime.block_on(async {
@@ -130,16 +130,21 @@ async fn collections(client: &tokio_postgres::Client, config: &Config) -> anyhow
 
 async fn install(args: &Args, run: Run) -> anyhow::Result<()> {
     let config = Config::load(args.config.as_deref())?;
-    let listen = config.sql.address()?.context("sql.listen is not set: there is nothing to connect to")?;
+    let listen = config.sql.address()?.context(
+        "sql.listen is not set, so there is nothing to connect to: set it, and [sql.users.NAME], in the file of --config",
+    )?;
     let user = match (&args.user, config.sql.users.len()) {
         (Some(user), _) => user.clone(),
         (None, 1) => config.sql.users.keys().next().cloned().unwrap_or_default(),
-        (None, _) => bail!("there are several [sql.users]: say which with --user"),
+        (None, _) => bail!("there are several [sql.users], or none: say which with --user"),
     };
     let password = match &args.password_env {
-        Some(name) => std::env::var(name).with_context(|| format!("${name}"))?,
+        Some(name) => std::env::var(name).with_context(|| format!("${name} has no password; export it first"))?,
         None => {
-            let found = config.sql.users.get(&user).with_context(|| format!("there is no [sql.users.{user}]"))?;
+            let found = config.sql.users.get(&user).with_context(|| {
+                let known: Vec<_> = config.sql.users.keys().map(String::as_str).collect();
+                format!("there is no [sql.users.{user}] in the configuration; there are: {}", known.join(", "))
+            })?;
             found.secret(&user)?
         }
     };
@@ -170,15 +175,15 @@ async fn install(args: &Args, run: Run) -> anyhow::Result<()> {
     };
     let sql = pack.install(&collections);
     if run == Run::No {
-        print!("{sql}");
-        println!("-- nothing was run; `ruvector sqlpack install` runs it with the password of {user:?}");
+        say!("{}", sql.trim_end());
+        say!("-- nothing was run; `ruvector sqlpack install` runs it with the password of {user:?}");
         return Ok(());
     }
     // Apart from the statements: what fails is written to the server's log, with its text.
     let secret = "SELECT set_config('ruvector.password', $1, false)";
     client.execute(secret, &[&password]).await.map_err(SourceError::from)?;
     client.batch_execute(&sql).await.map_err(SourceError::from)?;
-    println!("done: schema ruvector, server ruvector at {host}:{}, {} collections", pack.port, collections.len());
+    say!("done: schema ruvector, server ruvector at {host}:{}, {} collections", pack.port, collections.len());
     tell_what_is_missing(&client, &pack).await
 }
 
@@ -194,18 +199,18 @@ async fn tell_what_is_missing(client: &tokio_postgres::Client, pack: &Pack<'_>) 
                                             AND t.schemaname = 'ruvector' AND t.tablename = 'registrations'))";
     let row = client.query_one(sql, &[&pack.service_user, &pack.publication]).await.map_err(SourceError::from)?;
     if let Some(roles) = row.get::<_, Option<&str>>(0) {
-        println!(
+        say!(
             "no roles {roles}: whoever installs has no CREATEROLE. Somebody who has: CREATE ROLE ...; then `ruvector sqlpack upgrade`"
         );
     }
     let (user, publication) = (quote_ident(pack.service_user), quote_ident(pack.publication));
     if !row.get::<_, bool>(1) {
-        println!(
+        say!(
             "the service does not see what is registered: GRANT USAGE ON SCHEMA ruvector TO {user}; GRANT SELECT ON ruvector.registrations TO {user};"
         );
     }
     if !row.get::<_, bool>(2) {
-        println!(
+        say!(
             "the service notices what is registered by looking only, until the publication's owner, owning the table as well, does: ALTER PUBLICATION {publication} ADD TABLE ONLY ruvector.registrations;"
         );
     }

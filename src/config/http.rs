@@ -5,6 +5,8 @@ use crate::server::http::access::{Access, Credentials, Principal, Scope};
 use crate::server::http::jwt::{TokenKey, Tokens};
 use crate::server::http::keys::{Hash, Key};
 use crate::server::http::rate::Bucket;
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -16,6 +18,7 @@ use std::sync::Arc;
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs, reason = "documented in config/ruvector.toml, once")]
 pub struct Http {
+    #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
     pub admin_listen: String,
     pub insecure: bool,
@@ -97,19 +100,34 @@ fn thirty() -> u64 {
     30
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
-}
-
 /// A list; from the environment, words.
 fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    Ok(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::One(words) => words.split([',', ' ']).filter(|word| !word.is_empty()).map(str::to_owned).collect(),
-        OneOrMany::Many(list) => list,
-    })
+    deserializer.deserialize_any(Words)
+}
+
+struct Words;
+
+impl<'de> Visitor<'de> for Words {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of texts, or one text")
+    }
+
+    fn visit_str<E>(self, words: &str) -> Result<Vec<String>, E> {
+        Ok(words.split([',', ' ']).filter(|word| !word.is_empty()).map(str::to_owned).collect())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Vec<String>, A::Error> {
+        Vec::deserialize(SeqAccessDeserializer::new(list))
+    }
+}
+
+/// Errors of addresses say nothing by themselves.
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let bad = |_| serde::de::Error::custom(format!("{text:?} is no address and port; write 127.0.0.1:8480"));
+    text.trim().parse().map_err(bad)
 }
 
 fn scopes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<Scope>, D::Error> {
@@ -138,9 +156,11 @@ impl Http {
         let refuse = |text: &str| Err(ConfigError(text.to_owned()));
         let (certificate, key) = (self.tls_cert.as_os_str(), self.tls_key.as_os_str());
         match self {
-            _ if certificate.is_empty() != key.is_empty() => refuse("http.tls_cert and http.tls_key go together"),
+            _ if certificate.is_empty() != key.is_empty() => {
+                refuse("http.tls_cert and http.tls_key go together; set both, or neither")
+            }
             _ if certificate.is_empty() && !self.client_ca.as_os_str().is_empty() => {
-                refuse("http.client_ca needs http.tls_cert")
+                refuse("http.client_ca needs http.tls_cert and http.tls_key")
             }
             Http { max_concurrent: 0, .. } => refuse("http.max_concurrent is 0; at least 1"),
             Http { max_connections: 0, .. } => refuse("http.max_connections is 0; at least 1"),
@@ -260,14 +280,20 @@ impl HttpJwt {
         let refuse = |text: &str| Err(ConfigError(text.to_owned()));
         check_rate("http.jwt", self.requests_per_second)?;
         match self {
-            HttpJwt { issuer, .. } if issuer.is_empty() => return refuse("http.jwt.issuer is empty"),
-            HttpJwt { audience, .. } if audience.is_empty() => return refuse("http.jwt.audience is empty"),
-            HttpJwt { keys, .. } if keys.is_empty() => return refuse("http.jwt has no [[http.jwt.keys]]"),
+            HttpJwt { issuer, .. } if issuer.is_empty() => {
+                return refuse("http.jwt.issuer is empty; write what tokens have as `iss`");
+            }
+            HttpJwt { audience, .. } if audience.is_empty() => {
+                return refuse("http.jwt.audience is empty; write what tokens have as `aud`");
+            }
+            HttpJwt { keys, .. } if keys.is_empty() => {
+                return refuse("http.jwt has no [[http.jwt.keys]]; each has a kid and a public key");
+            }
             _ => {}
         }
         let kids: BTreeSet<_> = self.keys.iter().map(|key| &key.kid).collect();
         if kids.len() < self.keys.len() {
-            return refuse("http.jwt.keys: a kid is there twice");
+            return refuse("http.jwt.keys: a kid is there twice; tokens name their key by it");
         }
         let keys = self.keys.iter().map(HttpJwtKey::key).collect::<Result<_, _>>()?;
         Ok(Tokens::new(keys, &self.issuer, &self.audience, self.leeway_s, self.requests_per_second))
@@ -290,7 +316,7 @@ impl HttpJwtKey {
 fn pem(text: &str) -> Result<String, String> {
     match text.contains("-----BEGIN") {
         true => Ok(text.to_owned()),
-        false => std::fs::read_to_string(text).map_err(|error| format!("cannot read {text}: {error}")),
+        false => super::read(std::path::Path::new(text)),
     }
 }
 

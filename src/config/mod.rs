@@ -1,16 +1,20 @@
 //! One file and the environment -> one checked value; `node` makes every module's own options of it. The default file is compiled in and is the documentation.
 
 mod http;
+mod strict;
 
 use crate::model::{CollectionSpec, by_name};
 use crate::replication::transport::Streaming;
 use crate::source::catalog::check_spec;
 use crate::source::connect::Dsn;
-use crate::telemetry::{LogFormat, traces};
+use crate::telemetry::{self, LogFormat, traces};
+use config::{Value, ValueKind};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use strict::{Mistake, Strict};
 
 pub use http::{Http, HttpJwt, HttpJwtKey, HttpKey};
 
@@ -67,12 +71,23 @@ impl std::fmt::Debug for Written {
 
 impl Written {
     fn of(sections: config::Map<String, config::Value>) -> Written {
-        let settings =
-            sections.into_iter().filter(|(section, _)| section != "collections").flat_map(|(section, keys)| {
-                let keys = keys.into_table().unwrap_or_default().into_iter();
-                keys.map(move |(key, value)| (format!("{section}.{key}"), value.to_string()))
-            });
-        Written(settings.collect())
+        let mut written = Written::default();
+        let settings = sections.into_iter().filter(|(section, _)| section != "collections");
+        settings.for_each(|(section, value)| written.put(section, value));
+        written
+    }
+
+    /// What is inside of another by names of its own: the text of a whole table has no order.
+    fn put(&mut self, name: String, value: Value) {
+        match value.kind {
+            ValueKind::Table(inner) => {
+                inner.into_iter().for_each(|(key, value)| self.put(format!("{name}.{key}"), value))
+            }
+            ValueKind::Array(items) => {
+                items.into_iter().enumerate().for_each(|(at, item)| self.put(format!("{name}[{at}]"), item));
+            }
+            _ => drop(self.0.insert(name, value.to_string())),
+        }
     }
 }
 
@@ -168,7 +183,7 @@ impl Search {
     fn check(&self) -> Result<(), ConfigError> {
         if let Some(role) = self.recheck_roles.iter().find(|role| role.is_empty() || role.eq_ignore_ascii_case("none"))
         {
-            return Err(ConfigError(format!("search.recheck_roles: {role:?} is no role")));
+            return Err(ConfigError(format!("search.recheck_roles: {role:?} is no role; name roles of the source")));
         }
         match self.recheck_settings.iter().find(|name| !name.contains('.')) {
             Some(name) => {
@@ -270,8 +285,12 @@ impl Sql {
         let refuse = |text: &str| Err(ConfigError(text.to_owned()));
         let (certificate, key) = (self.tls_cert.as_os_str(), self.tls_key.as_os_str());
         match self.address()? {
-            _ if certificate.is_empty() != key.is_empty() => refuse("sql.tls_cert and sql.tls_key go together"),
-            _ if self.require_tls && certificate.is_empty() => refuse("sql.require_tls needs sql.tls_cert"),
+            _ if certificate.is_empty() != key.is_empty() => {
+                refuse("sql.tls_cert and sql.tls_key go together; set both, or neither")
+            }
+            _ if self.require_tls && certificate.is_empty() => {
+                refuse("sql.require_tls needs sql.tls_cert and sql.tls_key")
+            }
             Some(_) if self.max_connections == 0 => refuse("sql.max_connections is 0; at least 1"),
             Some(_) if self.users.is_empty() => {
                 refuse("sql.listen without users: add [sql.users.NAME], postgres_fdw needs a password")
@@ -302,8 +321,8 @@ impl SqlUser {
         let file = &self.password_file;
         let secret = match (self.password.is_empty(), file.is_empty()) {
             (false, _) => self.password.clone(),
-            (true, false) => std::fs::read_to_string(file)
-                .map_err(|error| ConfigError(format!("sql.users.{name}.password_file: cannot read {file}: {error}")))?
+            (true, false) => read(Path::new(file))
+                .map_err(|error| ConfigError(format!("sql.users.{name}.password_file: {error}")))?
                 .trim_end_matches(['\r', '\n'])
                 .to_owned(),
             (true, true) => String::new(),
@@ -321,17 +340,15 @@ impl Config {
         let mut layers =
             config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
         if let Some(path) = file {
-            let text = std::fs::read_to_string(path);
-            let text = text.map_err(|error| ConfigError(format!("cannot read {}: {error}", path.display())))?;
+            let text = read(path).map_err(|error| ConfigError(format!("{error} (--config, RUVECTOR_CONFIG)")))?;
             layers = layers.add_source(config::File::from_str(&text, config::FileFormat::Toml));
         }
-        let environment =
-            config::Environment::with_prefix("RUVECTOR").prefix_separator("__").separator("__").try_parsing(true);
-        let loaded = layers.add_source(environment).build().and_then(|built| {
-            let written = Written::of(config::Source::collect(&built)?);
-            Ok(Config { written, ..built.try_deserialize::<Config>()? })
-        });
-        let loaded = loaded.map_err(|error| ConfigError(error.to_string()))?;
+        let environment = config::Environment::with_prefix("RUVECTOR").prefix_separator("__").separator("__");
+        let sections = layers.add_source(environment).build().and_then(|built| config::Source::collect(&built));
+        let sections = sections.map_err(|error| unread(error, file))?;
+        let written = Written::of(sections.clone());
+        let loaded = Config::deserialize(Strict(Value::new(None, ValueKind::Table(sections))));
+        let loaded = Config { written, ..loaded.map_err(|mistake| placed(&mistake, file))? };
         loaded.check()?;
         Ok(loaded)
     }
@@ -340,7 +357,11 @@ impl Config {
     /// ([`LIVE`]).
     pub fn changed_since(&self, before: &Config) -> Vec<String> {
         let (now, before) = (&self.written.0, &before.written.0);
-        let others = |name: &String| before.get(name) != now.get(name) && !LIVE.contains(&&name[..]);
+        let within = |name: &str, live: &str| {
+            name.strip_prefix(live).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        let live = |name: &str| LIVE.iter().any(|live| within(name, live));
+        let others = |name: &String| before.get(name) != now.get(name) && !live(name);
         let all: BTreeSet<_> = now.keys().chain(before.keys()).collect();
         all.into_iter().filter(|name| others(name)).cloned().collect()
     }
@@ -360,14 +381,17 @@ impl Config {
         least("search.default_ef", self.search.default_ef, 1)?;
         least("search.recheck_connections", self.search.recheck_connections, 1)?;
         least("search.recheck_timeout_ms", self.search.recheck_timeout_ms as usize, 1)?;
+        least("http.max_body_bytes", self.http.max_body_bytes, 1024)?;
         self.search.check()?;
         self.sql.users.iter().try_for_each(|(name, user)| user.check(name, &self.search))?;
         self.http.check()?;
         self.sql.check()?;
         self.telemetry.check()?;
+        self.check_addresses()?;
+        telemetry::filter(&self.log.level).map_err(ConfigError)?;
         // Bytes in 64 bits.
         if self.source.max_retained_wal_mib > 1 << 40 {
-            return Err(ConfigError("source.max_retained_wal_mib is more than there are".into()));
+            return Err(ConfigError("source.max_retained_wal_mib is more than there are; 0 is without limit".into()));
         }
         if self.storage.dir.as_os_str().is_empty() {
             return Err(ConfigError("storage.dir is empty; name the data directory".into()));
@@ -375,6 +399,10 @@ impl Config {
         let snapshots = &self.storage.snapshot_dir;
         if !snapshots.as_os_str().is_empty() && !snapshots.is_absolute() {
             return Err(ConfigError("storage.snapshot_dir must be an absolute path, or empty".into()));
+        }
+        if self.storage.dir.exists() && !self.storage.dir.is_dir() {
+            let dir = self.storage.dir.display();
+            return Err(ConfigError(format!("storage.dir: {dir} is no directory; name one, or one that can be made")));
         }
         check_slot(&self.source.slot)?;
         if self.source.publication.is_empty() || self.source.publication.len() > 63 {
@@ -384,10 +412,13 @@ impl Config {
             check_spec(spec).map_err(ConfigError)?;
             let before = &self.collections[..at];
             if before.iter().any(|other| other.name() == spec.name()) {
-                return Err(ConfigError(format!("collection {} is named twice", spec.name())));
+                return Err(ConfigError(format!("collection {} is named twice; give one another `name`", spec.name())));
             }
             if before.iter().any(|other| other.schema_and_table() == spec.schema_and_table()) {
-                return Err(ConfigError(format!("table {} is in two collections", spec.table)));
+                return Err(ConfigError(format!(
+                    "table {} is in two collections; put all its vectors into one collection",
+                    spec.table
+                )));
             }
         }
         Ok(())
@@ -401,15 +432,35 @@ impl Config {
         (!otlp_endpoint.is_empty()).then_some(options)
     }
 
+    /// Nothing listens where something else of ours does.
+    fn check_addresses(&self) -> Result<(), ConfigError> {
+        let all = [
+            ("http.listen", Some(self.http.listen)),
+            ("http.admin_listen", self.http.admin_address()?),
+            ("sql.listen", self.sql.address()?),
+        ];
+        let mut taken: Vec<(&str, SocketAddr)> = Vec::new();
+        for (name, address) in all.into_iter().filter_map(|(name, address)| Some((name, address?))) {
+            if let Some((other, _)) = taken.iter().find(|(_, other)| *other == address && address.port() != 0) {
+                return Err(ConfigError(format!("{other} and {name} are both {address}; give each a port of its own")));
+            }
+            taken.push((name, address));
+        }
+        Ok(())
+    }
+
     /// The source's address, from `dsn` or `dsn_file`.
     pub fn dsn(&self) -> Result<Dsn, ConfigError> {
         let file = &self.source.dsn_file;
         let text = match (self.source.dsn.is_empty(), file.is_empty()) {
             (false, _) => self.source.dsn.clone(),
-            (true, false) => std::fs::read_to_string(file)
-                .map_err(|error| ConfigError(format!("source.dsn_file: cannot read {file}: {error}")))?
-                .trim()
-                .to_owned(),
+            (true, false) => {
+                let text = read(Path::new(file)).map_err(|error| ConfigError(format!("source.dsn_file: {error}")))?;
+                if text.trim().is_empty() {
+                    return Err(ConfigError(format!("source.dsn_file: {file} is empty; write the DSN into it")));
+                }
+                text.trim().to_owned()
+            }
             (true, true) => {
                 let how = "set source.dsn in the file, or RUVECTOR__SOURCE__DSN in the environment";
                 return Err(ConfigError(format!("source.dsn is missing: {how}")));
@@ -418,6 +469,42 @@ impl Config {
         let dsn = Dsn::parse(&text).and_then(|dsn| dsn.with_password_command(&self.source.password_command));
         dsn.map_err(|error| ConfigError(error.to_string()))
     }
+}
+
+/// The text of a file, or why not and what to do.
+fn read(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| {
+        let remedy = match error.kind() {
+            ErrorKind::NotFound => "name a file that is there",
+            ErrorKind::PermissionDenied => "let the user that runs this read it",
+            ErrorKind::IsADirectory => "name a file in it",
+            ErrorKind::InvalidData => "save it as UTF-8",
+            _ => "see whether the disk is there and well",
+        };
+        format!("cannot read {}: {error}; {remedy}", path.display())
+    })
+}
+
+/// The parser shows the line, which may have a secret in it: its place is enough.
+fn unread(error: config::ConfigError, file: Option<&Path>) -> ConfigError {
+    let (config::ConfigError::FileParse { cause, .. }, Some(file)) = (&error, file) else {
+        return ConfigError(error.to_string());
+    };
+    let text = cause.to_string();
+    let mut lines = text.lines().filter(|line| !line.contains(" | ") && !line.trim_end().ends_with('|'));
+    let place = lines.next().unwrap_or_default().trim_start_matches("TOML parse error at ");
+    let what = lines.filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join(", ");
+    let how = "text stands in quotes, sections in [...]: `ruvector config default` has examples of all";
+    ConfigError(format!("{} is no TOML: {place}: {what}; {how}", file.display()))
+}
+
+fn placed(mistake: &Mistake, file: Option<&Path>) -> ConfigError {
+    let place = match (mistake.of_environment, file) {
+        (true, _) => " (in the environment)".to_owned(),
+        (false, Some(file)) => format!(" (in {})", file.display()),
+        (false, None) => String::new(),
+    };
+    ConfigError(format!("{mistake}{place}"))
 }
 
 /// Postgres' own rule for slot names, with room for the number of a later copy.
@@ -430,127 +517,4 @@ fn check_slot(name: &str) -> Result<(), ConfigError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(text: &str) -> Result<Config, ConfigError> {
-        let dir = tempfile::tempdir().expect("dir");
-        let path = dir.path().join("c.toml");
-        std::fs::write(&path, text).expect("write");
-        Config::load(Some(&path))
-    }
-
-    const COLLECTION: &str = "[[collections]]\ntable = 'docs'\n[[collections.vectors]]\ncolumn = 'e'\n";
-
-    #[test]
-    fn the_defaults_are_a_valid_file_and_a_small_file_is_enough() {
-        assert!(Config::load(None).is_ok());
-        let config = load(&format!("[source]\ndsn = 'postgresql://u@h/d'\n{COLLECTION}")).expect("valid");
-        assert_eq!(config.collections[0].name(), "docs");
-        assert_eq!(config.collections[0].schema_and_table(), ("public", "docs"));
-        assert_eq!(config.http.listen.port(), 8480);
-    }
-
-    /// The rows of the table in docs/operations.md: setting, and whether it is taken over.
-    fn table() -> BTreeMap<String, bool> {
-        let text = include_str!("../../docs/operations.md");
-        let table = text.split("<!-- reload -->").nth(1).expect("a table");
-        let row = |line: &str| {
-            let mut cells = line.strip_prefix("| `")?.split(" | ");
-            let name = cells.next()?.strip_suffix('`')?.to_owned();
-            Some((name, cells.next()?))
-        };
-        let rows: Vec<_> = table.lines().filter_map(row).collect();
-        for (name, how) in &rows {
-            assert!(["at once", "next start"].contains(how), "{name}: {how}");
-        }
-        let all: BTreeMap<_, _> = rows.iter().map(|(name, how)| (name.clone(), *how == "at once")).collect();
-        assert_eq!(all.len(), rows.len(), "one row for each");
-        all
-    }
-
-    #[test]
-    fn the_table_of_what_a_reload_takes_over_has_every_setting_and_is_right() {
-        let defaults = load("").expect("valid");
-        // What has no default stands in the default file as an example.
-        let sections = ["http.keys", "http.jwt", "sql.users", "collections"];
-        sections.iter().for_each(|name| assert!(DEFAULTS.contains(&format!("[{name}")), "{name}"));
-        let known: BTreeSet<_> = defaults.written.0.keys().cloned().chain(sections.map(str::to_owned)).collect();
-        let table = table();
-        assert_eq!(table.keys().cloned().collect::<BTreeSet<_>>(), known);
-        for (name, live) in &table {
-            let mut changed = defaults.clone();
-            changed.written.0.insert(name.clone(), "another value".into());
-            let left = changed.changed_since(&defaults);
-            assert_eq!(left.is_empty(), *live, "{name}: {left:?}");
-            assert!(*live || left == [name.clone()], "{name}: {left:?}");
-        }
-    }
-
-    #[test]
-    fn every_mistake_is_named() {
-        let cases = [
-            ("[source]\nslott = 'x'\n", "slott"),
-            ("[sauce]\n", "sauce"),
-            ("[telemetry]\notlp_endpoint = 'collector:4318'\n", "telemetry.otlp_endpoint"),
-            ("[telemetry]\nsampling_ratio = 1.5\n", "telemetry.sampling_ratio"),
-            ("[storage]\nsnapshot_dir = 'here'\n", "storage.snapshot_dir"),
-            ("[source]\nslot = 'Bad-Name'\n", "source.slot"),
-            ("[source]\nstreaming = 'parallel'\n", "unknown variant `parallel`, expected `off` or `on`"),
-            ("[storage]\ndir = ''\n", "storage.dir"),
-            ("[engine]\nsegment_rows = 1\n", "engine.segment_rows"),
-            ("[source]\nfailover = 'always'\n", "unknown variant `always`, expected `auto` or `off`"),
-            ("[log]\nformat = 'xml'\n", "expected `text` or `json`"),
-            ("[source]\nmax_retained_wal_mib = 10000000000000\n", "source.max_retained_wal_mib"),
-            ("[http]\nlisten = 'nowhere'\n", "listen"),
-            ("[[collections]]\ntable = 'docs'\nvectors = []\n", "no vector column"),
-            (&format!("{COLLECTION}{COLLECTION}"), "named twice"),
-            (
-                "[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nmetric = 'far'\n",
-                "unknown variant `far`, expected one of `l2`, `cosine`",
-            ),
-            ("[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nencoding = 'sq9'\n", "`sq8`"),
-            ("[[collections]]\ntable = 'd'\n[[collections.vectors]]\ncolumn = 'e'\nm = 1\n", "m is 1"),
-            ("[sql]\nlisten = 'nowhere'\n[sql.users.a]\npassword = 'x'\n", "sql.listen"),
-            ("[sql]\nlisten = '127.0.0.1:5480'\n", "without users"),
-            ("[sql]\ntls_cert = 'c.pem'\n", "go together"),
-            ("[sql]\nrequire_tls = true\n", "sql.require_tls"),
-            ("[sql.users.a]\npasswort = 'x'\n", "passwort"),
-            ("[sql.users.a]\npassword = 'x'\nrecheck_role = 'r'\n", "not in search.recheck_roles"),
-            ("[sql.users.a]\npassword = 'x'\nrecheck_settings = { 'a.b' = '1' }\n", "without recheck_role"),
-            (
-                "[search]\nrecheck_roles = ['r']\n[sql.users.a]\npassword = 'x'\nrecheck_role = 'r'\n\
-                 recheck_settings = { 'a.b' = '1' }\n",
-                "not in search.recheck_settings",
-            ),
-            ("not toml", "TOML"),
-        ];
-        for (text, expected) in cases {
-            let error = load(text).expect_err(text).to_string();
-            assert!(error.contains(expected), "{text:?} gave {error:?}");
-        }
-    }
-
-    #[test]
-    fn what_changed_beside_the_collections_is_named() {
-        let before = load("[source]\ndsn = 'postgresql://u:a@h/d'\n").expect("valid");
-        let after = format!("[source]\ndsn = 'postgresql://u:b@h/d'\n[search]\nwait_ms = 5\n{COLLECTION}");
-        let after = load(&after).expect("valid");
-        assert_eq!(after.changed_since(&before), ["search.wait_ms", "source.dsn"]);
-        assert!(before.changed_since(&before).is_empty() && !format!("{before:?}").contains("u:a@"));
-    }
-
-    #[test]
-    fn secrets_are_not_printed() {
-        let config = load("[source]\ndsn = 'postgresql://u:secret@h/d'\n").expect("valid");
-        assert!(!format!("{config:?}").contains("secret"));
-        let config = load("[sql.users.a]\npassword = 'secret'\n").expect("valid");
-        assert!(!format!("{config:?}").contains("secret"));
-        assert_eq!(config.sql.users["a"].secret("a").expect("there"), "secret");
-        let tied = "[search]\nrecheck_roles = ['r']\nrecheck_settings = ['a.b']\n[sql.users.a]\npassword = 'x'\n\
-                    recheck_role = 'r'\nrecheck_settings = { 'a.b' = '1' }\n";
-        let user = &load(tied).expect("valid").sql.users["a"];
-        let settings: Vec<_> = user.recheck_settings.iter().map(|(name, value)| (&name[..], &value[..])).collect();
-        assert_eq!((user.recheck_role.as_deref(), &settings[..]), (Some("r"), &[("a.b", "1")][..]));
-    }
-}
+mod tests;

@@ -13,6 +13,7 @@ mod key;
 mod listing;
 mod lsn;
 mod metric;
+mod nearest;
 mod place;
 mod relation;
 mod search;
@@ -34,6 +35,7 @@ pub use listing::{
 };
 pub use lsn::{BadLsn, CommitLsn, Lsn, Version};
 pub use metric::Metric;
+pub use nearest::nearest;
 pub use place::{Place, nearer};
 pub use relation::{Relation, RelationColumn};
 pub use search::{

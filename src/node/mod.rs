@@ -43,7 +43,9 @@ const LAST_REQUESTS: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {error}")]
+    #[error(
+        "cannot listen on {address}: {error}; name another address or port: http.listen, http.admin_listen or sql.listen"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,

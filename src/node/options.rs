@@ -166,6 +166,10 @@ impl TryFrom<&Config> for Options {
 fn sql(config: &config::Sql) -> Result<Option<pg::Options>, ConfigError> {
     let Some(listen) = config.address()? else { return Ok(None) };
     let some = |amount: u64| Some(amount).filter(|amount| *amount > 0);
+    let tls = tls_paths(&config.tls_cert, &config.tls_key, Path::new(""));
+    // Read again by the endpoint; what is wrong with them is told here, before anything is started.
+    let read = tls.clone().map(|paths| tls::Files::new(paths, b"postgresql")).transpose();
+    read.map_err(|error| ConfigError(format!("sql.tls_cert, sql.tls_key: {error}; each is a file in PEM")))?;
     let users = config.users.iter().map(|(name, user)| {
         let secret = user.secret(name)?;
         let tie = |role: &String| Viewer { role: role.clone(), settings: user.recheck_settings.clone() };
@@ -174,7 +178,7 @@ fn sql(config: &config::Sql) -> Result<Option<pg::Options>, ConfigError> {
     });
     Ok(Some(pg::Options {
         listen,
-        tls: tls_paths(&config.tls_cert, &config.tls_key, Path::new("")),
+        tls,
         require_tls: config.require_tls,
         max_connections: config.max_connections,
         statement_timeout: some(config.statement_timeout_ms).map(Duration::from_millis),
@@ -187,7 +191,11 @@ fn sql(config: &config::Sql) -> Result<Option<pg::Options>, ConfigError> {
 fn http_tls(config: &config::Http) -> Result<Option<Arc<tls::Files>>, ConfigError> {
     let paths = tls_paths(&config.tls_cert, &config.tls_key, &config.client_ca);
     let files = paths.map(|paths| tls::Files::new(paths, b"http/1.1")).transpose();
-    Ok(files.map_err(|error| ConfigError(format!("http: {error}")))?.map(Arc::new))
+    Ok(files
+        .map_err(|error| {
+            ConfigError(format!("http.tls_cert, http.tls_key, http.client_ca: {error}; each is a file in PEM"))
+        })?
+        .map(Arc::new))
 }
 
 /// An empty path is none.

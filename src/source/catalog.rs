@@ -308,7 +308,7 @@ pub fn check_spec(spec: &CollectionSpec) -> std::result::Result<(), String> {
         return Err(format!("collection name {name:?} must be 1 to 200 characters without /, ? and #"));
     }
     if spec.vectors.is_empty() {
-        return Err(format!("collection {name}: no vector column"));
+        return Err(format!("collection {name}: no vector column; name one in [[collections.vectors]]"));
     }
     let columns = spec.vectors.len() + spec.filter_columns.len();
     if columns > MAX_COLUMNS {

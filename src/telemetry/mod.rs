@@ -59,13 +59,16 @@ pub fn set_level(level: &str) -> Result<(), String> {
     SET_FILTER.get().map_or(Ok(()), |set| set(filter))
 }
 
-fn filter(level: &str) -> Result<EnvFilter, String> {
+/// What is logged: a tracing filter such as `info` or `ruvector=debug`.
+pub fn filter(level: &str) -> Result<EnvFilter, String> {
     // A bare word that is no level would be taken for the name of a module, and nothing would be logged at all.
     let bare = level.chars().all(|c| c.is_ascii_alphanumeric());
     if bare && level.parse::<tracing::Level>().is_err() && !level.eq_ignore_ascii_case("off") {
         return Err(format!("log.level {level:?} is no level: error, warn, info, debug, trace or a filter"));
     }
-    EnvFilter::try_new(level).map_err(|error| format!("log level `{level}`: {error}"))
+    EnvFilter::try_new(level).map_err(|error| {
+        format!("log.level {level:?}: {error}; write a level, or a filter such as info,ruvector=debug")
+    })
 }
 
 /// Installs the metrics registry once for the process; later calls return the same.

@@ -55,7 +55,11 @@ impl Constant {
             Json::Number(v) => Raw::Number(v.to_string()),
             Json::String(v) => Raw::Text(v.clone()),
             Json::Array(items) => Raw::Array(items.clone()),
-            Json::Object(_) => return Err(FilterError::new("a parameter is an object").at(position)),
+            Json::Object(_) => {
+                return Err(FilterError::new("a parameter is an object")
+                    .hint("send text, a number, true, false, null, or a list of those")
+                    .at(position));
+            }
         };
         Ok(Constant { raw, cast: None, is_param: true, position })
     }
@@ -95,7 +99,7 @@ impl Constant {
         value.map_err(|reason| {
             let message =
                 format!("the constant for column \"{}\" ({}) does not fit: {reason}", column.name, column.kind);
-            FilterError::new(message).at(self.position)
+            FilterError::new(message).hint(format!("write a constant of type {}", column.kind)).at(self.position)
         })
     }
 

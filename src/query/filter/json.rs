@@ -172,7 +172,8 @@ fn enter(depth: usize) -> Parsed<()> {
     if depth < MAX_DEPTH {
         return Ok(());
     }
-    Err(FilterError::new(format!("the filter is nested more than {MAX_DEPTH} deep")))
+    let error = FilterError::new(format!("the filter is nested more than {MAX_DEPTH} deep"));
+    Err(error.hint("write {\"column\": {\"$in\": [...]}} for a chain of $or"))
 }
 
 fn wrong(wanted: &str, found: &Json) -> FilterError {

@@ -55,7 +55,9 @@ pub(super) struct Placed {
 /// The tokens of the text, without spaces and comments, closed by `End`.
 pub(super) fn tokens(sql: &str) -> Result<Vec<Placed>, FilterError> {
     if let Some(at) = sql.chars().position(|c| c == '\0') {
-        return Err(FilterError::new("the filter contains a zero byte").at(at + 1));
+        return Err(FilterError::new("the filter contains a zero byte")
+            .hint("no text in PostgreSQL has one")
+            .at(at + 1));
     }
     let lines = line_starts(sql);
     let raw = Tokenizer::new(&PostgreSqlDialect {}, sql).tokenize_with_location();

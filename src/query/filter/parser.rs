@@ -47,7 +47,10 @@ impl<'a> Parser<'a> {
         }
         let filter = self.condition(term)?;
         match self.used.iter().position(|used| !used) {
-            Some(i) => Err(FilterError::new(format!("parameter ${} is not used in the filter", i + 1))),
+            Some(i) => {
+                let error = FilterError::new(format!("parameter ${} is not used in the filter", i + 1));
+                Err(error.hint("use it, or leave it out of `params`"))
+            }
             None => Ok(filter),
         }
     }
@@ -473,7 +476,7 @@ impl<'a> Parser<'a> {
     fn param(&mut self, number: usize, position: usize) -> Parsed<Constant> {
         let Some(json) = self.params.get(number - 1) else {
             let message = format!("parameter ${number} has no value; {} were sent", self.params.len());
-            return Err(FilterError::new(message).at(position));
+            return Err(FilterError::new(message).hint("send its value in `params`: $1 is the first").at(position));
         };
         if json.as_array().is_some_and(|items| items.len() > MAX_NODES) {
             return Err(too_many().at(position));
@@ -523,7 +526,8 @@ impl<'a> Parser<'a> {
         if self.depth <= MAX_DEPTH {
             return Ok(());
         }
-        Err(FilterError::new(format!("the filter is nested more than {MAX_DEPTH} deep")).at(self.position()))
+        let error = FilterError::new(format!("the filter is nested more than {MAX_DEPTH} deep"));
+        Err(error.hint("leave out parentheses, or write a chain of OR as column IN (...)").at(self.position()))
     }
 
     fn count(&mut self) -> Parsed<()> {
@@ -655,7 +659,8 @@ fn constants_only() -> FilterError {
 }
 
 pub(super) fn too_many() -> FilterError {
-    FilterError::new(format!("the filter has more than {MAX_NODES} conditions and list elements"))
+    let error = FilterError::new(format!("the filter has more than {MAX_NODES} conditions and list elements"));
+    error.hint("search in parts, or by a column that says the same")
 }
 
 fn no_condition(what: &str) -> FilterError {

@@ -7,7 +7,7 @@ use crate::model::{CollectionDef, ColumnType, FilterColumn, KeyColumn, Lsn, Metr
 use crate::query::QueryError;
 use crate::replication::progress::Phase;
 use crate::server::http::access::{Principal, Who};
-use crate::server::http::listing::parse;
+use crate::server::http::json::parse;
 use crate::server::http::search::parse_id;
 use crate::server::http::{App, Name, Shared};
 use crate::server::problem::Problem;

@@ -39,12 +39,13 @@ pub fn error(kind: &Kind) -> String {
     };
     let body = format!(
         "<main><h1>{code}: {title}</h1><table><tr><th>HTTP status<td>{status}<tr><th>SQLSTATE over SQL<td><code>{sqlstate}</code></table>\
-         <p>{again}</p><p>The answer itself says under <code>detail</code> what is wrong, and under <code>hint</code> what to do. \
+         <p>{again}</p><p>What to do: {hint}.</p><p>The answer itself says under <code>detail</code> what is wrong, and under <code>hint</code> what to do. \
          <a href=\"/docs\">All routes and codes</a></p></main>",
         code = kind.code,
         title = escaped(kind.title),
         status = kind.status,
         sqlstate = kind.sqlstate,
+        hint = escaped(kind.hint),
     );
     page(kind.code, &body)
 }

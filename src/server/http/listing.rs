@@ -8,16 +8,16 @@ use crate::query::filter::Written;
 use crate::server::http::access::Who;
 use crate::server::http::admission::Class;
 use crate::server::http::answers::{milliseconds, render_id, rendered};
+use crate::server::http::json::{self, parse};
 use crate::server::http::recheck::Asked;
-use crate::server::http::search::{Freshness, check_columns, freshness, parse_filter, parse_id, too_large};
+use crate::server::http::search::{Freshness, check_columns, freshness, parse_filter, parse_id};
 use crate::server::http::{Name, Shared};
-use crate::server::problem::{self, Problem};
+use crate::server::problem::Problem;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
 use schemars::JsonSchema;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use serde_json::value::RawValue;
@@ -42,7 +42,7 @@ pub struct Scroll {
     /// Columns of the table to show.
     #[serde(default)]
     columns: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::object")]
     consistency: Freshness,
     #[serde(default)]
     recheck: Asked,
@@ -62,7 +62,7 @@ pub struct Count {
     /// Values of the parameters of a filter in SQL.
     #[serde(default)]
     params: Vec<Json>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::object")]
     consistency: Freshness,
 }
 
@@ -83,7 +83,7 @@ pub struct ByValue {
     #[serde(default = "ten")]
     #[schemars(range(min = 1, max = 10_000))]
     limit: usize,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::object")]
     consistency: Freshness,
 }
 
@@ -221,16 +221,6 @@ pub async fn facet(
     app.query.check_same(&def)?;
     let lsn = as_of.applied_lsn;
     Ok(rendered(&Counts { facets, distinct, total, moment: moment(as_of) }, lsn))
-}
-
-pub(super) fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, fields: &str) -> Result<T, Problem> {
-    let malformed = |error: serde_json::Error| {
-        let text = error.to_string();
-        let unknown = text.starts_with("unknown field");
-        let kind = if unknown { problem::UNKNOWN_FIELD } else { problem::MALFORMED };
-        Problem::new(kind, text).hint(format!("the fields are {fields}"))
-    };
-    serde_json::from_slice(&body.map_err(too_large)?).map_err(malformed)
 }
 
 pub(super) fn moment(as_of: AsOf) -> Moment {

@@ -7,6 +7,7 @@ mod collections;
 mod confine;
 mod cursor;
 mod html;
+mod json;
 pub mod jwt;
 pub mod keys;
 pub mod listener;
@@ -198,8 +199,14 @@ pub fn router(app: Arc<App>, admin: bool) -> Router {
             Problem::new(problem::UNKNOWN_ROUTE, format!("{} {}", request.method(), request.uri().path()))
                 .hint("GET /docs lists the routes")
         })
-        .method_not_allowed_fallback(async |request: Request| {
-            Problem::new(problem::METHOD, format!("{} {}", request.method(), request.uri().path()))
+        .method_not_allowed_fallback(async |matched: Option<MatchedPath>, request: Request| {
+            let problem = Problem::new(problem::METHOD, format!("{} {}", request.method(), request.uri().path()));
+            match matched.and_then(|path| routes::of(path.as_str())) {
+                Some(route) => {
+                    problem.hint(format!("send {}; GET /docs lists the routes", route.method.to_uppercase()))
+                }
+                None => problem,
+            }
         })
         .layer(limit)
         .layer(middleware::from_fn_with_state(app.clone(), admission::layer))

@@ -172,7 +172,7 @@ fn problem() -> Json {
     json!({
         "description": "What went wrong (RFC 9457).",
         "type": "object",
-        "required": ["type", "title", "status", "code", "detail", "retryable"],
+        "required": ["type", "title", "status", "code", "detail", "hint", "retryable"],
         "properties": {
             "type": { "type": "string", "description": "Where the code is explained." },
             "title": { "type": "string", "description": "What it is." },

@@ -38,17 +38,20 @@ pub struct Meaning {
     sqlstate: &'static str,
     /// May the same request work later?
     retryable: bool,
+    /// What to do, where the answer itself does not say more.
+    hint: &'static str,
 }
 
 /// `GET /errors/{code}`
 pub async fn error(Name(code): Name, headers: HeaderMap) -> Result<Response, Problem> {
     let kind = problem::ALL.iter().find(|kind| kind.code == code);
-    let kind = kind.ok_or_else(|| Problem::new(problem::UNKNOWN_ROUTE, format!("there is no error {code}")))?;
+    let kind = kind.ok_or_else(|| Problem::new(problem::UNKNOWN_ROUTE, format!("there is no error {code}")));
+    let kind = kind.map_err(|problem| problem.hint("docs/troubleshooting.md lists the codes: RV and four digits"))?;
     if prefers_html(&headers) {
         return Ok(html::response(html::error(kind).into()));
     }
-    let Kind { code, title, status, sqlstate, retryable } = **kind;
-    Ok(Json(Meaning { code, title, status, sqlstate, retryable }).into_response())
+    let Kind { code, title, status, sqlstate, retryable, hint } = **kind;
+    Ok(Json(Meaning { code, title, status, sqlstate, retryable, hint }).into_response())
 }
 
 /// Does the client want to be shown a page: does it name HTML, and no form of JSON before it?

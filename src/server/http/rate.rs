@@ -99,7 +99,9 @@ impl Standing {
     pub fn refusal(&self) -> Option<Response> {
         let wait = self.wait?;
         let problem = Problem::new(problem::RATE, format!("at most {} requests at once and a second", self.limit));
-        let mut response = problem.hint("wait as Retry-After says, or ask for a higher rate").into_response();
+        let mut response = problem
+            .hint("wait as long as Retry-After says, or raise requests_per_second of the key or of [http.jwt]")
+            .into_response();
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait));
         self.tell(response.headers_mut());
         Some(response)

@@ -4,7 +4,7 @@ use crate::model::{Exactness, RecallRequest, SearchBy};
 use crate::query::filter::Written;
 use crate::server::http::admission::Class;
 use crate::server::http::answers::rendered;
-use crate::server::http::listing::parse;
+use crate::server::http::json::{self, parse};
 use crate::server::http::search::{Freshness, freshness, parse_filter};
 use crate::server::http::{Name, Shared, vector};
 use crate::server::problem::Problem;
@@ -44,9 +44,9 @@ pub struct Body {
     #[serde(default)]
     params: Vec<Json>,
     /// How hard to search.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::object")]
     search: Tuning,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::object")]
     consistency: Freshness,
 }
 

@@ -6,7 +6,7 @@ use crate::server::http::admission::Class;
 use crate::server::http::answers::{render_id, rendered};
 use crate::server::http::listing::{Moment, moment};
 use crate::server::http::recheck::Asked;
-use crate::server::http::search::{Freshness, check_columns, freshness, parse_id};
+use crate::server::http::search::{Freshness, check_columns, freshness, id_hint, parse_id};
 use crate::server::http::{Shared, refused_path};
 use crate::server::problem::{self, Problem};
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -82,7 +82,8 @@ pub async fn row(
         None => Asked::default(),
         Some(text) => {
             let text: serde::de::value::StrDeserializer<'_, serde_json::Error> = text.as_str().into_deserializer();
-            Asked::deserialize(text).map_err(|error| Problem::new(problem::MALFORMED, error.to_string()))?
+            let bad = |error: serde_json::Error| Problem::new(problem::MALFORMED, format!("recheck: {error}"));
+            Asked::deserialize(text).map_err(|error| bad(error).hint("recheck is none, exists, exact or role:NAME"))?
         }
     };
     let Wanted { at_least, max_staleness_ms, timeout_ms, .. } = wanted;
@@ -112,6 +113,7 @@ fn parse_key(def: &CollectionDef, text: &str) -> Result<RowKey, Problem> {
         return parse_id(def, &json);
     };
     let value = pgtype::parse_literal(column.kind, text);
-    let value = value.map_err(|error| Problem::new(problem::BAD_ID, format!("`{}`: {error}", column.name)))?;
-    RowKey::encode(&[value]).ok_or_else(|| Problem::new(problem::BAD_ID, "not a key"))
+    let bad = |detail: String| Problem::new(problem::BAD_ID, detail).hint(id_hint(def));
+    let value = value.map_err(|error| bad(format!("`{}`: {error}", column.name)))?;
+    RowKey::encode(&[value]).ok_or_else(|| bad("not a key".to_owned()))
 }

@@ -8,7 +8,7 @@ use crate::query::filter::{self, Written};
 use crate::server::http::access::{Principal, Who};
 use crate::server::http::admission::Class;
 use crate::server::http::recheck::Asked;
-use crate::server::http::{App, Name, Shared, answers, cursor, vector};
+use crate::server::http::{App, Name, Shared, answers, cursor, json, vector};
 use crate::server::problem::{self, Problem};
 use crate::telemetry::names;
 use axum::body::Bytes;
@@ -27,7 +27,7 @@ use std::time::Duration;
 #[schemars(rename = "Search")]
 pub struct Body {
     /// What to search by.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::maybe")]
     query: Option<Query>,
     /// Only rows that pass.
     #[serde(default)]
@@ -43,10 +43,10 @@ pub struct Body {
     #[serde(default)]
     columns: Vec<String>,
     /// How hard to search.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::object")]
     search: Tuning,
     /// How new the answer has to be.
-    #[serde(default, deserialize_with = "there")]
+    #[serde(default, deserialize_with = "json::there")]
     #[schemars(with = "Freshness")]
     consistency: Option<Freshness>,
     /// How sure rows are to be visible in the source; `exists` when left out.
@@ -66,7 +66,7 @@ pub struct Body {
     #[schemars(with = "usize", range(min = 1, max = 100))]
     group_size: Option<usize>,
     /// Rows that differ among themselves.
-    #[serde(default, deserialize_with = "there")]
+    #[serde(default, deserialize_with = "json::there")]
     #[schemars(with = "Diversity")]
     mmr: Option<Diversity>,
     /// Tell how the answer came about.
@@ -77,7 +77,7 @@ pub struct Body {
     #[serde(default)]
     after: Option<String>,
     /// A batch: several searches on one view. Beside it there can be `consistency` only.
-    #[serde(default, deserialize_with = "there")]
+    #[serde(default, deserialize_with = "json::list")]
     #[schemars(with = "Vec<Body>", length(min = 1, max = 256))]
     searches: Option<Vec<Body>>,
 }
@@ -104,7 +104,7 @@ struct Query {
     #[serde(default)]
     id: Option<Json>,
     /// Rows like some and unlike others.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::maybe")]
     recommend: Option<Examples>,
     /// The vector column; the first one when left out.
     #[serde(default)]
@@ -240,7 +240,7 @@ struct Parsed {
 }
 
 fn parse(def: &CollectionDef, collection: &str, bytes: &[u8]) -> Result<Parsed, Problem> {
-    let mut body: Body = serde_json::from_slice(bytes).map_err(malformed)?;
+    let mut body: Body = json::read(bytes, FIELDS)?;
     let consistency = freshness(body.consistency.take())?;
     let Some(searches) = body.searches.take() else {
         let (request, cursor) = one(def, collection, &consistency, body, None)?;
@@ -287,7 +287,8 @@ pub fn freshness(body: Option<Freshness>) -> Result<Consistency, Problem> {
     let at_least = at_least.map(|text| text.parse()).transpose();
     let at_least = at_least.map_err(|error: crate::model::BadLsn| Problem::new(problem::BAD_LSN, error.to_string()))?;
     if timeout_ms.is_some_and(|ms| ms > MAX_WAIT_MS) {
-        return Err(Problem::new(problem::MALFORMED, format!("consistency.timeout_ms is more than {MAX_WAIT_MS}")));
+        let problem = Problem::new(problem::MALFORMED, format!("consistency.timeout_ms is more than {MAX_WAIT_MS}"));
+        return Err(problem.hint("wait for less, and ask again"));
     }
     if max_staleness_ms == Some(0) {
         let problem = Problem::new(
@@ -306,7 +307,7 @@ pub(in crate::server) fn parse_beside(
     body: &Json,
     vector: Option<Embedding>,
 ) -> Result<SearchRequest, Problem> {
-    let mut body: Body = serde_json::from_str(&body.to_string()).map_err(malformed)?;
+    let mut body: Body = json::read(body.to_string().as_bytes(), FIELDS)?;
     if body.searches.is_some() {
         return Err(Problem::new(problem::MALFORMED, "`searches` is for HTTP").hint("join with LATERAL"));
     }
@@ -387,8 +388,15 @@ pub fn parse_filter(def: &CollectionDef, filter: Option<&Written>, params: &[Jso
     match (filter, params.is_empty()) {
         (Some(written), _) => Ok(Some(filter::read(written, params, &def.filters)?)),
         (None, true) => Ok(None),
-        (None, false) => Err(Problem::new(problem::MALFORMED, "`params` without `filter`")),
+        (None, false) => {
+            let hint = "write a filter in SQL that uses $1, or leave out `params`";
+            Err(Problem::new(problem::MALFORMED, "`params` without `filter`").hint(hint))
+        }
     }
+}
+
+fn unwritten(error: serde_json::Error) -> Problem {
+    Problem::new(problem::MALFORMED, error.to_string())
 }
 
 /// No key is an array, and none is an object with the field that every sparse vector has, unless a column is called so.
@@ -397,11 +405,11 @@ fn example(def: &CollectionDef, using: Option<&str>, json: &Json) -> Result<Exam
     let is_key = def.key.iter().any(|column| column.name == "indices");
     match json {
         Json::Object(fields) if is_sparse && !is_key && fields.contains_key("indices") => {
-            let raw = serde_json::value::to_raw_value(json).map_err(malformed)?;
+            let raw = serde_json::value::to_raw_value(json).map_err(unwritten)?;
             Ok(Example::Vector(vector::parse(def, using, &raw)?))
         }
         Json::Array(_) => {
-            let raw = serde_json::value::to_raw_value(json).map_err(malformed)?;
+            let raw = serde_json::value::to_raw_value(json).map_err(unwritten)?;
             Ok(Example::Vector(vector::parse(def, using, &raw)?))
         }
         id => Ok(Example::Row(parse_id(def, id)?)),
@@ -423,17 +431,10 @@ pub fn check_columns(columns: &[String]) -> Result<(), Problem> {
     }
 }
 
-/// Serde words an unknown field in its message alone; its class is "data" like every other wrong value.
-fn malformed(error: serde_json::Error) -> Problem {
-    let text = error.to_string();
-    let hint = "the fields are query {vector|id|recommend {positive, negative}, using}, filter, params, limit, columns, \
-                search {ef, exact, exactness}, recheck {mode, as_role, settings}, max_distance, group_by, group_size, mmr {lambda, candidates}, explain, after, \
-                consistency {at_least, max_staleness_ms, timeout_ms}; or searches, a list of such, and consistency";
-    if text.starts_with("unknown field") {
-        return Problem::new(problem::UNKNOWN_FIELD, text).hint(hint);
-    }
-    Problem::new(problem::MALFORMED, text).hint(hint)
-}
+/// What a body can have.
+const FIELDS: &str = "query {vector|id|recommend {positive, negative}, using}, filter, params, limit, columns, search {ef, exact, exactness}, \
+                      recheck {mode, as_role, settings}, max_distance, group_by, group_size, mmr {lambda, candidates}, explain, after, \
+                      consistency {at_least, max_staleness_ms, timeout_ms}; or searches, a list of such, and consistency";
 
 /// A key from JSON: the value of a single key column, or an object of all of them.
 pub fn parse_id(def: &CollectionDef, id: &Json) -> Result<RowKey, Problem> {
@@ -456,7 +457,7 @@ pub fn parse_id(def: &CollectionDef, id: &Json) -> Result<RowKey, Problem> {
     RowKey::encode(&values).ok_or_else(|| bad("not a key".into()))
 }
 
-fn id_hint(def: &CollectionDef) -> String {
+pub(super) fn id_hint(def: &CollectionDef) -> String {
     let columns: Vec<_> = def.key.iter().map(|column| format!("{} {}", column.name, column.kind)).collect();
     match columns.len() {
         1 => format!("the key is {}", columns[0]),

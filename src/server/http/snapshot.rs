@@ -5,7 +5,7 @@ use crate::consistency::frontier::Serving;
 use crate::model::Lsn;
 use crate::replication::progress::{Progress, Retention};
 use crate::server::http::access::Who;
-use crate::server::http::listing::parse;
+use crate::server::http::json::parse;
 use crate::server::http::{App, Shared};
 use crate::server::problem::{self, Problem};
 use crate::storage::StorageError;

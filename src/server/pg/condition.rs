@@ -120,7 +120,8 @@ impl<'a> Params<'a> {
     pub fn number(&self, expr: &Expr, what: &str) -> Result<Option<u64>, Problem> {
         match self.constant(expr)? {
             Known::Text(Some(text)) => text.trim().parse().map(Some).map_err(|_| {
-                Problem::new(problem::LIMIT, format!("{what} is {}; a whole number is needed", clipped(&text)))
+                let detail = format!("{what} is {}; a whole number is needed", clipped(&text));
+                Problem::new(problem::LIMIT, detail).hint("write a number from 0 on, or leave it out for all rows")
             }),
             _ => Ok(None),
         }

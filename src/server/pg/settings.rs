@@ -1,6 +1,6 @@
 //! A session's settings: what clients set is accepted and shown again; a few names mean something here.
 
-use crate::model::{Exactness, Lsn, Recheck};
+use crate::model::{Exactness, Lsn, MAX_EF, Recheck};
 use crate::server::problem::{self, Problem};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -91,7 +91,9 @@ impl Settings {
             "ruvector.recheck_settings" if texts(value).is_none() && !value.is_empty() => {
                 return bad("a JSON object of texts: {\"app.tenant\": \"7\"}");
             }
-            "ruvector.ef_search" | "hnsw.ef_search" if value.parse::<usize>().is_err() => return bad("a number"),
+            "ruvector.ef_search" | "hnsw.ef_search" if !value.parse().is_ok_and(|ef| (1..=MAX_EF).contains(&ef)) => {
+                return bad("a number from 1 to 100000");
+            }
             "ruvector.search_exactness" if exactness(value).is_none() && !value.is_empty() => {
                 return bad("fast, balanced or exact");
             }
@@ -132,7 +134,8 @@ impl Settings {
             .or_else(|| known(&FIXED));
         found.ok_or_else(|| {
             let detail = format!("unrecognized configuration parameter \"{name}\"");
-            Problem::new(problem::BAD_SETTING, detail).hint("what was never set is not known here")
+            Problem::new(problem::BAD_SETTING, detail)
+                .hint("what was never set is not known here; docs/sql.md lists the settings")
         })
     }
 

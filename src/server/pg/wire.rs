@@ -273,9 +273,7 @@ impl Output {
             field(b'C', problem.kind.sqlstate);
             field(b'M', &problem.detail);
             field(b'D', &format!("{}: {}", problem.kind.code, problem.kind.title));
-            if let Some(hint) = &problem.hint {
-                field(b'H', hint);
-            }
+            field(b'H', problem.what_to_do());
             if let Some(position) = problem.position {
                 field(b'P', &position.to_string());
             }
