@@ -22,6 +22,7 @@ pub struct Http {
     pub listen: SocketAddr,
     pub admin_listen: String,
     pub insecure: bool,
+    pub hosts: Vec<String>,
     pub tls_cert: PathBuf,
     pub tls_key: PathBuf,
     pub client_ca: PathBuf,

@@ -155,6 +155,7 @@ impl TryFrom<&Config> for Options {
                 },
                 ready_staleness: s(config.http.ready_staleness_s),
                 loopback: config.http.is_loopback()?,
+                hosts: config.http.hosts.clone(),
                 snapshot_dir: Some(config.storage.snapshot_dir.clone()).filter(|dir| !dir.as_os_str().is_empty()),
             },
             sql: sql(&config.sql)?,

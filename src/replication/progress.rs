@@ -116,6 +116,8 @@ pub struct Progress {
     rebuilds: Mutex<BTreeSet<String>>,
     /// Configured collections that nothing answers for, with the reason.
     refused: Mutex<BTreeMap<String, String>>,
+    /// Rows of the collections' tables by the source's own estimate.
+    source_rows: Mutex<BTreeMap<String, u64>>,
     /// What became of what is registered by SQL.
     registrations: Mutex<Arc<Outcomes>>,
     /// Why no copy can be begun or continued, if so.
@@ -151,6 +153,7 @@ impl Default for Progress {
             heard: watch::Sender::new(0),
             rebuilds: Mutex::default(),
             refused: Mutex::default(),
+            source_rows: Mutex::default(),
             registrations: Mutex::default(),
             copy_trouble: Mutex::default(),
             streams: watch::Sender::new(0),
@@ -232,6 +235,17 @@ impl Progress {
     /// From now on these.
     pub fn set_refused(&self, refused: BTreeMap<String, String>) {
         *self.refused.lock() = refused;
+    }
+
+    /// How many rows a collection's table has, by the source's own estimate when its tables were last looked at. `None` where
+    /// it was never analysed.
+    pub fn source_rows(&self, collection: &str) -> Option<u64> {
+        self.source_rows.lock().get(collection).copied()
+    }
+
+    /// Replaces all of them.
+    pub fn set_source_rows(&self, rows: BTreeMap<String, u64>) {
+        *self.source_rows.lock() = rows;
     }
 
     /// What became of the collections that are registered by SQL, as last looked at.

@@ -256,7 +256,8 @@ impl From<SourceError> for Problem {
             _ if error.is_transient() => Problem::new(SOURCE_UNAVAILABLE, detail)
                 .hint("try again, or ask with \"recheck\": \"none\" for the answer as indexed"),
             // undefined_column: only a caller's `columns` can name one we did not resolve.
-            SourceError::Sql { code, .. } if code == "42703" => {
+            SourceError::Sql { code, message } if code == "42703" => {
+                let detail = format!("the source answered: {message} (SQLSTATE {code})");
                 Problem::new(UNKNOWN_COLUMN, detail).hint("check `columns`; names are taken literally")
             }
             SourceError::Refused { problem, remedy } => Problem::new(SOURCE_REFUSED, problem).hint(remedy),

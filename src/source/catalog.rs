@@ -41,7 +41,7 @@ pub struct Table {
     pub role: String,
     /// May we read it?
     pub can_select: bool,
-    /// The planner's estimate of its rows; -1 when never analysed.
+    /// An estimate of its rows like the planner's; -1 when never analysed.
     pub estimated_rows: i64,
     /// Number of the file that holds its rows now; a rewrite gives it another one.
     pub filenode: Option<u32>,
@@ -53,7 +53,11 @@ pub struct Table {
 
 const TABLE: &str = "
     SELECT c.oid, c.relkind::text, c.relreplident::text, row_security_active(c.oid),
-           has_table_privilege(c.oid, 'SELECT'), c.reltuples::bigint,
+           has_table_privilege(c.oid, 'SELECT'),
+           -- As the planner does: as dense as it was when it was last looked at, and as long as it is now.
+           (CASE WHEN c.relkind = 'r' AND c.relpages > 0 AND c.reltuples > 0
+                 THEN c.reltuples::float8 * pg_relation_size(c.oid) / current_setting('block_size')::float8 / c.relpages
+                 ELSE c.reltuples END)::bigint,
            pg_relation_filenode(c.oid),
            (CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) / current_setting('block_size')::bigint ELSE 0 END)::bigint,
            c.relpersistence::text, current_user::text

@@ -65,6 +65,7 @@ fn prepare(database: &Database) {
     let lines: String = texts().iter().map(line).collect();
     database.sql.copy_in("COPY packages FROM STDIN", lines);
     database.sql.execute("UPDATE packages SET body = $1 WHERE id = 3", &[&MARKUP]);
+    database.sql.run("ANALYZE packages");
 }
 
 /// Keeps a picture in the target folder, and a small one where the documentation wants it.
@@ -185,6 +186,7 @@ fn shows_the_state(browser: &Browser, service: &mut Service, database: &Database
     let collections = browser.text("#collections");
     assert!(collections.contains("notes") && collections.contains("43"), "{collections}");
     assert!(collections.contains("public.notes") && collections.matches("live").count() == 2, "{collections}");
+    browser.wait_text("#collections", |text| text.contains("of about 1,500 in the source"));
     browser.wait_text("#pipe-tiles", |text| text.contains("reserved") && text.contains("of a budget of 10.0 GiB"));
     let letters = browser.wait_text("#letters", |text| text.contains("short") && text.contains("nan"));
     assert!(letters.contains("<b>bold</b>"), "{letters}");

@@ -435,7 +435,7 @@ fn bounds_of_freshness_hold_and_none_switches_off_another() {
     assert!(age() >= before + 1_400.0, "{before}");
     let stopped = Stopped::new(&world.database);
     world.database.sql.run("DELETE FROM docs WHERE id = 1");
-    let old = r#"{"consistency": {"max_staleness_ms": 100, "timeout_ms": 500}}"#;
+    let old = r#"{"consistency": {"max_staleness_ms": 20, "timeout_ms": 500}}"#;
     std::thread::sleep(Duration::from_millis(200));
     for search in searches(old) {
         assert_eq!(refusal(&sql, &search).0, "57014", "{search}");

@@ -83,6 +83,10 @@ impl Supervisor {
         let refused = wanted.iter().filter(|want| answering.iter().all(|have| have.def.name != want.name));
         let refused = refused.filter_map(|want| Some((want.name.clone(), want.def.as_ref().err()?.clone())));
         refuse_collections(&self.progress, refused.collect());
+        let estimate = |table: &Option<Table>| u64::try_from(table.as_ref()?.estimated_rows).ok();
+        let estimates =
+            wanted.iter().zip(&tables).filter_map(|(want, table)| Some((want.name.clone(), estimate(table)?)));
+        self.progress.set_source_rows(estimates.collect());
         self.impossible = wanted.iter().filter(|want| want.def.is_err()).map(|want| want.name.clone()).collect();
         for step in plan(&wanted, &answering, &arriving) {
             match step {

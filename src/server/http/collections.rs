@@ -78,6 +78,9 @@ pub struct Shown {
     /// Consistent point of the copy it grew from; another one means that it was copied again.
     copied_at: Lsn,
     rows: u64,
+    /// Rows of the table by the source's own estimate, as of `source.reconcile_s` ago at most; null where it was never
+    /// analysed. `verify` counts.
+    source_rows_estimate: Option<u64>,
     /// Rows that could not be indexed.
     dead_letters: u64,
     /// Changes of the graphs since the start.
@@ -280,6 +283,7 @@ fn shown(app: &App, view: &View, found: &CollectionView) -> Shown {
         state: found.state.clone(),
         copied_at: found.copied_at,
         rows: found.rows,
+        source_rows_estimate: frontier.progress.source_rows(name),
         dead_letters: found.dead_letters,
         graph_writes: found.graph_writes,
         compacting: frontier.serving().is_some_and(|serving| serving.engine.is_compacting(found.def.id)),

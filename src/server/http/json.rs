@@ -106,17 +106,17 @@ fn for_people(text: &str) -> String {
     format!("{found}, expected {wanted} at line {at}")
 }
 
-/// Which value it is that begins or ends at this line and column: `searches[1].limit`.
+/// Which value it is that ends at this line and column, or, where it is a list or an object, begins behind: `searches[1].limit`.
 fn place(bytes: &[u8], line: usize, column: usize) -> String {
     let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
     let start = std::iter::once(0).chain(starts).nth(line.saturating_sub(1)).unwrap_or(0);
-    let end = (start + column.saturating_sub(1)).min(bytes.len());
+    let end = (start + column.saturating_sub(1)).min(bytes.len().saturating_sub(1));
     let (mut path, mut at) = (Vec::<Step>::new(), 0);
-    while at < end {
+    while at <= end && at < bytes.len() && column > 0 {
         match bytes[at] {
             b'{' => path.push(Step::Field(None)),
             b'[' => path.push(Step::Item(0)),
-            b'}' | b']' => drop(path.pop()),
+            b'}' | b']' if at < end => drop(path.pop()),
             b',' => match path.last_mut() {
                 Some(Step::Field(name)) => *name = None,
                 Some(Step::Item(number)) => *number += 1,

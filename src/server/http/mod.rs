@@ -73,6 +73,8 @@ pub struct Options {
     pub ready_staleness: Duration,
     /// Only this machine reaches it.
     pub loopback: bool,
+    /// Names by which it is called all the same, as in the header `Host`.
+    pub hosts: Vec<String>,
     /// Where snapshots may be made; anywhere when absent.
     pub snapshot_dir: Option<PathBuf>,
 }

@@ -12,7 +12,8 @@ use std::net::IpAddr;
 /// The layer.
 pub async fn layer(State(app): Shared, request: Request, next: Next) -> Response {
     let open = app.options.loopback && !app.options.access.are_needed();
-    match check(request.method(), request.headers(), open) {
+    let hosts = open.then_some(&app.options.hosts[..]);
+    match check(request.method(), request.headers(), hosts) {
         Ok(()) => next.run(request).await,
         Err(detail) => {
             tracing::debug!(detail, "a request of another site was refused");
@@ -23,12 +24,15 @@ pub async fn layer(State(app): Shared, request: Request, next: Next) -> Response
     }
 }
 
-/// Why this is not answered, if so. `open`: whoever reaches the service is answered, and that is only this machine.
-fn check(method: &Method, headers: &HeaderMap, open: bool) -> Result<(), String> {
+/// Why this is not answered, if so. `hosts`: whoever reaches the service is answered, and that is only this machine and whoever
+/// is behind these names.
+fn check(method: &Method, headers: &HeaderMap, hosts: Option<&[String]>) -> Result<(), String> {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let host = text("host").unwrap_or_default();
     // A name that somebody points at this machine makes his page one of ours.
-    if open && headers.contains_key(header::HOST) && !is_of_this_machine(host) {
+    let foreign =
+        |hosts: &[String]| !is_of_this_machine(host) && !hosts.iter().any(|name| name.eq_ignore_ascii_case(host));
+    if headers.contains_key(header::HOST) && hosts.is_some_and(foreign) {
         return Err(format!("the request is for host {host:?}, and without keys only this machine is answered"));
     }
     if method.is_safe() {
@@ -66,11 +70,12 @@ mod tests {
     use axum::http::{HeaderName, HeaderValue};
 
     fn refused(method: Method, headers: &[(&str, &str)], open: bool) -> bool {
+        let hosts = ["search.internal".to_owned()];
         let pair = |(name, value): &(&str, &str)| {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
             (name, HeaderValue::from_str(value).expect("a value"))
         };
-        check(&method, &headers.iter().map(pair).collect(), open).is_err()
+        check(&method, &headers.iter().map(pair).collect(), open.then_some(&hosts[..])).is_err()
     }
 
     #[test]
@@ -104,6 +109,8 @@ mod tests {
             ("localhost:8480", true),
             ("LOCALHOST", true),
             ("search.localhost", true),
+            ("Search.internal", true),
+            ("search.internal.evil.example", false),
             ("evil.example:8480", false),
             ("localhost.evil.example", false),
             ("127.0.0.1.evil.example", false),

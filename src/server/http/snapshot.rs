@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::oneshot;
 
 /// Longest retention: nobody means to keep the source's WAL for longer.
 const LONGEST_RETENTION_S: u64 = 30 * 86_400;
@@ -194,8 +195,12 @@ async fn gather(serving: &Serving, making: &Making) -> Result<Frozen, Problem> {
 async fn run<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
 ) -> Result<T, Problem> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|panic| Problem::new(problem::INTERNAL, panic.to_string()))?.map_err(Problem::from)
+    let (sender, done) = oneshot::channel();
+    // Not one of the runtime's: a stop waits for those, and a snapshot that is not whole is worth nothing.
+    let thread = std::thread::Builder::new().name("snapshot".into()).spawn(move || drop(sender.send(work())));
+    let broken = |error: String| Problem::new(problem::INTERNAL, error);
+    thread.map_err(|error| broken(error.to_string()))?;
+    done.await.map_err(|_| broken("the snapshot's thread ended; see the log".into()))?.map_err(Problem::from)
 }
 
 /// Nothing is confirmed while a snapshot that is to be retained is made; what was retained before is again, if that fails.

@@ -206,7 +206,7 @@ const traffic = (list, at) => {
 
 const cell = (className = "") => el("td", { className });
 const collectionRow = () => el("tr", {}, el("th", { scope: "row" }, el("span"), el("span", { className: "sub mono" })),
-  el("td", {}, el("span"), el("span", { className: "sub" })), cell("n"), cell("n"), cell("n"), cell("n"), cell(), cell("n"),
+  el("td", {}, el("span"), el("span", { className: "sub" })), el("td", { className: "n" }, el("span"), el("span", { className: "sub" })), cell("n"), cell("n"), cell("n"), cell(), cell("n"),
   el("td", {}, el("span"), el("div", { className: "meter", hidden: true }, el("i"))));
 const LEVEL = { live: "ok", copying: "warn", paused: "bad", refused: "bad" };
 
@@ -232,7 +232,8 @@ const collections = (all, list) => {
     text(state.children[1], [one.reason, one.state === "live" && !one.copy ? "" : one.trouble, one.compacting ? "compacting" : ""].filter(Boolean).join("; "));
     const indexes = one.vectors || [];
     const total = (key) => indexes.reduce((n, index) => n + index[key], 0);
-    text(rows, count(one.rows));
+    text(rows.children[0], count(one.rows));
+    text(rows.children[1], one.source_rows_estimate == null ? "" : `of about ${count(one.source_rows_estimate)} in the source`);
     text(vectors, one.vectors ? count(total("vectors")) : "–");
     text(linked, total("nodes") ? ((100 * total("linked")) / total("nodes")).toFixed(1) + " %" : "–");
     text(memory, one.vectors ? bytes(total("memory_bytes")) : "–");
