@@ -48,8 +48,8 @@ trap end_leftovers EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# Each test thread may run a cluster and a service: more than a few starve each other.
-threads=$(nproc)
+# Each test thread may run a cluster and a service: many starve each other. But half of the time they wait.
+threads=$(($(nproc) * 3 / 2))
 if [ "$threads" -gt 4 ]; then threads=4; fi
 
 # In the background and waited for: a shell acts on a signal only when no command runs in the foreground.
