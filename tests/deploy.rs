@@ -372,6 +372,7 @@ fn the_documents_lead_somewhere() {
             }
             // Fields of a request's `search`.
             let there = ["ef", "exact"].contains(&key)
+                || defaults.contains(&format!("[{word}"))
                 || defaults.split("\n[").any(|part| {
                     part.trim_start_matches('[').starts_with(&format!("{section}]"))
                         && part.contains(&format!("\n{key} = "))

@@ -57,6 +57,9 @@ fn service() -> (Database, Service) {
     let mut service = Service::configured(&database, "", COLLECTIONS);
     // Those who ask to wait for what does not come must not use up the time.
     service.set_environment("RUVECTOR__HTTP__REQUEST_TIMEOUT_S", Some("5".into()));
+    // Snapshots are asked for at any path that comes to mind.
+    let snapshots = service.data_dir().with_file_name("snapshots");
+    service.set_environment("RUVECTOR__STORAGE__SNAPSHOT_DIR", Some(snapshots.display().to_string()));
     service.start();
     service.wait_ready();
     (database, service)

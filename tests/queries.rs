@@ -484,7 +484,8 @@ fn an_answer_as_a_role_tells_nothing_of_rows_that_it_does_not_see() {
                 (&recheck["checked"], &recheck["dropped"], &recheck["refilled"]),
                 (&json!(limit.min(30)), &json!(0), &json!(0))
             );
-            assert_eq!((&stats["reason"], &stats["visited"]), (&json!(""), &json!(0)));
+            assert_eq!((&recheck["batched"], &recheck["took_us"]), (&json!(0), &json!(0)));
+            assert_eq!((&stats["reason"], &stats["visited"], &stats["plan"]), (&json!(""), &json!(0), &json!("")));
         }
     }
     // Within a distance there are rows of others behind the second one that it sees, and the answer is whole all the same.
@@ -506,6 +507,16 @@ fn an_answer_as_a_role_tells_nothing_of_rows_that_it_does_not_see() {
         service.metric("ruvector_search_recheck_seconds_count") - before
     };
     assert_eq!((trips(2), trips(9_999)), (1.0, 1.0));
+    // What it may not read at all is the same error, whether the index has such rows or none.
+    database.sql.run("REVOKE SELECT ON docs FROM tenant_b; GRANT SELECT (id) ON docs TO tenant_b");
+    for filter in ["section <> 'nobody has this'", "section = 'nobody has this'"] {
+        let of = |mode: &str| json!({"as_role": "tenant_b", "mode": mode});
+        let mut body = near(7, 4, 3);
+        (body["filter"], body["recheck"]) = (json!(filter), of("exact"));
+        assert!(refused(&service, "search", &body).contains("RV1206"), "{filter}");
+        let body = json!({"filter": filter, "recheck": of("exact"), "limit": 3});
+        assert!(refused(&service, "scroll", &body).contains("RV1206"), "{filter}");
+    }
 }
 
 #[test]

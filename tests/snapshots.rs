@@ -185,6 +185,15 @@ fn what_is_damaged_or_of_others_is_not_restored() {
         let error = post(&service, &bad).expect_err("refused").to_string();
         assert!(error.contains("RV1211") && error.contains(why), "{error}");
     }
+    // It looks before it makes anything, and removes only what it made itself.
+    let inside = service.data_dir().join("PENDING").join("s");
+    post(&service, &inside).expect_err("refused");
+    assert!(!service.data_dir().join("PENDING").exists());
+    let somebodys = to.with_extension("again.making");
+    std::fs::create_dir_all(&somebodys).expect("made");
+    std::fs::write(somebodys.join("file"), "").expect("written");
+    let error = post(&service, &to.with_extension("again")).expect_err("refused").to_string();
+    assert!(error.contains("RV1211") && error.contains("remove it") && somebodys.join("file").exists(), "{error}");
     refused(&service, &to, &["in use by another process"]);
     service.terminate();
     refused(&service, &to, &["is not empty"]);
@@ -269,6 +278,7 @@ fn a_kill_in_the_middle_leaves_nothing_that_passes_for_a_snapshot() {
     service.set_environment("RUVECTOR_FAILPOINT", None);
     std::fs::remove_dir_all(&to).expect("removed");
     std::fs::create_dir_all(making.join("epoch")).expect("made");
+    std::fs::write(making.join("MAKING"), "").expect("written");
     service.start();
     service.wait_ready();
     service.client().post("/v1/admin/snapshots", &json!({ "to": to })).expect("made");
@@ -286,6 +296,8 @@ fn a_kill_in_the_middle_leaves_nothing_that_passes_for_a_snapshot() {
     assert!(!service.data_dir().join("CURRENT").exists());
     assert!(service.refusal().contains("we have no data that belongs to it"), "{}", service.log_tail());
     wipe(&service);
+    // The next restore takes the place of one that was killed.
+    assert!(!ruvector(&arguments, &service, Some("data_dir.before_current")).status.success());
     restored(&service, &to);
     service.start();
     service.wait_ready();

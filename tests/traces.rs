@@ -46,7 +46,7 @@ impl Collector {
             spans.collect()
         };
         let has = |name: &&str| found().iter().any(|span| span.name == *name);
-        wait_until(&format!("{names:?} of {trace}"), || names.iter().all(|name| has(name)));
+        wait_until(&format!("{names:?} of {trace}"), || names.iter().all(&has));
         found()
     }
 }

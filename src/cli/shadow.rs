@@ -98,6 +98,8 @@ impl Question {
             );
         };
         let pgvector = quote_ident(&pgvector.try_get::<_, String>(0)?);
+        // From now on the server knows its settings, and refuses values that they do not take.
+        client.batch_execute(&format!("SELECT '[0]'::{pgvector}.vector")).await?;
         let sql = "SELECT n.nspname, c.relname, t.typname FROM pg_catalog.pg_class c \
                    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                    JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = $2 \
@@ -245,13 +247,12 @@ async fn shadow(args: &Args, config: &Config) -> anyhow::Result<Json> {
     let shown = service.get(&path)?;
     let source = config.dsn()?.connect().await?;
     source.batch_execute("SET default_transaction_read_only = on; SET timezone = 'UTC'; SET datestyle = 'ISO'").await?;
+    let question = Question::of(&source, &shown, args.using.as_deref()).await?;
     for setting in &args.settings {
         let (name, value) = setting.split_once('=').ok_or_else(|| anyhow!("--set takes NAME=VALUE, not {setting}"))?;
-        // A module's settings are known once it is loaded; before, any value passes.
         let sql = "SELECT pg_catalog.set_config($1, $2, false)";
         source.execute(sql, &[&name, &value]).await.with_context(|| format!("--set {setting}"))?;
     }
-    let question = Question::of(&source, &shown, args.using.as_deref()).await?;
     let vectors = question.draw(&source, args.queries).await?;
     if vectors.is_empty() {
         bail!("{} has no vectors in {}", question.table, question.column);

@@ -52,21 +52,25 @@ pub async fn fill<V: Visibility, L: Leg>(
     def: &CollectionDef,
 ) -> Result<Spent, FillError> {
     let mut spent = Spent::default();
-    for _ in 0..MAX_ROUNDS {
+    for round in 0..MAX_ROUNDS {
         let started = Instant::now();
         let pages: Vec<_> = blocking(|| legs.iter_mut().map(Leg::next_page).collect::<storage::Result<_>>())?;
         spent.search += started.elapsed();
-        let waiting: Vec<_> = (0..legs.len()).filter(|&leg| !pages[leg].is_empty()).collect();
-        if waiting.is_empty() {
+        // What a role may not read at all is an error, whatever is found: it is asked at least once.
+        let asks = |leg: &usize| !pages[*leg].is_empty() || round == 0 && legs[*leg].checking().viewer.is_some();
+        let asking: Vec<_> = (0..legs.len()).filter(asks).collect();
+        let found: Vec<_> = pages.iter().map(|page| !page.is_empty()).collect();
+        if asking.is_empty() {
             return Ok(spent);
         }
         let started = Instant::now();
-        let asked = legs.iter().zip(pages).filter(|(_, page)| !page.is_empty());
-        let asked = asked.map(|(leg, page)| (leg.checking(), page)).collect();
+        let asked = legs.iter().zip(pages).enumerate().filter(|(leg, _)| asking.contains(leg));
+        let asked = asked.map(|(_, (leg, page))| (leg.checking(), page)).collect();
         let checked = check(visibility, def, asked).await?;
         spent.recheck += started.elapsed();
         spent.together = spent.together.max(checked.together);
-        waiting.into_iter().zip(checked.pages).for_each(|(leg, visible)| legs[leg].take(visible));
+        let shown = asking.into_iter().zip(checked.pages).filter(|(leg, _)| found[*leg]);
+        shown.for_each(|(leg, visible)| legs[leg].take(visible));
     }
     blocking(|| legs.iter_mut().try_for_each(Leg::give_up))?;
     Ok(spent)

@@ -223,7 +223,7 @@ pub struct SearchStats {
     pub took_us: u64,
     /// Distances computed.
     pub visited: usize,
-    /// `exact`, `hnsw` or `hnsw+filter`.
+    /// `exact`, `hnsw` or `hnsw+filter`; empty, as the reason, where it would tell of rows that are not for whoever asks.
     pub plan: &'static str,
     /// Why that plan.
     pub reason: String,
@@ -231,6 +231,14 @@ pub struct SearchStats {
     pub ended: Ended,
     /// How much was compared with full vectors.
     pub exactness: Exactness,
+}
+
+impl SearchStats {
+    /// Without what follows from how many rows there are, of everybody's: figures, and the plan that was chosen by them.
+    pub fn tell_nothing(&mut self) {
+        (self.visited, self.plan) = (0, "");
+        self.reason.clear();
+    }
 }
 
 /// Why a search ended.

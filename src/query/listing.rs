@@ -90,7 +90,8 @@ impl<V: Visibility> QueryService<V> {
         }
         if request.viewer.is_some() {
             page.next = page.rows.last().map(|last| last.key.clone());
-            page.recheck = RecheckReport { checked: page.rows.len(), dropped: 0, ..page.recheck };
+            let (mode, checked) = (request.recheck, page.rows.len());
+            page.recheck = RecheckReport { mode, checked, ..RecheckReport::default() };
             // Where it saw nothing there is no place to go on from.
             as_of.complete &= dry || page.next.is_some();
         }
@@ -132,7 +133,8 @@ impl<V: Visibility> QueryService<V> {
             page.rows.extend(rows.into_iter().map(listed));
             return Ok(());
         }
-        if rows.is_empty() {
+        // What a role may not read at all is an error, whatever the index has.
+        if rows.is_empty() && request.viewer.is_none() {
             return Ok(());
         }
         let mut params = Vec::new();

@@ -25,10 +25,8 @@ impl<V: Visibility> QueryService<V> {
     /// Those of these rows that a viewer sees, in their order, with columns as the source has them.
     pub async fn seen(&self, pinned: &Pinned, look: Look<'_>, hits: Vec<Hit>) -> Result<Vec<Hit>, QueryError> {
         let Look { columns, viewer, .. } = look;
+        // Of no rows, too: what the role may not read at all is an error whatever the index has.
         self.visibility.allows(viewer).map_err(QueryError::Viewer)?;
-        if hits.is_empty() {
-            return Ok(hits);
-        }
         let def = pinned.definition(look.collection)?;
         let mut params = Vec::new();
         let filter = look.filter.filter(|_| look.recheck == Recheck::Exact);
@@ -76,10 +74,9 @@ impl<V: Visibility> QueryService<V> {
 /// Takes out of an answer what it tells of rows that its viewer does not see.
 pub(super) fn untell(answer: &mut Answer) {
     let in_groups = answer.groups.iter().flatten().map(|group| group.hits.len()).sum::<usize>();
-    answer.recheck =
-        RecheckReport { checked: answer.hits.len() + in_groups, dropped: 0, refilled: 0, ..answer.recheck };
-    answer.stats.reason.clear();
-    answer.stats.visited = 0;
+    let (mode, checked) = (answer.recheck.mode, answer.hits.len() + in_groups);
+    answer.recheck = RecheckReport { mode, checked, ..RecheckReport::default() };
+    answer.stats.tell_nothing();
 }
 
 /// The rows whose vectors a search is made of.

@@ -126,15 +126,17 @@ pub struct Progress {
     streams: watch::Sender<u64>,
     /// A snapshot needs the slot to stay where it is.
     retained: Mutex<Option<Retention>>,
+    /// The slot that is streamed from.
+    slot: Mutex<String>,
 }
 
-/// The source must be able to send everything behind `lsn` again until then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The source must be able to send everything behind a position again.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retention {
-    /// The position that may be confirmed; zero: none is for now.
-    pub lsn: Lsn,
-    /// Until when.
-    pub until: SystemTime,
+    /// The slot that keeps it; others go on.
+    pub slot: String,
+    /// The position, and until when. Absent while a snapshot is made: nothing is confirmed.
+    pub at: Option<(Lsn, SystemTime)>,
 }
 
 impl Default for Progress {
@@ -158,6 +160,7 @@ impl Default for Progress {
             copy_trouble: Mutex::default(),
             streams: watch::Sender::new(0),
             retained: Mutex::default(),
+            slot: Mutex::default(),
         }
     }
 }
@@ -172,7 +175,7 @@ impl Progress {
         self.received.fetch_max(lsn.0, Ordering::Relaxed);
     }
 
-    /// The last confirmation sent to the source.
+    /// What the slot has confirmed: as it was when streaming began, or as was sent since.
     pub fn confirmed(&self) -> Lsn {
         Lsn(self.confirmed.load(Ordering::Relaxed))
     }
@@ -181,11 +184,15 @@ impl Progress {
         self.confirmed.store(lsn.0, Ordering::Relaxed);
     }
 
-    /// What the source is asked to keep for a snapshot, if anything is.
-    pub fn retained(&self) -> Option<Retention> {
-        let mut retained = self.retained.lock();
-        retained.take_if(|retained| retained.until <= SystemTime::now());
-        *retained
+    /// Streaming begins from this slot, which has confirmed so much.
+    pub(crate) fn begin_slot(&self, slot: &str, confirmed: Lsn) {
+        slot.clone_into(&mut self.slot.lock());
+        self.set_confirmed(confirmed);
+    }
+
+    /// The slot that is streamed from, or was last.
+    pub fn slot(&self) -> String {
+        self.slot.lock().clone()
     }
 
     /// From now on this. What it was.
@@ -194,13 +201,22 @@ impl Progress {
     }
 
     /// What may be confirmed of `durable`. Zero is no position, and confirms nothing: a sender that is told of one that it
-    /// sent long ago would wait for the rest when its server stops.
+    /// sent long ago would wait for the rest when its server stops. Never less than the slot has confirmed: some versions of
+    /// the server would take it, and then leave out changes at the next start.
     pub(crate) fn may_confirm(&self, durable: Lsn) -> Lsn {
-        match self.retained() {
+        let confirmed = self.confirmed();
+        let mut retained = self.retained.lock();
+        // What is confirmed beyond a position cannot be kept for it any more.
+        let over = |lsn: Lsn, until: SystemTime| until <= SystemTime::now() || lsn < confirmed;
+        retained.take_if(|retained| retained.at.is_some_and(|(lsn, until)| over(lsn, until)));
+        let ours = retained.as_ref().filter(|retained| retained.slot == *self.slot.lock());
+        let most = match ours.map(|retained| retained.at) {
             None => durable,
-            Some(Retention { lsn, .. }) if lsn <= durable && lsn > self.confirmed() => lsn,
-            Some(_) => Lsn::ZERO,
-        }
+            Some(None) => Lsn::ZERO,
+            Some(Some((lsn, _))) if lsn <= durable && lsn > confirmed => lsn,
+            Some(Some(_)) => Lsn::ZERO,
+        };
+        if most < confirmed { Lsn::ZERO } else { most }
     }
 
     /// The end of the source's WAL as last heard.
@@ -402,17 +418,25 @@ mod tests {
     fn what_is_retained_is_confirmed_up_to_there_and_no_further() {
         let progress = Progress::default();
         let until = SystemTime::now() + Duration::from_secs(100);
+        let retention = |slot: &str, at| Some(Retention { slot: slot.to_owned(), at });
+        progress.begin_slot("ours", Lsn(5));
         assert_eq!(progress.may_confirm(Lsn(10)), Lsn(10));
         progress.set_confirmed(Lsn(10));
-        progress.retain(Some(Retention { lsn: Lsn::ZERO, until }));
+        assert_eq!(progress.may_confirm(Lsn(9)), Lsn::ZERO, "a slot is never told less than it has confirmed");
+        progress.retain(retention("ours", None));
         assert_eq!(progress.may_confirm(Lsn(20)), Lsn::ZERO);
-        progress.retain(Some(Retention { lsn: Lsn(20), until }));
+        progress.retain(retention("another", None));
+        assert_eq!(progress.may_confirm(Lsn(20)), Lsn(20), "not of this slot");
+        progress.retain(retention("ours", Some((Lsn(20), until))));
         assert_eq!(progress.may_confirm(Lsn(15)), Lsn::ZERO, "not durable yet");
         assert_eq!(progress.may_confirm(Lsn(30)), Lsn(20));
         progress.set_confirmed(Lsn(20));
         assert_eq!(progress.may_confirm(Lsn(30)), Lsn::ZERO);
-        progress.retain(Some(Retention { lsn: Lsn(20), until: SystemTime::now() }));
+        progress.retain(retention("ours", Some((Lsn(20), SystemTime::now()))));
         assert_eq!(progress.may_confirm(Lsn(30)), Lsn(30), "the time is over");
+        progress.set_confirmed(Lsn(30));
+        progress.retain(retention("ours", Some((Lsn(20), until))));
+        assert_eq!(progress.may_confirm(Lsn(40)), Lsn(40), "what an earlier run promised is gone");
     }
 
     #[test]

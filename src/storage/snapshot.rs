@@ -20,6 +20,8 @@ const EPOCH: &str = "epoch";
 const BESIDE: [&str; 1] = ["REGISTERED"];
 /// A restore that is under way, in the data directory.
 const RESTORING: &str = "restoring";
+/// Says that a directory is a snapshot being made, and may be removed.
+const MAKING: &str = "MAKING";
 /// Read and written at once.
 const PART: usize = 1 << 20;
 
@@ -140,20 +142,28 @@ impl Making {
         if !to.is_absolute() || to.components().any(|part| part == Component::ParentDir) {
             return Err(place("must be an absolute path without .."));
         }
-        files::create_dir(above)?;
-        // Links may lead into the data directory.
-        let (above, root) = (files::real(above)?, files::real(root)?);
-        if above.join(name).starts_with(&root) || root.starts_with(above.join(name)) {
+        // Links may lead into the data directory: what is there decides, and nothing is made before.
+        let (above, root) = (real_path(above)?, files::real(root)?);
+        let apart = |dir: &Path| !dir.starts_with(&root) && !root.starts_with(dir);
+        let mut making = name.to_owned();
+        making.push(".making");
+        let dir = above.join(making);
+        if !apart(&above.join(name)) || !apart(&dir) {
             return Err(place("must not be inside the data directory, nor around it"));
         }
         if files::list_if_there(to)?.is_some_and(|names| !names.is_empty()) {
             return Err(place("is not empty"));
         }
-        let mut making = name.to_owned();
-        making.push(".making");
-        let dir = above.join(making);
-        // What an attempt left that did not end.
-        files::remove_dir(&dir)?;
+        match files::list_if_there(&dir)? {
+            // What an attempt left that did not end.
+            Some(names) if names.is_empty() || names.iter().any(|name| name == MAKING) => files::remove_dir(&dir)?,
+            Some(_) => {
+                return Err(SnapshotError::Place(dir, "is there, and is no snapshot that did not end; remove it"));
+            }
+            None => {}
+        }
+        files::create_dir(&dir)?;
+        files::write_atomically(&dir.join(MAKING), b"")?;
         let making = Making { to: above.join(name), dir };
         for part in ["log", "vectors"] {
             files::create_dir(&making.epoch().join(part))?;
@@ -195,6 +205,7 @@ impl Making {
         let manifest = Manifest { format: FORMAT, version, epoch, identity, lsn, applied, collections, files: sums };
         write_json(&self.dir.join(MANIFEST), &manifest)?;
         crate::failpoint!("snapshot.manifest_written");
+        files::remove(&self.dir.join(MAKING))?;
         files::rename_dir(&self.dir, &self.to)?;
         crate::failpoint!("snapshot.named");
         Ok(manifest)
@@ -221,6 +232,13 @@ impl Making {
         let bytes = file.length().context("stat", &path)?;
         Ok(FileSum { name: name.to_owned(), bytes, sha256: pour(&file, bytes, &path, None)?, linked })
     }
+}
+
+/// A path without links in what is there of it; the rest need not be there yet.
+fn real_path(path: &Path) -> Result<PathBuf> {
+    let there = path.ancestors().find(|above| files::exists(above)).unwrap_or(Path::new("/"));
+    let rest = path.strip_prefix(there).unwrap_or(Path::new(""));
+    Ok(files::real(there)?.join(rest))
 }
 
 /// Reads so many bytes, writes them where that is wanted, and sums them up.
@@ -271,8 +289,12 @@ pub fn restore(from: &Path, data: &DataDir, slot: &str) -> std::result::Result<M
         return Err(SnapshotError::Foreign(from.to_owned(), what));
     }
     let root = data.root();
-    let stranger = |name: &&String| !["LOCK", RESTORING].contains(&name.as_str());
-    if files::list(root)?.iter().any(|name| stranger(&name)) {
+    // What a restore left that did not end: nothing answers from it before CURRENT is there.
+    let (names, epoch) = (files::list(root)?, format!("epoch-{}", manifest.epoch.0));
+    let begun = !names.iter().any(|name| ["CURRENT", "PENDING"].contains(&name.as_str()));
+    let ours = |name: &str| ["LOCK", RESTORING].contains(&name) || begun && (BESIDE.contains(&name) || name == epoch);
+    let stranger = |name: &&String| !ours(name);
+    if names.iter().any(|name| stranger(&name)) {
         return Err(SnapshotError::Place(root.to_owned(), "is not empty; a snapshot is restored into an empty one"));
     }
     let restoring = root.join(RESTORING);
@@ -287,6 +309,7 @@ pub fn restore(from: &Path, data: &DataDir, slot: &str) -> std::result::Result<M
             files::write_atomically(&root.join(name), &bytes)?;
         }
     }
+    files::remove_dir(&data.epoch_dir(manifest.epoch))?;
     files::rename_dir(&restoring.join(EPOCH), &data.epoch_dir(manifest.epoch))?;
     files::remove_dir(&restoring)?;
     data.make_current(manifest.epoch, &manifest.identity.slot)?;

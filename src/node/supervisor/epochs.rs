@@ -67,9 +67,9 @@ impl Supervisor {
             None
         });
         match retained.filter(|retained| retained.slot == slot) {
-            Some(Retained { lsn, until, .. }) => {
-                let until = UNIX_EPOCH + Duration::from_secs(until);
-                self.progress.retain(Some(Retention { lsn, until }));
+            Some(Retained { slot, lsn, until }) => {
+                let at = Some((lsn, UNIX_EPOCH + Duration::from_secs(until)));
+                self.progress.retain(Some(Retention { slot, at }));
                 Ok(())
             }
             None => self.retain_nothing(),

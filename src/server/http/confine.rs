@@ -71,8 +71,7 @@ impl Confined {
     /// Without what an answer tells of all rows.
     pub fn answer(&self, mut answer: Answer) -> Answer {
         if self.0.is_some() {
-            answer.stats.reason.clear();
-            answer.stats.visited = 0;
+            answer.stats.tell_nothing();
         }
         answer
     }

@@ -169,8 +169,7 @@ pub async fn scroll(
         columns: body.columns,
         consistency: freshness(Some(body.consistency))?,
     };
-    let pinned = app.query.pin(&request.consistency).await?;
-    let _turn = app.admission.turn(Class::Cheap).await?;
+    let (pinned, _turn) = app.admitted(&request.consistency, Class::Cheap).await?;
     let page = app.query.scroll(&pinned, &request).await?;
     app.query.check_same(&def)?;
     let lsn = page.as_of.applied_lsn;
@@ -189,8 +188,7 @@ pub async fn count(
     let body: Count = parse(body, "filter, params, consistency {at_least, max_staleness_ms, timeout_ms}")?;
     let filter = confined.filter(parse_filter(&def, body.filter.as_ref(), &body.params)?);
     let request = CountRequest { collection, filter, consistency: freshness(Some(body.consistency))? };
-    let pinned = app.query.pin(&request.consistency).await?;
-    let _turn = app.admission.turn(Class::Cheap).await?;
+    let (pinned, _turn) = app.admitted(&request.consistency, Class::Cheap).await?;
     let (count, as_of) = app.query.count(&pinned, &request)?;
     app.query.check_same(&def)?;
     let lsn = as_of.applied_lsn;
@@ -215,8 +213,7 @@ pub async fn facet(
         limit: body.limit,
         consistency: freshness(Some(body.consistency))?,
     };
-    let pinned = app.query.pin(&request.consistency).await?;
-    let _turn = app.admission.turn(Class::Cheap).await?;
+    let (pinned, _turn) = app.admitted(&request.consistency, Class::Cheap).await?;
     let Facets { facets, distinct, total, as_of } = app.query.facet(&pinned, &request)?;
     app.query.check_same(&def)?;
     let lsn = as_of.applied_lsn;

@@ -30,10 +30,11 @@ mod status;
 pub(in crate::server) mod vector;
 
 use crate::consistency::recheck::SourceHeap;
-use crate::query::QueryService;
+use crate::model::Consistency;
+use crate::query::{Pinned, QueryService};
 use crate::replication::guard::Protection;
 use crate::server::http::access::{Access, Scope};
-use crate::server::http::admission::Admission;
+use crate::server::http::admission::{Admission, Class};
 use crate::server::http::listener::Limits;
 use crate::server::problem::{self, Problem};
 use crate::server::tls::Files;
@@ -54,6 +55,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
+use tokio::sync::SemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 /// Settings of the HTTP surface.
@@ -112,6 +114,29 @@ pub struct App {
     /// Collections of which the metrics have told.
     told: parking_lot::Mutex<BTreeSet<String>>,
     started: Instant,
+}
+
+/// How often a view is taken anew because it grew too old while its request waited for a turn.
+const VIEWS: usize = 3;
+
+impl App {
+    /// A view as new as asked for, and leave to work on it. Waiting for the view takes nobody's turn; one that grew too old in
+    /// the queue is given up with the turn, and is taken anew.
+    async fn admitted(
+        &self,
+        consistency: &Consistency,
+        class: Class,
+    ) -> Result<(Pinned, SemaphorePermit<'_>), Problem> {
+        for _ in 0..VIEWS {
+            let pinned = self.query.pin(consistency).await?;
+            let turn = self.admission.turn(class).await?;
+            if pinned.meets(consistency) {
+                return Ok((pinned, turn));
+            }
+        }
+        let detail = format!("{VIEWS} views grew older than asked for while the request waited for its turn");
+        Err(Problem::new(problem::TOO_OLD, detail).hint("raise consistency.max_staleness_ms, or ask less at once"))
+    }
 }
 
 impl App {

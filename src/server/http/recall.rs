@@ -94,10 +94,11 @@ pub async fn recall(
         using: body.using,
         collection,
     };
-    let pinned = app.query.pin(&request.consistency).await?;
+    // Waiting for the view holds nobody up.
+    app.query.pin(&request.consistency).await?;
     // It is long work: one at a time, beside others' searches.
     let _one = app.measuring.lock().await;
-    let _turn = app.admission.turn(Class::Batch).await?;
+    let (pinned, _turn) = app.admitted(&request.consistency, Class::Batch).await?;
     let report = app.query.recall(&pinned, &request).await?;
     app.query.check_same(&def)?;
     let lsn = report.applied_lsn;

@@ -91,8 +91,7 @@ pub async fn row(
     let (key, filter) = (parse_key(&def, &key)?, confined.filter(None));
     let (level, viewer) = (confined.recheck(recheck.level, &columns), recheck.viewer);
     let request = RowRequest { collection, key, filter, columns, consistency, recheck: level, viewer };
-    let pinned = app.query.pin(&request.consistency).await?;
-    let _turn = app.admission.turn(Class::Cheap).await?;
+    let (pinned, _turn) = app.admitted(&request.consistency, Class::Cheap).await?;
     let (row, as_of, recheck) = app.query.row(&pinned, &request).await?;
     app.query.check_same(&def)?;
     let lsn = as_of.applied_lsn;

@@ -207,9 +207,8 @@ async fn answer(
     // A cursor belongs to the request as it is answered, with the filter of whoever asks.
     requests.iter_mut().zip(&cursors).try_for_each(|(request, cursor)| place(request, cursor.as_deref()))?;
     // Waiting takes nobody's turn, and what it ends with is what answers.
-    let pinned = app.query.pin(&consistency).await?;
     let class = if batch { Class::Batch } else { Class::Search };
-    let _turn = app.admission.turn(class).await?;
+    let (pinned, _turn) = app.admitted(&consistency, class).await?;
     confined.examples(&app.query, &requests)?;
     let answer = match (&requests[..], batch) {
         ([request], false) => {

@@ -126,8 +126,11 @@ fn not_whole() -> Problem {
 
 async fn work(serving: Arc<Serving>, progress: Arc<Progress>, to: PathBuf, retain_s: u64) -> Result<Made, Problem> {
     let started = Instant::now();
-    let until = SystemTime::now() + Duration::from_secs(retain_s);
-    let held = Hold::begin(&progress, (retain_s > 0).then_some(until));
+    if retain_s > 0 && serving.slot != progress.slot() {
+        return Err(Problem::new(problem::COPYING, "what answers is being replaced: its slot will go")
+            .hint("ask again when GET /v1/status says that nothing is copied, or without retain_s"));
+    }
+    let held = Hold::begin(&progress, (retain_s > 0).then_some(&*serving.slot));
     let (root, epoch) = place_of(&serving)?;
     let making = {
         let (to, root) = (to.clone(), root.clone());
@@ -148,7 +151,7 @@ async fn work(serving: Arc<Serving>, progress: Arc<Progress>, to: PathBuf, retai
     };
     let retained_until = match retain_s {
         0 => None,
-        _ => Some(held.keep(&root, &serving.slot, lsn, until)?),
+        _ => Some(held.keep(&root, &serving.slot, lsn, retain_s)?),
     };
     tracing::info!(to = %to.display(), %lsn, retain_s, took = ?started.elapsed(), "a snapshot was made");
     Ok(made(to, manifest, started.elapsed(), retained_until))
@@ -210,19 +213,25 @@ struct Hold<'p> {
 }
 
 impl<'p> Hold<'p> {
-    fn begin(progress: &'p Progress, until: Option<SystemTime>) -> Hold<'p> {
-        let retention = |until| Retention { lsn: Lsn::ZERO, until };
-        Hold { progress, before: until.map(|until| progress.retain(Some(retention(until)))) }
+    fn begin(progress: &'p Progress, slot: Option<&str>) -> Hold<'p> {
+        let nothing = |slot: &str| Retention { slot: slot.to_owned(), at: None };
+        Hold { progress, before: slot.map(|slot| progress.retain(Some(nothing(slot)))) }
     }
 
-    /// From now on what ended at or before `lsn` may be confirmed.
-    fn keep(mut self, root: &Path, slot: &str, lsn: Lsn, until: SystemTime) -> Result<u64, Problem> {
-        let seconds = until.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let retained = Retained { slot: slot.to_owned(), lsn, until: seconds };
+    /// From now on what ended at or before `lsn` may be confirmed, and for so many seconds no more.
+    fn keep(mut self, root: &Path, slot: &str, lsn: Lsn, seconds: u64) -> Result<u64, Problem> {
+        let slot = slot.to_owned();
+        if slot != self.progress.slot() {
+            let why = "the slot was replaced while the snapshot was made: it is there, and nothing is retained for it";
+            return Err(Problem::new(problem::COPYING, why).hint("make another one when the copy is whole"));
+        }
+        let at = SystemTime::now() + Duration::from_secs(seconds);
+        let until = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let retained = Retained { slot: slot.clone(), lsn, until };
         blocking(|| snapshot::set_retained(root, Some(&retained))).map_err(SnapshotError::from)?;
-        self.progress.retain(Some(Retention { lsn, until }));
+        self.progress.retain(Some(Retention { slot, at: Some((lsn, at)) }));
         self.before = None;
-        Ok(seconds)
+        Ok(until)
     }
 }
 

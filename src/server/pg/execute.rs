@@ -216,11 +216,16 @@ impl Session {
 
     async fn plan(&mut self, query: &Query, params: Params<'_>) -> Result<(Plan, Option<Pinned>), Problem> {
         let view = self.view(None).await?;
-        let plan = plan::plan(query, self.context(view.as_ref(), params))?;
+        let mut plan = plan::plan(query, self.context(view.as_ref(), params))?;
         let asks = |consistency: &&Consistency| consistency.at_least.is_some() || consistency.max_staleness.is_some();
         let newer = plan::consistency(&plan.source).filter(asks).cloned();
         let view = match newer {
-            Some(consistency) if params.0.is_some() => self.view(Some(&consistency)).await?,
+            Some(consistency) if params.0.is_some() => {
+                let view = self.view(Some(&consistency)).await?;
+                // Collections may have been made again meanwhile, with other columns: a plan is of the view that answers.
+                plan = plan::plan(query, self.context(view.as_ref(), params))?;
+                view
+            }
             _ => view,
         };
         Ok((plan, view))
