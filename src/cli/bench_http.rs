@@ -209,7 +209,7 @@ impl Bench {
             let body = json!({ "query": query, "limit": args.k, "recheck": way, "search": search }).to_string();
             let length = body.len();
             format!(
-                "POST /v1/collections/docs/search HTTP/1.1\r\nhost: bench\r\ncontent-length: {length}\r\n\r\n{body}"
+                "POST /v1/collections/docs/search HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {length}\r\n\r\n{body}"
             )
         };
         let requests = (0..self.queries.rows).map(request).collect();
