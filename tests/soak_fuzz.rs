@@ -34,7 +34,7 @@ const SLOW: Duration = Duration::from_secs(5);
 /// No input gets so far. One that would is cut.
 const LONGEST: usize = 1 << 16;
 /// Each target's share of the short form. A round is all targets, one after the other.
-const SHORT: Duration = Duration::from_secs(6);
+const SHORT: Duration = Duration::from_secs(3);
 
 /// Counts what lives and what lived at once at most.
 struct Counting;
