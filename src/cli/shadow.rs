@@ -2,7 +2,7 @@
 
 use crate::cli::client::{Client, Target, segment};
 use crate::config::Config;
-use crate::model::{quote_ident, quote_literal};
+use crate::model::{Metric, quote_ident, quote_literal};
 use anyhow::{Context, anyhow, bail};
 use serde_json::{Value as Json, json};
 use std::collections::HashSet;
@@ -81,14 +81,9 @@ impl Question {
         let vector = vectors.iter().find(|vector| using.is_none_or(|name| vector["name"] == name));
         let vector = vector.ok_or_else(|| anyhow!("the collection has no vector column of that name"))?;
         let (column, metric) = (text(&vector["name"]), text(&vector["metric"]));
-        let operator = match metric.as_str() {
-            "l2" => "<->",
-            "ip" => "<#>",
-            "cosine" => "<=>",
-            "l1" => "<+>",
-            "hamming" => "<~>",
-            "jaccard" => "<%>",
-            other => bail!("pgvector has no operator for {other}, so there is nothing to compare with"),
+        let known = Metric::ALL.into_iter().find(|known| known.name() == metric);
+        let Some(operator) = known.and_then(Metric::operator) else {
+            bail!("pgvector has no operator for {metric}, so there is nothing to compare with");
         };
         let sql = "SELECT n.nspname FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace \
                    WHERE e.extname = 'vector'";

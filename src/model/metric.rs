@@ -62,6 +62,19 @@ impl Metric {
         }
     }
 
+    /// pgvector's operator, where it has one.
+    pub fn operator(self) -> Option<&'static str> {
+        match self {
+            Metric::L2 => Some("<->"),
+            Metric::Cosine => Some("<=>"),
+            Metric::Ip => Some("<#>"),
+            Metric::L1 => Some("<+>"),
+            Metric::Hamming => Some("<~>"),
+            Metric::Jaccard => Some("<%>"),
+            Metric::Poincare | Metric::Lorentz => None,
+        }
+    }
+
     /// Those that vectors of this type can be compared by; none where it is no type of vectors.
     pub fn of_type(kind: ColumnType) -> Vec<Metric> {
         let fits = |metric: &Metric| match metric {

@@ -57,6 +57,9 @@ impl Supervisor {
             guard::reap(&client, self.data.root()).await;
         }
         let facts = self.source_facts(&client, &mut wal, &system).await?;
+        if let Some(slot) = &facts.slot {
+            self.progress.begin_slot(&slot.name, slot.confirmed);
+        }
         let checkpoint = self.newest().map(|epoch| epoch.checkpoint());
         let mut decision = decide(checkpoint.as_ref(), &facts);
         if self.current.is_none() && self.making.is_none() && self.data.current()?.is_some() && facts.slot.is_some() {
@@ -209,13 +212,6 @@ impl Supervisor {
         if self.options.failover {
             wal.keep_in_step(&slot).await;
         }
-        // After everything that may have moved it, and before anything is sent to it.
-        let confirmed = {
-            let client = self.options.dsn.connect().await.map_err(ReplicationError::from)?;
-            let found = catalog::slot(&client, &slot).await.map_err(ReplicationError::from)?;
-            found.and_then(|found| found.confirmed).unwrap_or_default()
-        };
-        self.progress.begin_slot(&slot, confirmed);
         wal.start_with(&slot, &self.options.publication, from, self.options.streaming).await?;
         let (id, log) = match self.newest_mut().and_then(|epoch| Some((epoch.id, epoch.log.take()?))) {
             Some(taken) => taken,

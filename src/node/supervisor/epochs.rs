@@ -146,6 +146,7 @@ impl Supervisor {
         let failover = self.options.failover && !catalog::in_recovery(client).await.map_err(ReplicationError::from)?;
         let kind = SlotKind::Kept { failover };
         let new = wal.create_slot(&slot, kind, version, self.options.slot_lock_timeout).await?;
+        self.progress.begin_slot(&slot, new.consistent_point);
         let identity = Identity {
             system_id: system.system_id.clone(),
             timeline: system.timeline,

@@ -135,22 +135,14 @@ pub fn first_distance<'e>(expr: &'e Expr, is_vector: &dyn Fn(&str) -> bool) -> O
 
 /// Only the metric that a column is indexed by can be searched by.
 pub fn check_metric(distance: &Distance<'_>, column: &VectorColumn) -> Result<(), Problem> {
-    let operator = match column.metric.name() {
-        "l2" => "<->",
-        "cosine" => "<=>",
-        "ip" => "<#>",
-        "l1" => "<+>",
-        "hamming" => "<~>",
-        "jaccard" => "<%>",
-        _ => "",
-    };
-    if operator == distance.operator {
+    let operator = column.metric.operator();
+    if operator == Some(distance.operator) {
         return Ok(());
     }
     let detail = format!("column \"{}\" is indexed by {}, not by {}", column.name, column.metric, distance.operator);
     let hint = match operator {
-        "" => "give the query as _query = '{...}' and ORDER BY _distance".to_owned(),
-        operator => format!("order by {operator}, or configure a collection with another metric"),
+        None => "give the query as _query = '{...}' and ORDER BY _distance".to_owned(),
+        Some(operator) => format!("order by {operator}, or configure a collection with another metric"),
     };
     Err(Problem::new(problem::UNSUPPORTED, detail).hint(hint))
 }
